@@ -1,0 +1,40 @@
+"""mlx_parallm: an OpenAI-compatible inference server on MLX that batches everything."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mlx_parallm import blas as _blas
+
+__version__ = "0.1.0"
+
+# Before anything below this package imports mlx: the dynamic linker binds MLX's calls to
+# BLAS once, when libmlx is loaded.
+_blas.preload()
+
+# Public name -> module. Looked up on first use, so that `import mlx_parallm` stays cheap and
+# `mlx_parallm_serve --help` does not load MLX.
+_PUBLIC: dict[str, str] = {
+    "load": "utils",
+    "generate": "utils",
+    "stream_generate": "utils",
+    "batch_generate": "utils",
+    "batch_stream_generate_text": "utils",
+    "AsyncContinuousBatchingEngine": "continuous_batching",
+    "BatchConfig": "continuous_batching",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_PUBLIC))

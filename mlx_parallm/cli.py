@@ -1,0 +1,146 @@
+"""The command `mlx_parallm_serve`: settings, a socket, the server, and a clean end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+# Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
+from mlx_parallm import blas
+from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from mlx_parallm.server.state import ServerState
+
+# How long accepted requests may go on after the first Ctrl-C, and how long answering the
+# others may then take.
+_DRAIN_S = 5.0
+_ANSWER_S = 2
+
+_EXIT_FAILURE = 1
+_EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is told to stop.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0 after Ctrl-C, 1 when the server cannot run, 2 for wrong options.
+    """
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv)
+    except SettingsError as error:
+        return _complain(str(error), _EXIT_USAGE)
+    _set_up_logging(settings.log_level)
+    blas.preload()
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        return _complain(_why_not_listening(error, settings), _EXIT_FAILURE)
+    with listener:
+        return _serve(settings, listener)
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    # Imported late: `--help` and wrong options answer at once.
+    from mlx_parallm.server.main import create_app
+    from mlx_parallm.server.runner import Runner
+
+    began = time.perf_counter()
+    failures: list[Exception] = []
+
+    def on_ready(state: ServerState) -> None:
+        _say(_greeting(state, listener, time.perf_counter() - began))
+
+    def on_failure(error: Exception) -> None:
+        failures.append(error)
+        runner.should_exit = True
+
+    app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
+    runner = Runner(app, drain_s=_DRAIN_S, answer_s=_ANSWER_S)
+    try:
+        runner.run(sockets=[listener])
+    except KeyboardInterrupt:
+        # uvicorn has ended cleanly and passes the signal on.
+        logging.getLogger(__name__).debug("stopped by the keyboard")
+    if failures:
+        return _complain(str(failures[0]), _EXIT_FAILURE)
+    if runner.force_exit:
+        # A second Ctrl-C: not even the engine's thread is waited for.
+        sys.stdout.flush()
+        os._exit(_EXIT_FAILURE)
+    return 0
+
+
+def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> str:
+    loaded = state.loaded()
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return (
+        f"mlx_parallm serves {state.settings.model_names[0]} at http://{shown}:{port} "
+        f"({loaded.num_parameters / 1e6:.1f}M parameters, {loaded.dtype}, "
+        f"context {loaded.max_model_len}, batch {state.settings.max_batch_size}, "
+        f"BLAS {blas.info().name}, ready in {seconds:.1f} s; Ctrl-C stops)"
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a port in use is found before the model is loaded."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+        # While the model loads, uvicorn is not accepting yet; the kernel queues connections.
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _why_not_listening(error: OSError, settings: Settings) -> str:
+    place = f"{settings.host}:{settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{place} is already in use; choose another port with --port"
+    if error.errno == errno.EACCES:
+        return f"{place} may not be used by this user; choose another port with --port"
+    return f"cannot listen on {place}: {error.strerror or error}"
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("mlx_parallm").setLevel(level.upper())
+    # uvicorn tells of every start and stop at INFO; we have a line of our own.
+    logging.getLogger("uvicorn").setLevel("DEBUG" if level == "debug" else "WARNING")
+
+
+def _complain(message: str, code: int) -> int:
+    first_line = (message.strip().splitlines() or ["unknown error"])[0]
+    sys.stderr.write(f"{PROGRAM}: error: {first_line}\n")
+    return code
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    # At once, also into a pipe: scripts wait for this line.
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

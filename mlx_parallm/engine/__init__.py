@@ -1,0 +1,1 @@
+"""The engine: scheduler, caches and sampler behind one thread that owns MLX."""

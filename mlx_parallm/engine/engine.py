@@ -1,0 +1,490 @@
+"""The Engine: one thread that owns MLX, and one loop that every request goes through.
+
+    drain the inbox -> schedule -> launch step t+1 -> collect step t -> update -> outbox
+
+Step t+1 is launched before step t is read, so that the device computes while
+Python thinks. Other threads talk to the loop through its inbox only.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from mlx_parallm.engine.model_runner import Launched, ModelRunner, Result
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
+from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
+from mlx_parallm.engine.speculative import Drafter, ModelDrafter, NgramDrafter, SpeculativeStats
+from mlx_parallm.errors import (
+    ModelLoadError,
+    OutOfMemoryError,
+    ParallmError,
+    QueueFullError,
+    SequenceError,
+    UnavailableError,
+)
+from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
+from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Sink = Callable[[list[Output]], None]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine runs.
+
+    Attributes:
+        max_batch_size: sequences that compute at once.
+        max_queue: sequences that may wait; one more is refused.
+        prefill_chunk: prompt tokens a step may add while others decode; None
+            chooses by device.
+        kv_cache_memory: bytes for K and V of running sequences; None is half of
+            what the weights leave.
+        speculative: "ngram" guesses tokens from the text so far, "draft" with a
+            draft model; None decodes one token a step.
+        num_draft_tokens: the most tokens to guess.
+    """
+
+    max_batch_size: int = 32
+    max_queue: int = 1024
+    prefill_chunk: int | None = None
+    kv_cache_memory: int | None = None
+    speculative: str | None = None
+    num_draft_tokens: int = 4
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since start, and the state now. Times in seconds, memory in bytes."""
+
+    running: int = 0
+    waiting: int = 0
+    rows: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+    kv_bytes: int = 0
+    steps: int = 0
+    step_time: float = 0.0
+    decode_rows: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    accepted: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    preemptions: int = 0
+
+
+@dataclass(slots=True)
+class _Live:
+    """An accepted sequence that was not answered yet."""
+
+    sequence: Sequence
+    sink: Sink
+
+
+class Engine:
+    """Runs sequences in one continuous batch.
+
+    Args:
+        load: makes the model; called on the engine's thread, because MLX
+            streams belong to the thread that made them.
+        config: bounds.
+        load_draft: makes the draft model, where config.speculative is "draft".
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], LoadedModel],
+        config: EngineConfig,
+        load_draft: Callable[[], LoadedModel] | None = None,
+    ) -> None:
+        self.config = config
+        self.loaded: LoadedModel | None = None
+        self.reason: str | None = "the model is loading"
+        self._load = load
+        self._load_draft = load_draft
+        self._state = "loading"
+        self._stats = EngineStats()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._live: dict[int, _Live] = {}
+        self._lock = threading.Lock()
+        self._ready = threading.Event()
+        self._load_error: Exception | None = None
+        self._outbox: dict[int, tuple[Sink, list[Output]]] = {}
+        self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
+
+    # Any thread
+
+    @property
+    def state(self) -> str:
+        """loading, ready, draining or stopped."""
+        return self._state
+
+    def start(self) -> None:
+        """Start the thread; returns at once."""
+        self._thread.start()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+            TimeoutError: not within `timeout` seconds.
+        """
+        if not self._ready.wait(timeout):
+            raise TimeoutError("the model is still loading")
+        if self._load_error is not None:
+            raise self._load_error
+
+    def submit(self, sequences: list[Sequence], sink: Sink) -> None:
+        """Accept sequences; each is answered exactly once through the sink.
+
+        Args:
+            sequences: all of one request, or of several that came together.
+            sink: called on the engine's thread, once a step, with what that step
+                gave to all sequences that share it.
+
+        Raises:
+            UnavailableError: loading, draining or stopped.
+            QueueFullError: too many are waiting already.
+            OutOfMemoryError: one is larger than the whole KV memory.
+        """
+        with self._lock:
+            if self._state != "ready":
+                raise UnavailableError(f"The server cannot take requests now: {self.reason}")
+            self._check_room(sequences)
+            for sequence in sequences:
+                if sequence.params.seed is None:
+                    seed = secrets.randbits(63)
+                    sequence.params = replace(sequence.params, seed=seed)
+                self._live[sequence.id] = _Live(sequence, sink)
+            self._stats.accepted += len(sequences)
+            self._inbox.put(lambda: self._add(sequences))
+
+    def abort(self, ids: Iterable[int]) -> None:
+        """End sequences early; unknown and finished ones are ignored."""
+        ids = list(ids)
+        self._inbox.put(lambda: self._abort(ids))
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run a function on the engine's thread, between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except Exception as error:  # handed to the caller, whole
+                future.set_exception(error)
+
+        with self._lock:
+            if self._state == "stopped":
+                raise UnavailableError(f"The engine has stopped: {self.reason}")
+            self._inbox.put(run)
+        return future
+
+    def configure(
+        self, *, max_batch_size: int | None = None, prefill_chunk: int | None = None
+    ) -> None:
+        """Change bounds of the running engine; holds from the next step on."""
+        changes = {"max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
+        given = {name: value for name, value in changes.items() if value is not None}
+
+        def apply() -> None:
+            self._scheduler.config = replace(self._scheduler.config, **given)
+
+        self.config = replace(self.config, **given)
+        self.call(apply)
+
+    def stats(self) -> EngineStats:
+        """A copy of the newest counters."""
+        return replace(self._stats)
+
+    def speculative_stats(self) -> SpeculativeStats | None:
+        """A copy of speculation's counters; None where it is off."""
+        if self.state == "loading" or self._runner.drafter is None:
+            return None
+        return replace(self._runner.lengths.stats)
+
+    def drain(self) -> None:
+        """Refuse new sequences; those accepted are finished."""
+        with self._lock:
+            if self._state == "ready":
+                self._state, self.reason = "draining", "the server is shutting down"
+
+    def stop(self, timeout: float = 10) -> None:
+        """End the loop; sequences that are left are answered with an error."""
+        self.drain()
+        self._inbox.put(self._quit)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that are accepted and not yet answered."""
+        return len(self._live)
+
+    def _check_room(self, sequences: list[Sequence]) -> None:
+        room = self.config.max_queue + self.config.max_batch_size - len(self._live)
+        if len(sequences) > room:
+            raise QueueFullError(
+                f"{len(self._live)} sequences are running or waiting; "
+                f"there is no room for {len(sequences)} more now"
+            )
+        for sequence in sequences:
+            if not self._scheduler.fits(sequence):
+                raise OutOfMemoryError(
+                    f"{len(sequence.prompt)} prompt tokens and {sequence.params.max_tokens} "
+                    f"new ones are over the KV memory of {self._scheduler.config.kv_tokens} tokens"
+                )
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        try:
+            self._live_through()
+        finally:
+            # MLX aborts the process at exit where a thread left its streams behind.
+            mx.synchronize()
+            mx.clear_streams()
+
+    def _live_through(self) -> None:
+        try:
+            self._start_up()
+        except Exception as error:
+            self._fail_start(error)
+            return
+        self._ready.set()
+        try:
+            self._loop()
+        except Exception:
+            log.exception("the engine's loop failed")
+            self._die("the engine failed; see the log")
+
+    def _start_up(self) -> None:
+        loaded = self._load()
+        self._runner = ModelRunner(loaded.model, loaded.vocab_size)
+        guesses = self._start_drafter(loaded)
+        per_token = kv_bytes_per_token(self._runner)
+        memory = self.config.kv_cache_memory or available_kv_bytes(loaded.nbytes)
+        self._scheduler = ContinuousBatchScheduler(
+            SchedulerConfig(
+                max_batch_size=self.config.max_batch_size,
+                prefill_chunk=self.config.prefill_chunk or _default_chunk(),
+                kv_tokens=memory // per_token if per_token else 1 << 40,
+                lookahead=guesses,
+            )
+        )
+        self.loaded = loaded
+        self._running = True
+        self._state, self.reason = "ready", None
+
+    def _start_drafter(self, loaded: LoadedModel) -> int:
+        """Set speculation up; returns the most tokens to guess, 0 where it is off."""
+        kind = self.config.speculative
+        if kind is None:
+            return 0
+        if self._runner.cache.has_state:
+            log.warning("speculation is off: this model's recurrent state cannot be taken back")
+            return 0
+        drafter: Drafter = NgramDrafter()
+        if kind == "draft":
+            if self._load_draft is None:
+                raise ModelLoadError("speculation with a draft model needs a draft model")
+            draft = self._load_draft()
+            check_same_tokenizer(loaded, draft)
+            drafter = ModelDrafter(draft.model, min(draft.vocab_size, loaded.vocab_size))
+            if any(cache.has_state for cache in drafter.caches):
+                raise ModelLoadError(f"{draft.path}: a recurrent model cannot be the draft")
+        self._runner.speculate(drafter, self.config.num_draft_tokens)
+        return self.config.num_draft_tokens
+
+    def _fail_start(self, error: Exception) -> None:
+        if not isinstance(error, ParallmError):
+            log.debug("loading failed", exc_info=error)
+            error = ModelLoadError(f"the model could not be loaded: {error}")
+        self._load_error = error
+        self._state, self.reason = "stopped", str(error)
+        self._ready.set()
+
+    def _loop(self) -> None:
+        launched: Launched | None = None
+        while self._running:
+            self._drain_inbox(block=launched is None and not self._scheduler.has_work)
+            launched = self._step(launched)
+            self._deliver()
+        self._die("the server has stopped")
+
+    def _drain_inbox(self, block: bool) -> None:
+        if block:
+            mx.clear_cache()  # idle: give unused memory back
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _step(self, launched: Launched | None) -> Launched | None:
+        """Launch the next step, then read the one before it.
+
+        Guessing ahead needs the tokens so far, so there the order is turned.
+        """
+        began = time.perf_counter()
+        try:
+            guesses = self._runner.guesses(self._scheduler.decoding)
+            if launched is not None and (guesses or launched.guessed is not None):
+                launched, earlier = None, launched
+                self._take(self._runner.collect(earlier))
+            plan = self._scheduler.schedule()
+            following = None if plan.empty else self._runner.launch(plan, guesses)
+            self._scheduler.launched(plan)
+        except Exception as error:
+            self._recover(error, launched)
+            return None
+        try:
+            if launched is not None:
+                self._take(self._runner.collect(launched))
+        except Exception as error:
+            self._recover(error, None)
+            return None
+        self._count_step(began, following)
+        return following
+
+    def _recover(self, error: Exception, launched: Launched | None) -> None:
+        """A step failed: find the sequence at fault, keep the others.
+
+        Which row broke a batched forward cannot be seen from outside. So all of
+        them start over, each alone with rows that are known to be well; the one
+        that fails again is answered with an error.
+        """
+        log.warning("a step failed; its sequences are tried one by one", exc_info=error)
+        if launched is not None:
+            try:
+                self._take(self._runner.collect(launched))
+            except Exception:
+                log.warning("the step before it is lost too", exc_info=True)
+        self._runner.reset()
+        mx.clear_cache()
+        for sequence in self._scheduler.suspect_all():
+            self._scheduler.finish(sequence, FinishReason.ERROR)
+            self._fail(sequence, SequenceError("The server failed on this request."))
+
+    def _take(self, results: list[Result]) -> None:
+        for result in results:
+            sequence = result.sequence
+            first = not sequence.output
+            taken = self._scheduler.update(sequence, result.tokens)
+            if result.complete:
+                self._scheduler.finish(sequence, FinishReason.LENGTH)
+            if taken or result.complete:
+                self._count_tokens(sequence, len(taken), first)
+                self._emit(sequence, taken, result.logprobs, first)
+
+    def _emit(
+        self, sequence: Sequence, tokens: list[int], logprobs: Any, first: bool
+    ) -> None:
+        wants_prompt = sequence.params.prompt_logprobs is not None
+        output = Output(
+            sequence.id,
+            token_ids=tokens,
+            logprobs=logprobs[: len(tokens)] if logprobs is not None else None,
+            prompt_logprobs=(sequence.prompt_scores or [None]) if first and wants_prompt else None,
+            finish_reason=sequence.finish_reason,
+            cached_tokens=sequence.num_cached,
+        )
+        self._send(output)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        self._send(Output(sequence.id, finish_reason=FinishReason.ERROR, error=error))
+
+    def _send(self, output: Output) -> None:
+        """Put an output into the outbox, the last one of a sequence only once."""
+        live = self._live.get(output.sequence_id)
+        if live is None:
+            return
+        if output.finish_reason is not None:
+            with self._lock:
+                del self._live[output.sequence_id]
+            self._count_end(output.finish_reason)
+        self._outbox.setdefault(id(live.sink), (live.sink, []))[1].append(output)
+
+    def _deliver(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for sink, outputs in outbox.values():
+            try:
+                sink(outputs)
+            except Exception:
+                # A client's fault must not stop the others' rows.
+                log.exception("an output sink failed")
+
+    def _add(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.id in self._live:
+                self._scheduler.add(sequence)
+
+    def _abort(self, ids: list[int]) -> None:
+        for sequence_id in ids:
+            live = self._live.get(sequence_id)
+            if live is not None:
+                self._scheduler.finish(live.sequence, FinishReason.ABORT)
+                self._send(Output(sequence_id, finish_reason=FinishReason.ABORT))
+
+    def _quit(self) -> None:
+        self._running = False
+
+    def _die(self, reason: str) -> None:
+        """Answer everybody who still waits; nothing runs after this."""
+        with self._lock:
+            self._state, self.reason = "stopped", reason
+            left = list(self._live.values())
+        for live in left:
+            self._fail(live.sequence, UnavailableError(f"The request was not finished: {reason}"))
+        self._deliver()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    # Counting
+
+    def _count_step(self, began: float, launched: Launched | None) -> None:
+        scheduler, stats = self._scheduler, self._stats
+        stats.running, stats.waiting = len(scheduler.running), scheduler.num_waiting
+        stats.rows = self._runner.num_rows
+        stats.kv_tokens_used = scheduler.kv_tokens_used
+        stats.kv_tokens_total = scheduler.config.kv_tokens
+        stats.kv_bytes = self._runner.cache.nbytes
+        stats.preemptions = scheduler.preemptions
+        stats.step_time += time.perf_counter() - began
+        if launched is not None:
+            stats.steps += 1
+            stats.decode_rows += len(launched.decode)
+
+    def _count_tokens(self, sequence: Sequence, taken: int, first: bool) -> None:
+        self._stats.generated_tokens += taken
+        if first:
+            self._stats.prompt_tokens += len(sequence.prompt)
+            self._stats.cached_tokens += sequence.num_cached
+
+    def _count_end(self, reason: FinishReason) -> None:
+        if reason is FinishReason.ABORT:
+            self._stats.aborted += 1
+        elif reason is FinishReason.ERROR:
+            self._stats.failed += 1
+        else:
+            self._stats.finished += 1
+
+
+def _default_chunk() -> int:
+    """Prompt tokens a step may add while others decode: a CPU stalls sooner."""
+    return 64 if mx.default_device().type == mx.DeviceType.cpu else 512

@@ -1,0 +1,388 @@
+"""The ModelRunner: a plan becomes arrays, a forward, and sampled tokens.
+
+Rows of the batch lie in two runs of neighbouring slots: first those that decode,
+behind them those that still catch up with their prompts. A step is at most two
+forwards, one over each run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_parallm.engine.sampler import Sampled, Sampler, token_logprobs
+from mlx_parallm.engine.scheduler import Plan
+from mlx_parallm.engine.sequence import Sequence, TokenLogprob
+from mlx_parallm.engine.speculative import Drafter, LengthController
+from mlx_parallm.models.base import BatchedCache, Row
+
+
+@dataclass(slots=True)
+class Result:
+    """What a step computed for one sequence.
+
+    Attributes:
+        logprobs: one entry a token, where asked for.
+        complete: the sequence only wanted its prompt computed, and it is.
+    """
+
+    sequence: Sequence
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    complete: bool = False
+
+
+@dataclass(slots=True)
+class PromptScores:
+    """Log-probabilities of one chunk's prompt tokens, still on the device.
+
+    Attributes:
+        first: index in the prompt of the first token scored.
+        chosen: (n,); top_ids, top_logprobs: (n, k).
+    """
+
+    sequence: Sequence
+    first: int
+    chosen: mx.array
+    top_ids: mx.array
+    top_logprobs: mx.array
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything to evaluate."""
+        return [self.chosen, self.top_ids, self.top_logprobs]
+
+
+@dataclass(slots=True)
+class Guessed:
+    """Guesses that a step verifies, and what it sampled at their places.
+
+    Attributes:
+        guesses: (B, k) int32; counts: (B,) how many of them count.
+        tokens: (B, k + 1) int32, sampled behind 0, 1, ... k guesses.
+    """
+
+    guesses: mx.array
+    counts: np.ndarray
+    tokens: mx.array
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step that is computing."""
+
+    decode: list[Sequence]
+    sampled: Sampled | None
+    guessed: Guessed | None
+    scores: list[PromptScores]
+    complete: list[Sequence]
+    began: float
+    only_decodes: bool
+
+
+class ModelRunner:
+    """Owns the model, the batch's caches and the sampler; one thread only.
+
+    Args:
+        model: an mlx-lm model.
+        vocab_size: columns of its logits that are tokens.
+    """
+
+    def __init__(self, model: Any, vocab_size: int) -> None:
+        self.model = model
+        self.vocab_size = vocab_size
+        self.cache = BatchedCache(model)
+        self.sampler = Sampler(vocab_size)
+        self.drafter: Drafter | None = None
+        self.lengths = LengthController(0)
+        self._rows: dict[int, list[Row]] = {}
+        self._num_decoding = 0
+        self._previous: tuple[list[Sequence], mx.array] | None = None
+        self._read_at = 0.0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are held."""
+        return len(self.cache.rows)
+
+    @property
+    def caches(self) -> list[BatchedCache]:
+        """The model's cache and those whose rows follow it."""
+        return [self.cache, *(self.drafter.caches if self.drafter is not None else [])]
+
+    def speculate(self, drafter: Drafter, most: int) -> None:
+        """Guess up to `most` tokens a step; before the first row joins."""
+        self.drafter = drafter
+        self.lengths = LengthController(most)
+
+    def guesses(self, sequences: list[Sequence]) -> int:
+        """Tokens worth guessing for these sequences in their next step.
+
+        More than 0 needs every token so far on the host: the step before must
+        be collected first.
+        """
+        if self.drafter is None or not sequences:
+            return 0
+        return self.lengths.choose(sequences)
+
+    def launch(self, plan: Plan, guesses: int = 0) -> Launched:
+        """Start a step; returns while it computes."""
+        began = time.perf_counter()
+        for sequence in plan.release:
+            self._release(sequence)
+        for sequence in plan.admit:
+            self._rows[sequence.id] = [cache.join() for cache in self.caches]
+        scores = self._catch_up(plan.prefill) if plan.prefill else []
+        for sequence, leader in plan.forks:
+            rows = zip(self.caches, self._rows[leader.id], strict=True)
+            self._rows[sequence.id] = [cache.fork(row) for cache, row in rows]
+        sampled, guessed = self._decode(plan.decode, guesses) if plan.decode else (None, None)
+        arrays = [array for score in scores for array in score.arrays]
+        if sampled is not None:
+            arrays += sampled.arrays
+        # The caches too: a graph that is not evaluated grows from step to step.
+        mx.async_eval(arrays, *(cache.arrays for cache in self.caches))
+        alone = not (plan.prefill or plan.admit or plan.forks or plan.release)
+        return Launched(plan.decode, sampled, guessed, scores, plan.complete, began, alone)
+
+    def collect(self, launched: Launched) -> list[Result]:
+        """Wait for a step and read what it computed."""
+        for scores in launched.scores:
+            _keep_scores(scores)
+        results = [Result(s, complete=True) for s in launched.complete]
+        if launched.sampled is not None:
+            if launched.guessed is None:
+                results += self._read_plain(launched.sampled, launched.decode)
+            else:
+                results += self._read_guessed(
+                    launched.sampled, launched.guessed, launched.decode
+                )
+        self._measure(launched)
+        return results
+
+    def reset(self) -> None:
+        """Forget every row, after a step failed."""
+        self.cache = BatchedCache(self.model)
+        if self.drafter is not None:
+            self.drafter.reset()
+        self.sampler.forget()
+        self._rows.clear()
+        self._num_decoding = 0
+        self._previous = None
+
+    # Results
+
+    def _read_plain(self, sampled: Sampled, sequences: list[Sequence]) -> list[Result]:
+        tokens = np.array(sampled.tokens).tolist()
+        logprobs = _read_logprobs(sampled, tokens, sequences)
+        results = []
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            found = logprobs.get(row)
+            results.append(Result(sequence, [token], None if found is None else [found]))
+        return results
+
+    def _read_guessed(
+        self, sampled: Sampled, guessed: Guessed, sequences: list[Sequence]
+    ) -> list[Result]:
+        """Accept each row's guesses up to its first wrong one, and take back the rest."""
+        tokens, guesses = np.array(guessed.tokens), np.array(guessed.guesses)
+        most = guesses.shape[1]
+        right = (tokens[:, :most] == guesses) & (np.arange(most) < guessed.counts[:, None])
+        accepted = np.cumprod(right, axis=1).sum(axis=1).tolist()
+        rows = [s for s in sequences for _ in range(most + 1)]
+        logprobs = _read_logprobs(sampled, tokens.reshape(-1).tolist(), rows)
+        results = []
+        for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
+            drafted = int(guessed.counts[place])
+            self.cache.rewind(self._rows[sequence.id][0], drafted - count)
+            self.lengths.verified(sequence, drafted, count)
+            first = place * (most + 1)
+            found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
+            results.append(
+                Result(sequence, tokens[place, : count + 1].tolist(), found if found else None)
+            )
+        self._rewind_drafts(sequences)
+        return results
+
+    def _rewind_drafts(self, sequences: list[Sequence]) -> None:
+        """A drafter's rows hold guesses that may be wrong: back to what the target has."""
+        for place, cache in enumerate(self.caches[1:], start=1):
+            for sequence in sequences:
+                target, row = self._rows[sequence.id][0], self._rows[sequence.id][place]
+                cache.rewind(row, max(0, row.length - target.length))
+
+    def _measure(self, launched: Launched) -> None:
+        now = time.perf_counter()
+        seconds = now - max(launched.began, self._read_at)
+        self._read_at = now
+        if self.drafter is None or not launched.decode or not launched.only_decodes:
+            return
+        length = 0 if launched.guessed is None else launched.guessed.guesses.shape[1]
+        self.lengths.measured(len(launched.decode), length, seconds)
+        self.lengths.stats.steps += length > 0
+
+    # Rows
+
+    def _release(self, sequence: Sequence) -> None:
+        rows = self._rows.pop(sequence.id, None)
+        if rows is None:
+            return
+        self.lengths.forget(sequence)
+        if rows[0].index < self._num_decoding:
+            self._num_decoding -= 1
+            self._swap(rows, self._num_decoding)
+        for cache, row in zip(self.caches, rows, strict=True):
+            cache.leave(row)
+
+    def _to_decoding(self, sequence: Sequence) -> None:
+        """Move a row that has caught up from the second run of slots to the first."""
+        rows = self._rows[sequence.id]
+        if rows[0].index >= self._num_decoding:
+            self._swap(rows, self._num_decoding)
+            self._num_decoding += 1
+
+    def _swap(self, rows: list[Row], index: int) -> None:
+        for cache, row in zip(self.caches, rows, strict=True):
+            cache.swap(row, cache.rows[index])
+
+    def _row(self, sequence: Sequence) -> Row:
+        return self._rows[sequence.id][0]
+
+    # Forwards
+
+    def _catch_up(self, chunks: list[tuple[Sequence, int]]) -> list[PromptScores]:
+        """Compute known tokens; their logits only where someone wants them."""
+        by_row = {self._row(s).index: (s, n) for s, n in chunks}
+        start, stop = min(by_row), max(by_row) + 1
+        width = max(count for _, count in chunks)
+        counts = [by_row[r][1] if r in by_row else 0 for r in range(start, stop)]
+        inputs = np.zeros((stop - start, width), dtype=np.int32)
+        for index, (sequence, count) in by_row.items():
+            first = self._row(sequence).length
+            inputs[index - start, :count] = _slice(sequence, first, first + count)
+        self.cache.begin(start, stop, width, counts)
+        logits = self.model(mx.array(inputs), cache=self.cache.layers)
+        scores = [
+            self._score(logits[index - start], sequence, count)
+            for index, (sequence, count) in by_row.items()
+            if self._wants_scores(sequence)
+        ]
+        self.cache.commit()
+        return scores
+
+    def _wants_scores(self, sequence: Sequence) -> bool:
+        return (
+            sequence.params.prompt_logprobs is not None
+            and self._row(sequence).length < len(sequence.prompt) - 1
+        )
+
+    def _score(self, logits: mx.array, sequence: Sequence, count: int) -> PromptScores:
+        first = self._row(sequence).length
+        count = min(count, len(sequence.prompt) - 1 - first)
+        targets = mx.array(sequence.prompt[first + 1 : first + 1 + count])
+        top = max(1, sequence.params.prompt_logprobs or 0)
+        logits = logits[:count, : self.vocab_size].astype(mx.float32)
+        return PromptScores(sequence, first + 1, *token_logprobs(logits, targets, top))
+
+    def _decode(
+        self, sequences: list[Sequence], most: int
+    ) -> tuple[Sampled, Guessed | None]:
+        for sequence in sequences:
+            self._to_decoding(sequence)
+        sequences.sort(key=lambda s: self._row(s).index)
+        if most:
+            return self._decode_guessed(sequences, most)
+        tokens = self._last_tokens(sequences)
+        self.cache.begin(0, self._num_decoding, 1, [1] * self._num_decoding)
+        logits = self.model(tokens[:, None], cache=self.cache.layers)[:, -1, : self.vocab_size]
+        sampled = self.sampler.sample(logits, sequences)
+        self.cache.commit()
+        self._previous = (sequences, sampled.tokens)
+        return sampled, None
+
+    def _decode_guessed(self, sequences: list[Sequence], most: int) -> tuple[Sampled, Guessed]:
+        """Compute each row's last token and its guesses behind it, in one forward."""
+        assert self.drafter is not None
+        rows = [self._rows[s.id][-1] for s in sequences]
+        guesses, counts = self.drafter.propose(sequences, rows, most)
+        counts = np.minimum(counts, [_room(s) for s in sequences]).astype(np.int32)
+        last = mx.array(np.array([_last(s) for s in sequences], dtype=np.int32))
+        inputs = mx.concatenate([last[:, None], guesses], axis=1)
+        self.cache.begin(0, self._num_decoding, most + 1, counts + 1)
+        logits = self.model(inputs, cache=self.cache.layers)[..., : self.vocab_size]
+        self.cache.commit()
+        sampled = self.sampler.sample_ahead(logits, sequences, guesses)
+        self._previous = None
+        tokens = sampled.tokens.reshape(len(sequences), most + 1)
+        return sampled, Guessed(guesses, counts, tokens)
+
+    def _last_tokens(self, sequences: list[Sequence]) -> mx.array:
+        """(B,) each sequence's newest token, also where the host has not read it yet."""
+        if self._previous is not None and _same(self._previous[0], sequences):
+            if all(s.in_flight for s in sequences):
+                return self._previous[1]
+        known = np.array([0 if s.in_flight else _last(s) for s in sequences], dtype=np.int32)
+        flying = [r for r, s in enumerate(sequences) if s.in_flight]
+        if not flying or self._previous is None:
+            return mx.array(known)
+        place = {s.id: r for r, s in enumerate(self._previous[0])}
+        source = [place.get(s.id, 0) for s in sequences]
+        lazy = self._previous[1][mx.array(source)]
+        return mx.where(mx.array([bool(s.in_flight) for s in sequences]), lazy, mx.array(known))
+
+
+def _same(one: list[Sequence], other: list[Sequence]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _last(sequence: Sequence) -> int:
+    return sequence.output[-1] if sequence.output else sequence.prompt[-1]
+
+
+def _room(sequence: Sequence) -> int:
+    """Guesses that a sequence can use: one token comes without a guess."""
+    if sequence.params.speculative is False:
+        return 0
+    return sequence.params.max_tokens - sequence.num_sampled - 1
+
+
+def _slice(sequence: Sequence, start: int, stop: int) -> list[int]:
+    """Tokens [start, stop) of prompt and output together."""
+    prompt = len(sequence.prompt)
+    if stop <= prompt:
+        return sequence.prompt[start:stop]
+    return sequence.tokens[start:stop]
+
+
+def _keep_scores(scores: PromptScores) -> None:
+    """Read a chunk's prompt log-probabilities into its sequence."""
+    sequence, k = scores.sequence, scores.sequence.params.prompt_logprobs or 0
+    chosen = np.array(scores.chosen).tolist()
+    ids, values = np.array(scores.top_ids).tolist(), np.array(scores.top_logprobs).tolist()
+    tokens = sequence.prompt[scores.first : scores.first + len(chosen)]
+    kept = sequence.prompt_scores
+    # A preempted prompt is computed again, and its scores replaced by equal ones.
+    del kept[scores.first :]
+    if not kept:
+        kept.append(None)
+    for token, logprob, i, v in zip(tokens, chosen, ids, values, strict=True):
+        kept.append(TokenLogprob(token, logprob, tuple(zip(i[:k], v[:k], strict=True))))
+
+
+def _read_logprobs(
+    sampled: Sampled, tokens: list[int], sequences: list[Sequence]
+) -> dict[int, TokenLogprob]:
+    if sampled.chosen is None or sampled.top_ids is None or sampled.top_logprobs is None:
+        return {}
+    chosen = np.array(sampled.chosen).tolist()
+    ids, values = np.array(sampled.top_ids).tolist(), np.array(sampled.top_logprobs).tolist()
+    found = {}
+    for place, row in enumerate(sampled.logprob_rows):
+        k = sequences[row].params.logprobs or 0
+        top = tuple(zip(ids[place][:k], values[place][:k], strict=True))
+        found[row] = TokenLogprob(tokens[row], chosen[place], top)
+    return found

@@ -1,0 +1,472 @@
+"""Sampling: every row by its own settings, the whole batch at a time.
+
+Order (vLLM's): penalties, logit bias, forbidden tokens, temperature, top_k,
+top_p, min_p. Reported log-probabilities are those of the raw distribution.
+
+Nothing here sorts a vocabulary. The cut of top_k and top_p is a threshold on
+the probabilities, found by bisection on their bit patterns, which for
+non-negative floats are ordered as the numbers are. Tokens that tie with the
+last one kept are kept too; for top_p a tie is a relative difference of 2e-5.
+
+Randomness is a hash of (seed, position), so a token depends on its own
+request's seed and on nothing that runs beside it; one uniform number picks the
+token from the cumulative distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_parallm.engine.sequence import SamplingParams, Sequence
+
+MAX_LOGPROBS = 20
+_EXACT_HALVINGS = 31
+_NUCLEUS_HALVINGS = 21
+_STEEP = 2.0**100  # makes a step of a ramp; a power of two, so that products are exact
+_MASK64 = (1 << 64) - 1
+
+
+def uniforms(seeds: np.ndarray, positions: np.ndarray, stream: int = 0) -> np.ndarray:
+    """(B,) float32 in (0, 1) from uint64 seeds and positions.
+
+    SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014) applied twice;
+    `stream` separates independent numbers for one position.
+    """
+    with np.errstate(over="ignore"):
+        mixed = _mix(seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        step = positions.astype(np.uint64) * np.uint64(4) + np.uint64(stream)
+        mixed = _mix(mixed ^ (step * np.uint64(0xD1342543DE82EF95)))
+    # 23 bits and a half: never 0, and far enough from 1 that u * total < total.
+    return ((mixed >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) / np.float32(1 << 23)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What one step sampled, still on the device.
+
+    Attributes:
+        tokens: (B,) int32.
+        logprob_rows: rows that asked for log-probabilities, R of them.
+        chosen: (R,) float32; top_ids, top_logprobs: (R, k), best first, k >= 1.
+    """
+
+    tokens: mx.array
+    logprob_rows: list[int]
+    chosen: mx.array | None = None
+    top_ids: mx.array | None = None
+    top_logprobs: mx.array | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything to evaluate."""
+        optional = (self.chosen, self.top_ids, self.top_logprobs)
+        return [self.tokens, *(array for array in optional if array is not None)]
+
+
+class Sampler:
+    """Samples one token for each row of a batch.
+
+    A batch keeps its composition for many steps, so all that depends on it is
+    prepared once (`_Batch`) and used until rows come or go.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._batch = _Batch([], vocab_size, None)
+
+    def sample(self, logits: mx.array, sequences: Items[Sequence]) -> Sampled:
+        """Sample the next token of each sequence.
+
+        Args:
+            logits: (B, V), any float type.
+            sequences: the rows' owners, in order.
+        """
+        batch = self._prepare(sequences)
+        raw = logits.astype(mx.float32)
+        tokens = batch.pick(batch.process(raw))
+        batch.count(tokens)
+        result = Sampled(tokens, batch.logprob_rows)
+        if batch.logprob_rows:
+            self._report(result, raw, batch)
+        return result
+
+    def sample_ahead(
+        self, logits: mx.array, sequences: Items[Sequence], guesses: mx.array
+    ) -> Sampled:
+        """Sample each sequence's next token behind 0, 1, ... k guessed ones.
+
+        Args:
+            logits: (B, k + 1, V).
+            guesses: (B, k) int32.
+
+        Returns:
+            B * (k + 1) rows: sequence by sequence, in order of position. Every
+            row is what `sample` would give there, had the guesses been right.
+        """
+        count, width, vocab = logits.shape
+        rows = [s for s in sequences for _ in range(width)]
+        batch = _Batch(rows, vocab, None, ahead=np.tile(np.arange(width), count))
+        if batch.penalties is not None:
+            batch.penalties.assume(guesses, width)
+        self.forget()  # its token counts do not know what will be accepted
+        raw = logits.reshape(count * width, vocab).astype(mx.float32)
+        result = Sampled(batch.pick(batch.process(raw)), batch.logprob_rows)
+        if batch.logprob_rows:
+            self._report(result, raw, batch)
+        return result
+
+    def distribution(self, logits: mx.array, sequences: Items[Sequence]) -> mx.array:
+        """(B, V) probabilities that `sample` would draw from, for verification."""
+        batch = self._prepare(sequences)
+        return batch.probabilities(batch.process(logits.astype(mx.float32)))
+
+    def forget(self) -> None:
+        """Drop all prepared state (after a step failed)."""
+        self._batch = _Batch([], self.vocab_size, None)
+
+    def _prepare(self, sequences: Items[Sequence]) -> _Batch:
+        if not self._batch.matches(sequences):
+            self._batch = _Batch(sequences, self.vocab_size, self._batch)
+        return self._batch
+
+    @staticmethod
+    def _report(result: Sampled, raw: mx.array, batch: _Batch) -> None:
+        rows = mx.array(batch.logprob_rows)
+        result.chosen, result.top_ids, result.top_logprobs = token_logprobs(
+            raw[rows], result.tokens[rows], batch.max_logprobs
+        )
+
+    @staticmethod
+    def greedy_sampling(logits: mx.array) -> mx.array:
+        """(B,) the most likely token of each row of (B, V) logits."""
+        return mx.argmax(logits, axis=-1)
+
+    @staticmethod
+    def temperature_sampling(
+        logits: mx.array, temperature: float = 1.0, seed: int = 0
+    ) -> mx.array:
+        """(B,) tokens drawn from softmax(logits / temperature); logits (B, V)."""
+        return Sampler.top_k_top_p_sampling(logits, temperature, 0, 1.0, seed)
+
+    @staticmethod
+    def top_k_top_p_sampling(
+        logits: mx.array,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> mx.array:
+        """(B,) tokens drawn from the top_k tokens' top_p nucleus; logits (B, V)."""
+        settings = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+        rows = [Sequence([0], replace(settings, seed=seed + r)) for r in range(logits.shape[0])]
+        return Sampler(logits.shape[-1]).sample(logits, rows).tokens
+
+
+class _Batch:
+    """One composition of the batch: its rows' settings as arrays."""
+
+    def __init__(
+        self,
+        sequences: Items[Sequence],
+        vocab_size: int,
+        previous: _Batch | None,
+        ahead: np.ndarray | None = None,
+    ) -> None:
+        self.sequences = list(sequences)
+        self._ahead = np.zeros(len(self.sequences), dtype=np.int64) if ahead is None else ahead
+        self.vocab_size = vocab_size
+        params = [s.params for s in sequences]
+        self.sampled_rows = [r for r, p in enumerate(params) if not p.is_greedy]
+        self.logprob_rows = [r for r, p in enumerate(params) if p.logprobs is not None]
+        self.max_logprobs = max([p.logprobs or 0 for p in params] + [1])
+        self.min_tokens_rows = [r for r, p in enumerate(params) if p.min_tokens > 0]
+        self._bias = _sparse([(r, p.logit_bias) for r, p in enumerate(params) if p.logit_bias])
+        self._penalties = _Penalties.of(self.sequences, vocab_size, previous)
+        self._settings = _Settings.of([params[r] for r in self.sampled_rows])
+        self._seeds = np.array(
+            [(params[r].seed or 0) & _MASK64 for r in self.sampled_rows], dtype=np.uint64
+        )
+
+    def matches(self, sequences: Items[Sequence]) -> bool:
+        """Whether these are the same rows in the same order."""
+        mine = self.sequences
+        return len(mine) == len(sequences) and all(
+            a is b for a, b in zip(mine, sequences, strict=True)
+        )
+
+    @property
+    def penalties(self) -> _Penalties | None:
+        """Token counts of the rows that need them."""
+        return self._penalties
+
+    def process(self, logits: mx.array) -> mx.array:
+        """(B, V) logits after penalties, bias and forbidden tokens."""
+        if self._penalties is not None:
+            logits = self._penalties.apply(logits)
+        if self._bias is not None:
+            rows, ids, values = self._bias
+            logits = logits.at[rows, ids].add(values)
+        forbidden = self._forbidden()
+        if forbidden is not None:
+            rows, ids, values = forbidden
+            logits = logits.at[rows, ids].add(values)
+        return logits
+
+    def pick(self, logits: mx.array) -> mx.array:
+        """(B,) int32 tokens: argmax or a draw, row by row's own setting."""
+        if not self.sampled_rows:
+            return mx.argmax(logits, axis=-1).astype(mx.int32)
+        if len(self.sampled_rows) == len(self.sequences):
+            return self._draw(logits)
+        tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
+        rows = mx.array(self.sampled_rows)
+        tokens[rows] = self._draw(logits[rows])
+        return tokens
+
+    def probabilities(self, logits: mx.array) -> mx.array:
+        """(B, V) what each row draws from; one-hot for greedy rows."""
+        best = mx.argmax(logits, axis=-1, keepdims=True)
+        result = (mx.arange(self.vocab_size)[None] == best).astype(mx.float32)
+        if self.sampled_rows:
+            rows = mx.array(self.sampled_rows)
+            kept = self._settings.probabilities(logits[rows])
+            result[rows] = kept / kept.sum(axis=-1, keepdims=True)
+        return result
+
+    def count(self, tokens: mx.array) -> None:
+        """Let the penalties know the new tokens."""
+        if self._penalties is not None:
+            self._penalties.count(tokens)
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        positions = np.array([self._position(r) for r in self.sampled_rows])
+        u = mx.array(uniforms(self._seeds, positions))[:, None]
+        cumulative = mx.cumsum(self._settings.probabilities(logits), axis=-1)
+        return (cumulative <= u * cumulative[:, -1:]).sum(axis=-1).astype(mx.int32)
+
+    def _forbidden(self) -> tuple[mx.array, mx.array, mx.array] | None:
+        entries = [
+            (r, dict.fromkeys(self.sequences[r].params.end_token_ids, -float("inf")))
+            for r in self.min_tokens_rows
+            if self._position(r) < self.sequences[r].params.min_tokens
+        ]
+        return _sparse(entries)
+
+    def _position(self, row: int) -> int:
+        """How many tokens were sampled before the one to come."""
+        return self.sequences[row].num_sampled + int(self._ahead[row])
+
+
+def _sparse(
+    entries: list[tuple[int, dict[int, float]]] | list[tuple[int, object]],
+) -> tuple[mx.array, mx.array, mx.array] | None:
+    """Rows, token ids and values of the entries, or None where there are none."""
+    flat = [(r, i, v) for r, values in entries for i, v in dict(values).items()]  # type: ignore[call-overload]
+    if not flat:
+        return None
+    rows, ids, values = zip(*flat, strict=True)
+    return mx.array(rows), mx.array(ids), mx.array(values, dtype=mx.float32)
+
+
+@dataclass(slots=True)
+class _Settings:
+    """Settings of the rows that are drawn at random, (R, 1) each; None is unused."""
+
+    temperature: mx.array
+    top_k: mx.array | None
+    top_p: mx.array | None
+    min_p: mx.array | None
+
+    @classmethod
+    def of(cls, params: Items[SamplingParams]) -> _Settings:
+        def column(values: list[float], off: float) -> mx.array | None:
+            if all(value == off for value in values):
+                return None
+            return mx.array(values, dtype=mx.float32)[:, None]
+
+        return cls(
+            mx.array([p.temperature for p in params], dtype=mx.float32)[:, None],
+            column([float(p.top_k) for p in params], 0.0),
+            column([p.top_p for p in params], 1.0),
+            column([p.min_p for p in params], 0.0),
+        )
+
+    def probabilities(self, logits: mx.array) -> mx.array:
+        """(R, V) unnormalised, relative to the best token's 1; 0 where cut off."""
+        scaled = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
+        p = mx.exp(scaled)
+        if self.top_k is not None:
+            p = _keep_top_k(p, self.top_k)
+        if self.top_p is not None:
+            p = _keep_top_p(p, self.top_p)
+        if self.min_p is not None:
+            p = mx.where(p >= self.min_p, p, 0.0)
+        return p
+
+
+def _keep_top_k(p: mx.array, k: mx.array) -> mx.array:
+    """(R, V) with all but each row's k largest entries 0; k (R, 1), 0 keeps all."""
+    every = float(p.shape[-1])
+    k = mx.where(k > 0, k, mx.array(every))
+    # The least positive float: an entry above it counts as 1 below.
+    lowest = mx.full(k.shape, 1e-38)
+    threshold = _threshold(p, mx.array(1.0), k, lowest, _EXACT_HALVINGS)
+    return mx.where(p > threshold, p, 0.0)
+
+
+def _keep_top_p(p: mx.array, top_p: mx.array) -> mx.array:
+    """(R, V) with all but each row's nucleus 0; top_p (R, 1), 1 keeps all."""
+    mass = _row_sums(p)
+    # All entries up to this one together are less than the 1 - top_p left out.
+    lowest = mx.maximum((1 - top_p) * mass / p.shape[-1] * 0.5, 1e-38)
+    threshold = _threshold(p, p, top_p * mass, lowest, _NUCLEUS_HALVINGS)
+    return mx.where((p > threshold) | (top_p >= 1), p, 0.0)
+
+
+def _threshold(
+    p: mx.array, weight: mx.array, target: mx.array, lowest: mx.array, halvings: int
+) -> mx.array:
+    """(R, 1): the largest threshold above which the weights still reach the target.
+
+    Args:
+        p: (R, V) in [0, 1].
+        weight: what each entry above the threshold counts, at most 1.
+        target, lowest: (R, 1); at `lowest` the target is taken as reached.
+
+    Returns:
+        Entries that are greater belong to the kept set.
+    """
+    steep = p * _STEEP
+    low = lowest.view(mx.int32)
+    high = p.max(axis=-1, keepdims=True).view(mx.int32)
+    for _ in range(halvings):
+        middle = low + (high - low) // 2
+        # The weight where p > middle, 0 elsewhere: cheaper than a comparison.
+        kept = mx.minimum(mx.maximum(steep - middle.view(mx.float32) * _STEEP, 0.0), weight)
+        enough = _row_sums(kept) >= target
+        low, high = mx.where(enough, middle, low), mx.where(enough, high, middle)
+    return low.view(mx.float32)
+
+
+def _row_sums(x: mx.array) -> mx.array:
+    """(R, 1) sums of (R, V); as a product, which every backend does fast."""
+    return x @ mx.ones((x.shape[-1], 1))
+
+
+class _Penalties:
+    """Token counts of the rows with penalties, kept on the device.
+
+    seen: (R, V) bool, prompt and output; counts: (R, V) float32, output only.
+    """
+
+    def __init__(self, rows: list[int], sequences: list[Sequence]) -> None:
+        self.rows = rows
+        self.sequences = sequences
+        self.index = mx.array(rows)
+        column = lambda name: mx.array(  # noqa: E731
+            [getattr(s.params, name) for s in sequences], dtype=mx.float32
+        )[:, None]
+        self.repetition = column("repetition_penalty")
+        self.presence = column("presence_penalty")
+        self.frequency = column("frequency_penalty")
+        self.seen: mx.array
+        self.counts: mx.array
+
+    @classmethod
+    def of(
+        cls, sequences: list[Sequence], vocab_size: int, previous: _Batch | None
+    ) -> _Penalties | None:
+        rows = [r for r, s in enumerate(sequences) if s.params.has_penalties]
+        if not rows:
+            return None
+        self = cls(rows, [sequences[r] for r in rows])
+        old = previous.penalties if previous is not None else None
+        known = {} if old is None else {s.id: r for r, s in enumerate(old.sequences)}
+        seen, counts = [], []
+        for sequence in self.sequences:
+            # A row that was here holds a token that the host has not read yet.
+            if old is not None and sequence.id in known:
+                seen.append(old.seen[known[sequence.id]])
+                counts.append(old.counts[known[sequence.id]])
+            else:
+                before, generated = _token_counts(sequence, vocab_size)
+                seen.append(mx.array(before))
+                counts.append(mx.array(generated))
+        self.seen, self.counts = mx.stack(seen), mx.stack(counts)
+        return self
+
+    def apply(self, logits: mx.array) -> mx.array:
+        """(B, V) logits with the rows' penalties."""
+        mine = logits[self.index]
+        repeated = mx.where(mine > 0, mine / self.repetition, mine * self.repetition)
+        mine = mx.where(self.seen, repeated, mine)
+        mine = mine - self.frequency * self.counts
+        mine = mine - self.presence * (self.counts > 0)
+        logits = logits + 0  # the raw ones are still needed
+        logits[self.index] = mine
+        return logits
+
+    def assume(self, guesses: mx.array, width: int) -> None:
+        """Count, for each sequence's width rows, the guesses before each of them.
+
+        Args:
+            guesses: (B, width - 1).
+        """
+        for ahead in range(1, width):
+            places = [p for p, row in enumerate(self.rows) if row % width >= ahead]
+            owners = [self.rows[p] // width for p in places]
+            tokens = guesses[mx.array(owners), ahead - 1]
+            index = mx.array(places)
+            self.counts = self.counts.at[index, tokens].add(1.0)
+            self.seen[index, tokens] = mx.array(True)
+
+    def count(self, tokens: mx.array) -> None:
+        """Count one new token a row; tokens (B,)."""
+        mine = tokens[self.index][:, None]
+        ones = mx.ones(mine.shape, dtype=mx.float32)
+        self.counts = mx.put_along_axis(
+            self.counts, mine, mx.take_along_axis(self.counts, mine, axis=-1) + ones, axis=-1
+        )
+        self.seen = mx.put_along_axis(self.seen, mine, ones.astype(mx.bool_), axis=-1)
+
+
+def _token_counts(sequence: Sequence, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.bincount(np.array(sequence.output, dtype=np.int64), minlength=vocab_size)
+    seen = counts[:vocab_size] > 0
+    seen[np.array(sequence.prompt, dtype=np.int64)] = True
+    return seen, counts[:vocab_size].astype(np.float32)
+
+
+def token_logprobs(
+    logits: mx.array, tokens: mx.array, top: int
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Log-probabilities of tokens, and of the most likely ones.
+
+    Args:
+        logits: (..., V) float32.
+        tokens: (...) int.
+        top: how many alternatives, k >= 1.
+
+    Returns:
+        (...) chosen, (..., k) ids and (..., k) log-probabilities, best first.
+    """
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = mx.take_along_axis(logits, tokens[..., None], axis=-1) - total
+    if top == 1:
+        ids = mx.argmax(logits, axis=-1, keepdims=True)
+    else:
+        ids = mx.argpartition(-logits, kth=top - 1, axis=-1)[..., :top]
+        order = mx.argsort(-mx.take_along_axis(logits, ids, axis=-1), axis=-1)
+        ids = mx.take_along_axis(ids, order, axis=-1)
+    values = mx.take_along_axis(logits, ids, axis=-1) - total
+    return chosen[..., 0], ids, values

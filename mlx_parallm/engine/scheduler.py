@@ -1,0 +1,378 @@
+"""The ContinuousBatchScheduler: who computes what in the next step. No mlx here.
+
+There is no prefill phase and no decode phase, only sequences whose
+`num_computed` catches up with `num_tokens`. All tokens but the last are caught
+up in chunks; the last one is computed together with every other running
+sequence's, and its logits give the next token. New requests, prefix hits and
+preempted sequences that come back all are that one rule.
+
+One step is planned while the step before is still computing, so a plan must
+not need that step's tokens: a running sequence is planned again unless it is
+known to be at its max_tokens, and a token sampled past an end is dropped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
+
+BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step's work, done in this order.
+
+    Attributes:
+        release: sequences whose rows are given back.
+        admit: sequences that get a row.
+        prefill: (sequence, tokens) to catch up.
+        forks: (sequence, leader): gets a copy of the leader's row after prefill.
+        decode: sequences that compute their last token and sample the next.
+        complete: sequences that only wanted their prompt computed.
+    """
+
+    release: list[Sequence] = field(default_factory=list)
+    admit: list[Sequence] = field(default_factory=list)
+    prefill: list[tuple[Sequence, int]] = field(default_factory=list)
+    forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
+    decode: list[Sequence] = field(default_factory=list)
+    complete: list[Sequence] = field(default_factory=list)
+
+    @property
+    def computes(self) -> bool:
+        """Whether there is a forward to run."""
+        return bool(self.prefill or self.decode)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do at all."""
+        return not (self.computes or self.release or self.admit or self.complete)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Bounds of the scheduler.
+
+    Attributes:
+        max_batch_size: rows at most.
+        prefill_chunk: prompt tokens a step may catch up while others decode.
+        idle_prefill_tokens: the same while nothing decodes.
+        kv_tokens: tokens that the KV memory budget holds.
+        max_width: tokens a row may catch up in one forward.
+        lookahead: tokens that a row may compute ahead of what it keeps.
+    """
+
+    max_batch_size: int = 32
+    prefill_chunk: int = 256
+    idle_prefill_tokens: int = 1024
+    kv_tokens: int = 1 << 40
+    max_width: int = 512
+    lookahead: int = 0
+
+
+class ContinuousBatchScheduler:
+    """Admission, chunks, forks and preemption, first come first served.
+
+    Lower `priority` goes first, then earlier arrival. Preemption takes the last
+    in that order; a preempted sequence computes its tokens again later.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
+        self._ties = itertools.count()
+        self._num_waiting = 0
+        self._followers: dict[int, list[Sequence]] = {}
+        self._leaders: dict[int, Sequence] = {}
+        self._suspects: set[int] = set()
+        self._accused: Sequence | None = None
+        self._release: list[Sequence] = []
+        self._retired: list[Sequence] = []  # their last token is in flight
+
+    # Requests
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a row."""
+        return self._num_waiting
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.running or self._num_waiting or self._release)
+
+    @property
+    def kv_tokens_used(self) -> int:
+        """Tokens of KV memory that rows hold, in whole blocks."""
+        return sum(self._cost(s) for s in self.running)
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Sequences that the next step will most likely decode."""
+        return [s for s in self.running if s.status is Status.RUNNING]
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether the sequence could ever run to its end, alone."""
+        total = len(sequence.prompt) + sequence.params.max_tokens
+        return _blocks(total) <= self.config.kv_tokens
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a row."""
+        self._num_waiting += 1
+        self._push(sequence)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, wherever it is; its row goes back in the next plan."""
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.WAITING:
+            self._num_waiting -= 1  # the heap drops it when it comes up
+        elif sequence in self.running:
+            self.running.remove(sequence)
+            self._release.append(sequence)
+        else:
+            self._retired.remove(sequence)
+        sequence.status, sequence.finish_reason = Status.FINISHED, reason
+        self._acquit(sequence)
+        self._disband(sequence)
+
+    # One step
+
+    def schedule(self) -> Plan:
+        """Plan the next step from what is known now."""
+        plan = Plan(release=self._release)
+        self._release = []
+        self._retire(plan)
+        if not self._make_room(plan):
+            self._admit(plan)
+        self._catch_up(plan)
+        plan.decode = [s for s in self.decoding if s.params.max_tokens > 0]
+        return plan
+
+    def launched(self, plan: Plan) -> None:
+        """A plan is on its way: count its tokens as computed."""
+        for sequence in plan.decode:
+            sequence.num_computed += 1
+            sequence.in_flight += 1
+
+    def update(self, sequence: Sequence, tokens: Items[int]) -> list[int]:
+        """Take the tokens that a step sampled for a sequence.
+
+        Returns:
+            those that count: none of a finished sequence, none behind an end.
+        """
+        taken: list[int] = []
+        params = sequence.params
+        sequence.num_computed += max(0, len(tokens) - 1)  # guesses that were right
+        for token in tokens:
+            sequence.in_flight = max(0, sequence.in_flight - 1)
+            if sequence.status is Status.FINISHED:
+                continue
+            sequence.output.append(token)
+            taken.append(token)
+            if token in params.end_token_ids and len(sequence.output) > params.min_tokens - 1:
+                self.finish(sequence, FinishReason.STOP)
+            elif len(sequence.output) >= params.max_tokens:
+                self.finish(sequence, FinishReason.LENGTH)
+        self._acquit(sequence)
+        return taken
+
+    def suspect_all(self) -> list[Sequence]:
+        """A step failed: every row is recomputed, and tried one by one.
+
+        A suspect is tried beside rows that are known to be well. Where that fails,
+        one of those may have met something new, so the suspect is tried again with
+        nobody else.
+
+        Returns:
+            the sequences at fault: one that failed with nobody else, if any.
+        """
+        self.running += self._retired
+        self._retired = []
+        rows = list(self.running)
+        tried = [s for s in rows if s.id in self._suspects]
+        guilty = tried if len(rows) == 1 else []
+        self._accused = tried[0] if len(tried) == 1 and not guilty else None
+        for sequence in rows:
+            self._preempt(sequence)
+            sequence.in_flight = 0
+        self._release = []
+        self._suspects.update(s.id for s in rows)
+        return guilty
+
+    def _acquit(self, sequence: Sequence) -> None:
+        self._suspects.discard(sequence.id)
+        if self._accused is sequence:
+            self._accused = None
+
+    # Rows
+
+    def _retire(self, plan: Plan) -> None:
+        """Take the rows of sequences whose last token is already being sampled."""
+        for sequence in list(self.running):
+            if sequence.in_flight and sequence.num_sampled >= sequence.params.max_tokens:
+                self.running.remove(sequence)
+                self._retired.append(sequence)
+                plan.release.append(sequence)
+
+    def _cost(self, sequence: Sequence) -> int:
+        return _blocks(sequence.num_tokens + sequence.in_flight + 1 + self.config.lookahead)
+
+    def _make_room(self, plan: Plan) -> bool:
+        """Preempt until the next token of every row fits; true if any was."""
+        used, preempted = self.kv_tokens_used, False
+        while used > self.config.kv_tokens and len(self.running) > 1:
+            victim = max(self.running, key=_order)
+            used -= self._cost(victim)
+            self._preempt(victim)
+            plan.release.append(victim)
+            preempted = True
+        return preempted
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._disband(sequence)
+        sequence.status, sequence.num_computed = Status.WAITING, 0
+        self.preemptions += 1
+        self.add(sequence)
+
+    def _admit(self, plan: Plan) -> None:
+        used = self.kv_tokens_used
+        while len(self.running) < self.config.max_batch_size:
+            sequence = self._peek()
+            if sequence is None or not self._may_join(sequence):
+                return
+            cost = self._cost(sequence)
+            if self.running and used + cost > self.config.kv_tokens:
+                return
+            used += cost
+            heapq.heappop(self._waiting)
+            if self._follows(sequence):
+                used -= cost
+                continue
+            self._start(sequence, plan)
+
+    def _start(self, sequence: Sequence, plan: Plan) -> None:
+        self._num_waiting -= 1
+        sequence.status = Status.PREFILL
+        self.running.append(sequence)
+        plan.admit.append(sequence)
+
+    def _may_join(self, sequence: Sequence) -> bool:
+        """A suspect joins only rows that are known to be well, one at a time."""
+        if not self._suspects:
+            return True
+        if self._accused is not None:
+            return sequence is self._accused
+        return not any(s.id in self._suspects for s in self.running)
+
+    def _follows(self, sequence: Sequence) -> bool:
+        """Let a sequence wait for the one of its group that computes the prompt."""
+        group = sequence.group
+        if group is None or len(sequence.prompt) < 2 or sequence.output:
+            return False
+        leader = self._leaders.get(group)
+        if leader is None:
+            self._leaders[group] = sequence
+            return False
+        self._followers.setdefault(group, []).append(sequence)
+        return True
+
+    def _disband(self, sequence: Sequence) -> None:
+        """A leader is gone or done: its followers wait for themselves."""
+        group = sequence.group
+        if group is None or self._leaders.get(group) is not sequence:
+            return
+        del self._leaders[group]
+        for follower in self._followers.pop(group, []):
+            if follower.status is Status.WAITING:
+                self._push(follower)
+
+    # Tokens
+
+    def _catch_up(self, plan: Plan) -> None:
+        behind = sorted((s for s in self.running if s.status is Status.PREFILL), key=_order)
+        budget = self.config.prefill_chunk if self.decoding else self.config.idle_prefill_tokens
+        for sequence, count in self._chunks(behind, budget):
+            if count:
+                plan.prefill.append((sequence, count))
+                sequence.num_computed += count
+            if sequence.num_pending <= 1:
+                self._caught_up(sequence, plan)
+
+    def _chunks(self, behind: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
+        """Divide the budget: a long head of the line leaves half of it to short ones."""
+        chunks: list[tuple[Sequence, int]] = []
+        for place, sequence in enumerate(behind):
+            left = sequence.num_pending - 1
+            if left <= 0:
+                chunks.append((sequence, 0))
+                continue
+            if budget <= 0:
+                continue
+            share = budget
+            if place == 0 and left > budget and len(behind) > 1:
+                share = budget // 2
+                behind[1:] = sorted(behind[1:], key=lambda s: s.num_pending)
+            count = min(left, share, self.config.max_width)
+            chunks.append((sequence, count))
+            budget -= count
+        return chunks
+
+    def _caught_up(self, sequence: Sequence, plan: Plan) -> None:
+        self._run(sequence, plan)
+        group = sequence.group
+        if group is None or self._leaders.get(group) is not sequence:
+            return
+        followers = self._followers.pop(group, [])
+        for follower in [f for f in followers if f.status is Status.WAITING]:
+            if self._has_room(follower):
+                self._num_waiting -= 1
+                follower.num_computed = sequence.num_computed
+                follower.num_cached = sequence.num_computed
+                self.running.append(follower)
+                plan.forks.append((follower, sequence))
+                self._run(follower, plan)
+            else:
+                self._push(follower)
+        del self._leaders[group]
+
+    @staticmethod
+    def _run(sequence: Sequence, plan: Plan) -> None:
+        sequence.status = Status.RUNNING
+        if sequence.params.max_tokens == 0:
+            plan.complete.append(sequence)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        return (
+            len(self.running) < self.config.max_batch_size
+            and self.kv_tokens_used + self._cost(sequence) <= self.config.kv_tokens
+            and self._may_join(sequence)
+        )
+
+    # Waiting
+
+    def _push(self, sequence: Sequence) -> None:
+        behind = sequence is not self._accused
+        key = (behind, sequence.priority, sequence.arrival, next(self._ties), sequence)
+        heapq.heappush(self._waiting, key)
+
+    def _peek(self) -> Sequence | None:
+        while self._waiting and self._waiting[0][-1].status is not Status.WAITING:
+            heapq.heappop(self._waiting)
+        return self._waiting[0][-1] if self._waiting else None
+
+
+def _order(sequence: Sequence) -> tuple[int, float, int]:
+    return (sequence.priority, sequence.arrival, sequence.id)
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS

@@ -1,0 +1,190 @@
+"""A Sequence: one row of work, from its prompt tokens to its finish reason.
+
+The engine knows tokens only; text is made outside (see detokenizer.py). A
+request with n > 1 or several prompts is several sequences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+_EMPTY: Mapping[int, float] = MappingProxyType({})
+_counter = itertools.count(1)
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(Enum):
+    """Why a sequence ended. The values are OpenAI's where OpenAI has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence is sampled; the names and meanings are vLLM's.
+
+    Attributes:
+        max_tokens: how many tokens to generate at most; 0 only scores the prompt.
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1]; 1 is off.
+        top_k: keep the k most likely tokens; 0 is off.
+        min_p: keep tokens of at least min_p times the best one's probability.
+        repetition_penalty: > 1 discourages tokens of prompt and output (CTRL,
+            arXiv 1909.05858): positive logits are divided by it, negative multiplied.
+        presence_penalty: subtracted once from tokens that were generated.
+        frequency_penalty: subtracted per generated occurrence.
+        logit_bias: token id -> added to its logit, after the penalties.
+        seed: 64-bit; the tokens depend on (seed, position) and nothing else.
+            None draws a fresh one at submission.
+        stop_token_ids: end the sequence; the token is part of token_ids.
+        eos_token_ids: the model's own end tokens, off with ignore_eos.
+        ignore_eos: generate on through the model's end tokens.
+        min_tokens: end tokens cannot be sampled before this many tokens.
+        logprobs: alternatives per generated token (0..20); None is off.
+        prompt_logprobs: the same for the prompt's tokens; None is off.
+        speculative: False never guesses ahead for this sequence; None is the
+            engine's choice.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: _EMPTY)
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    eos_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    speculative: bool | None = None
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Every token that ends the sequence."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids | self.eos_token_ids
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the token is the argmax of the (penalised) logits."""
+        return self.temperature == 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits depend on the tokens so far."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of one token, in nats, under the model's raw distribution.
+
+    Attributes:
+        top: the most likely tokens, best first, as (token id, logprob).
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Output:
+    """What one step gave one sequence. The last one has finish_reason or error.
+
+    Attributes:
+        token_ids: the new tokens, in order; empty for a pure finish.
+        logprobs: one entry per new token where logprobs were asked for.
+        prompt_logprobs: for the whole prompt, with the first output only; entry
+            0 is None, since nothing precedes the first token.
+        error: set when the sequence failed; finish_reason is then ERROR.
+    """
+
+    sequence_id: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One row of work. Made by the caller, owned by the engine once submitted.
+
+    num_computed counts the tokens whose K and V are in a row's cache; a step
+    computes tokens until it has caught up with num_tokens. Chunked prefill,
+    prefix hits, preemption and speculation are all that one rule.
+
+    Attributes:
+        prompt: token ids, at least one.
+        params: how to sample.
+        group: sequences with the same group share a prompt (n > 1): the first
+            computes it, the others fork its row. None for a loner.
+        priority: lower is served first (vLLM's meaning); ties by arrival.
+        in_flight: tokens that a launched step is sampling for it.
+        prompt_scores: log-probabilities of the prompt so far, entry 0 None.
+        namespace: everything besides tokens that changes K and V (adapter and
+            version, memories and settings); part of the prefix-cache key.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    group: int | None = None
+    priority: int = 0
+    namespace: tuple[object, ...] = ()
+    id: int = field(default_factory=lambda: next(_counter))
+    arrival: float = field(default_factory=time.perf_counter)
+    status: Status = Status.WAITING
+    output: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_cached: int = 0
+    finish_reason: FinishReason | None = None
+    in_flight: int = 0
+    prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens sampled so far, those the host has not read yet included."""
+        return len(self.output) + self.in_flight
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far: prompt and output."""
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are known but not yet computed."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and output, a new list."""
+        return self.prompt + self.output

@@ -1,0 +1,142 @@
+"""Everything that can go wrong for a client or an operator, as one tree.
+
+    ParallmError
+    ├── InvalidRequestError          400  invalid_request_error
+    │   ├── ContextLengthError       400  context_length_exceeded
+    │   └── UnsupportedError         400  unsupported_parameter
+    ├── AuthenticationError          401  invalid_api_key
+    ├── NotFoundError                404  model_not_found, ...
+    ├── BodyTooLargeError            413  request_too_large
+    ├── QueueFullError               429  rate_limit_exceeded    Retry-After
+    ├── UnavailableError             503  service_unavailable    Retry-After
+    │   └── OutOfMemoryError         503  insufficient_memory    Retry-After
+    ├── RequestTimeoutError          408  request_timeout
+    ├── SequenceError                500  internal_error
+    └── ModelLoadError               (start-up)
+
+Each class carries what the HTTP layer needs to answer in OpenAI's envelope;
+see https://platform.openai.com/docs/guides/error-codes for the types.
+"""
+
+from __future__ import annotations
+
+
+class ParallmError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: one sentence for the client; never contains internals.
+        param: the request field at fault, in the client's spelling.
+        code: a machine-readable reason; the class has a default.
+    """
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = "internal_error"
+    retry_after_s: int | None = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """The error as OpenAI's JSON object."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvalidRequestError(ParallmError):
+    """A value that can never be served."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt plus requested tokens do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class UnsupportedError(InvalidRequestError):
+    """A known parameter that this server or this model does not support."""
+
+    code = "unsupported_parameter"
+
+
+class AuthenticationError(ParallmError):
+    """Missing or wrong API key."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(ParallmError):
+    """Unknown model, adapter, collection, request or route."""
+
+    status = 404
+    type = "not_found_error"
+    code = "not_found"
+
+
+class BodyTooLargeError(ParallmError):
+    """The request body is over the limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RequestTimeoutError(ParallmError):
+    """The request ran longer than --request-timeout allows."""
+
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
+
+
+class QueueFullError(ParallmError):
+    """More requests wait than --max-queue allows."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retry_after_s = 1
+
+
+class UnavailableError(ParallmError):
+    """Loading, draining or stopped: try again later."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "service_unavailable"
+    retry_after_s = 5
+
+
+class OutOfMemoryError(UnavailableError):
+    """No memory is left for this request now."""
+
+    code = "insufficient_memory"
+
+
+class SequenceError(ParallmError):
+    """A fault of ours while computing one sequence; the others went on."""
+
+
+class ModelLoadError(ParallmError):
+    """A model folder that cannot be served; raised at start-up."""
+
+    code = "model_load_error"

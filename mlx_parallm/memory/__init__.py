@@ -1,0 +1,1 @@
+"""Extended Mind memories: collections of K and V that any request can attend to."""

@@ -1,0 +1,1 @@
+"""Models: loading, batched caches, and what differs between devices."""

@@ -1,0 +1,245 @@
+"""From a hub id, a local folder or the bundled model to a model and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.utils import load_model as mlx_lm_load_model
+from mlx_lm.utils import load_tokenizer
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.memory import total_memory
+
+BUNDLED = "bundled"
+BUNDLED_DRAFT = "bundled/draft"
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_DEFAULT_CONTEXT = 4096
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+
+
+@dataclass
+class LoadedModel:
+    """A model that is ready to run.
+
+    Attributes:
+        model: mlx-lm's nn.Module.
+        tokenizer: mlx-lm's TokenizerWrapper.
+        config: config.json.
+        path: as given; folder: where it lies.
+        eos_token_ids: tokens that end a generation.
+        max_model_len: tokens of prompt and output together.
+        vocab_size: columns of the logits.
+        dtype: of the weights that compute; nbytes: of all weights.
+        quantization: config.json's quantization, None where weights are plain.
+    """
+
+    model: Any
+    tokenizer: Any
+    config: dict[str, Any]
+    path: str
+    folder: Path
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    num_parameters: int
+    nbytes: int
+    quantization: dict[str, Any] | None
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        path: "bundled", "bundled/draft", a folder in Hugging Face format, or a hub id.
+        dtype: "auto" (float32 on a CPU, the checkpoint's own on a GPU),
+            "float32", "float16" or "bfloat16".
+        max_model_len: a shorter context than the model's own.
+
+    Raises:
+        ModelLoadError: in one sentence, what is missing or wrong.
+    """
+    folder = resolve(path)
+    config = _read_config(folder)
+    try:
+        model, config = mlx_lm_load_model(folder, lazy=True)
+        tokenizer = load_tokenizer(
+            folder,
+            {"trust_remote_code": trust_remote_code},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+    except Exception as error:
+        raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
+    quantization = config.get("quantization")
+    _convert(model, dtype, quantization)
+    mx.eval(model.parameters())
+    return describe(model, tokenizer, config, path, folder, max_model_len)
+
+
+def describe(
+    model: Any,
+    tokenizer: Any,
+    config: dict[str, Any],
+    path: str,
+    folder: Path,
+    max_model_len: int | None = None,
+) -> LoadedModel:
+    """A LoadedModel of parts that are at hand already."""
+    weights = [array for _, array in tree_flatten(model.parameters())]
+    floats = [array for array in weights if mx.issubdtype(array.dtype, mx.floating)]
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        config=config,
+        path=path,
+        folder=folder,
+        eos_token_ids=frozenset(int(i) for i in tokenizer.eos_token_ids),
+        max_model_len=_context(config, max_model_len),
+        vocab_size=_vocab_size(config, tokenizer),
+        dtype=str(max(floats, key=lambda a: a.size).dtype).rsplit(".", 1)[-1],
+        num_parameters=sum(array.size for array in weights),
+        nbytes=sum(array.nbytes for array in weights),
+        quantization=config.get("quantization") if _is_quantized(model) else None,
+    )
+
+
+def check_same_tokenizer(target: LoadedModel, draft: LoadedModel) -> None:
+    """Raise ModelLoadError unless both models give their token ids the same meaning."""
+    if target.tokenizer.get_vocab() != draft.tokenizer.get_vocab():
+        raise ModelLoadError(
+            f"{draft.path} cannot be the draft of {target.path}: their tokenizers differ"
+        )
+
+
+def resolve(path: str) -> Path:
+    """The folder of a model; a hub id is downloaded where it is not cached.
+
+    Raises:
+        ModelLoadError: there is no such folder or no such model on the hub.
+    """
+    if path in (BUNDLED, BUNDLED_DRAFT):
+        return BUNDLED_FOLDER.parent / path
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelLoadError(f"{path} is not a folder")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ModelLoadError(f"{path}: there is no such folder, and it is not a hub id")
+    return _download(path)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=_HUB_FILES,
+            )
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{hub_id}: there is no such folder, and the hub did not give it: {_sentence(error)}"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelLoadError(f"{folder}: there is no config.json in this folder")
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelLoadError(f"{file}: not readable as JSON: {_sentence(error)}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelLoadError(f"{file}: there is no model_type in it")
+    if not list(folder.glob("*.safetensors")):
+        raise ModelLoadError(f"{folder}: there are no *.safetensors weights in this folder")
+    return config
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no further details'}"
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def _convert(model: Any, dtype: str, quantization: Any) -> None:
+    """Give the weights the type that is fast here, or the one that was asked for."""
+    if dtype == "auto":
+        if not _on_cpu():
+            return
+        target = mx.float32
+        if quantization and _float32_bytes(model) > total_memory() // 2:
+            return  # it would not fit; slow is better than not at all
+    else:
+        target = DTYPES[dtype]
+    if quantization and (dtype == "auto" or target == mx.float32):
+        _dequantize(model)
+    keep = getattr(model, "cast_predicate", lambda _: True)
+
+    def cast(name: str, array: mx.array) -> mx.array:
+        if mx.issubdtype(array.dtype, mx.floating) and keep(name):
+            return array.astype(target)
+        return array
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _dequantize(model: Any) -> None:
+    from mlx_lm.utils import dequantize_model
+
+    dequantize_model(model)
+
+
+def _is_quantized(model: Any) -> bool:
+    return any(hasattr(module, "bits") for _, module in model.named_modules())
+
+
+def _float32_bytes(model: Any) -> int:
+    """Bytes of the weights once they are plain float32."""
+    total = 0
+    for _, module in model.named_modules():
+        bits = getattr(module, "bits", None)
+        for name, array in module.items():
+            if isinstance(array, mx.array):
+                packed = 32 // bits if bits and name == "weight" else 1
+                total += array.size * packed * 4
+    return total
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
+
+
+def _context(config: dict[str, Any], asked: int | None) -> int:
+    text = _text_config(config)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    own = next((int(text[n]) for n in names if text.get(n)), _DEFAULT_CONTEXT)
+    return min(own, asked) if asked else own
+
+
+def _vocab_size(config: dict[str, Any], tokenizer: Any) -> int:
+    text = _text_config(config)
+    for name in ("vocab_size", "padded_vocab_size", "n_vocab"):
+        if text.get(name):
+            return int(text[name])
+    return len(tokenizer.get_vocab())

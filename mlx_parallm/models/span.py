@@ -1,0 +1,117 @@
+"""Rows of a running batch, and the Span of them that one forward covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One sequence's place in the batch.
+
+    Attributes:
+        index: its slot now; the cache keeps it up to date.
+        length: tokens whose K and V (or state) are held.
+    """
+
+    index: int
+    length: int = 0
+
+
+@dataclass(eq=False)
+class Span:
+    """The rows and new tokens of one forward.
+
+    Attributes:
+        start, stop: slots [start, stop) take part.
+        width: T, tokens per row after padding.
+        lengths: (B,) int32, tokens held before this forward.
+        counts: (B,) int32, real new tokens per row, at most T.
+    """
+
+    start: int
+    stop: int
+    width: int
+    lengths: np.ndarray
+    counts: np.ndarray
+    _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return self.stop - self.start
+
+    @property
+    def needed(self) -> int:
+        """Columns that a cache without a window must have."""
+        return int(self.lengths.max()) + self.width
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every row writes to the same columns, without padding."""
+        return bool(
+            (self.lengths == self.lengths[0]).all() and (self.counts == self.width).all()
+        )
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some row has padding."""
+        return bool((self.counts != self.width).any())
+
+    def offsets(self) -> mx.array:
+        """(B,) int32, the position of each row's first new token."""
+        return self._memo(("offsets",), lambda: mx.array(self.lengths))
+
+    def counts_array(self) -> mx.array:
+        """(B,) int32, real new tokens per row."""
+        return self._memo(("counts",), lambda: mx.array(self.counts))
+
+    def token_mask(self) -> mx.array:
+        """(B, T) bool, true for real tokens."""
+        return self._memo(
+            ("tokens",),
+            lambda: mx.array(np.arange(self.width)[None] < self.counts[:, None]),
+        )
+
+    def scatter_index(self, heads: int, capacity: int) -> mx.array:
+        """(B * heads * T,) int32: where new tokens go in a (slots*heads*capacity, D) buffer."""
+        return self._memo(
+            ("scatter", heads, capacity), lambda: self._scatter_index(heads, capacity)
+        )
+
+    def _scatter_index(self, heads: int, capacity: int) -> mx.array:
+        slots = np.arange(self.start, self.stop)[:, None, None]
+        columns = (self.lengths[:, None] + np.arange(self.width)[None]) % capacity
+        index = (slots * heads + np.arange(heads)[None, :, None]) * capacity + columns[:, None]
+        return mx.array(index.reshape(-1).astype(np.int32))
+
+    def mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
+        """(B, 1, T, columns) bool: which columns each new token may attend to."""
+        return self._memo(
+            ("mask", columns, ring, window), lambda: self._mask(columns, ring, window)
+        )
+
+    def _mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
+        query = self.lengths[:, None] + np.arange(self.width)[None]  # (B, T)
+        column = np.arange(columns)
+        if ring:
+            # The newest position that was written to each column.
+            newest = (self.lengths + self.width - 1)[:, None]
+            position = newest - (newest - column[None]) % columns  # (B, columns)
+        else:
+            position = np.broadcast_to(column[None], (self.size, columns))
+        position = position[:, None]
+        allowed = (position >= 0) & (position <= query[..., None])
+        if window is not None:
+            allowed &= position > query[..., None] - window
+        return mx.array(allowed[:, None])
+
+    def _memo(self, key: tuple[Any, ...], make: Callable[[], mx.array]) -> mx.array:
+        if key not in self._arrays:
+            self._arrays[key] = make()
+        return self._arrays[key]

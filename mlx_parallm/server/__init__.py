@@ -1,0 +1,1 @@
+"""The HTTP side: routes, schemas, the queue, and text in and out."""

@@ -1,0 +1,134 @@
+"""Request bodies: read within the limit, parsed as strict JSON, validated, or a clear 400."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from mlx_parallm.errors import BodyTooLargeError, InvalidRequestError, UnsupportedError
+from mlx_parallm.server.schemas.base import UNSUPPORTED, RequestModel
+
+_Model = TypeVar("_Model", bound=RequestModel)
+
+_MAX_REASONS = 3
+_MAX_SHOWN = 100
+
+
+async def read_body(request: Request, model: type[_Model], limit: int) -> _Model:
+    """The request's JSON body as a validated model.
+
+    Args:
+        limit: bytes; a longer body is refused without being held in memory.
+
+    Raises:
+        BodyTooLargeError: the body is longer than the limit.
+        InvalidRequestError: not JSON, or not what the model wants; `param` names the field.
+        starlette.requests.ClientDisconnect: the client went away while sending.
+    """
+    _check_content_type(request.headers.get("content-type"))
+    return validate(model, parse_json(await _read(request, limit)))
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """JSON as RFC 8259 has it: UTF-8, no NaN, no Infinity, bounded nesting and digits.
+
+    Raises:
+        InvalidRequestError: it is not.
+    """
+    try:
+        return from_json(bytes(body), allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}") from None
+
+
+def validate(model: type[_Model], value: Any) -> _Model:
+    """A parsed body as `model`.
+
+    Raises:
+        InvalidRequestError: with the path of the first wrong field as `param`.
+    """
+    if not isinstance(value, dict):
+        raise InvalidRequestError("The body must be a JSON object.")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _as_request_error(error.errors(include_url=False), value) from None
+
+
+def _check_content_type(value: str | None) -> None:
+    # Browsers may send other types across origins without asking first; a page that somebody
+    # reads must not be able to use a server on their machine.
+    kind = (value or "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise InvalidRequestError(
+            f"Content-Type must be application/json, not {kind[:_MAX_SHOWN] or 'missing'}."
+        )
+
+
+async def _read(request: Request, limit: int) -> bytearray:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit:
+            raise _too_large(limit)
+        body += chunk
+    return body
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The body is larger than this server's limit of {limit} bytes.")
+
+
+def _as_request_error(errors: Sequence[ErrorDetails], body: Any) -> InvalidRequestError:
+    """One error of ours for pydantic's many: those at the first wrong field, together."""
+    located = [(_path(error, body), error) for error in errors]
+    path = located[0][0]
+    here = [error for other, error in located if other == path]
+    if here[0]["type"] == "extra_forbidden":
+        return InvalidRequestError(
+            f"Unrecognized request argument supplied: {path[:_MAX_SHOWN]}",
+            param=path[:_MAX_SHOWN],
+            code="unknown_parameter",
+        )
+    reasons = "; ".join(list(dict.fromkeys(_reason(error) for error in here))[:_MAX_REASONS])
+    kind = UnsupportedError if here[0]["type"] == UNSUPPORTED else InvalidRequestError
+    message = f"Invalid value for '{path}': {reasons}." if path else f"{reasons}."
+    return kind(message, param=path or None)
+
+
+def _reason(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        return "this field is required"
+    message = error["msg"]
+    return message[0].lower() + message[1:]
+
+
+def _path(error: ErrorDetails, body: Any) -> str:
+    """The field's path in the client's body, such as "messages.0.content".
+
+    pydantic's location also holds the branch of a union; those parts are not in the body.
+    """
+    parts: list[str] = []
+    at = body
+    for part in error["loc"]:
+        if isinstance(at, dict) and (part in at or error["type"] == "missing"):
+            at = at.get(part)
+        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+            at = at[part]
+        else:
+            continue
+        parts.append(str(part))
+    return ".".join(parts + list(_own_path(error)))
+
+
+def _own_path(error: ErrorDetails) -> Iterable[str]:
+    param = error.get("ctx", {}).get("param")
+    return [param] if param else []

@@ -1,0 +1,121 @@
+"""Messages and tools through the model's chat template."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import TemplateError
+
+from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.server.schemas.chat import ChatMessage, ChatTemplateFields, Tool
+
+logger = logging.getLogger(__name__)
+
+# Names that templates are given by us; a client's variables must not replace them.
+_OURS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
+
+
+def render(
+    tokenizer: Any,
+    body: ChatTemplateFields,
+    tools: Sequence[Tool],
+    reasoning_effort: str | None = None,
+) -> str:
+    """The prompt's text.
+
+    Args:
+        tokenizer: an mlx-lm TokenizerWrapper.
+        tools: those to show; may be fewer than in the body.
+
+    Raises:
+        InvalidRequestError: there is no template, or it refuses these messages.
+        UnsupportedError: the model has no tool calling, or no reasoning effort.
+    """
+    if not tokenizer.has_chat_template:
+        raise InvalidRequestError(
+            "This model has no chat template: use /v1/completions, or start the server with "
+            "--chat-template.",
+            param="messages",
+        )
+    variables = _variables(tokenizer, body.chat_template_kwargs, reasoning_effort)
+    if tools:
+        check_tools(tokenizer)
+        variables["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
+    messages = [_message(message) for message in body.messages]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+            **({"continue_final_message": True} if body.continue_final_message else {}),
+            **variables,
+        )
+    except (TemplateError, ValueError) as error:
+        raise InvalidRequestError(
+            f"The chat template refused the messages: {error}", param="messages"
+        ) from None
+    except Exception as error:
+        # Templates are the checkpoint's own programs; what they trip over is in the messages.
+        logger.info("the chat template failed", exc_info=error)
+        raise InvalidRequestError(
+            "The chat template could not be applied to the messages.", param="messages"
+        ) from None
+    return str(text)
+
+
+def check_tools(tokenizer: Any) -> None:
+    """Refuse tools for a model whose calls could not be read.
+
+    Raises:
+        UnsupportedError: the tokenizer has no tool parser.
+    """
+    if not tokenizer.has_tool_calling:
+        raise UnsupportedError("This model does not support tool calling.", param="tools")
+
+
+def _variables(tokenizer: Any, given: dict[str, Any], effort: str | None) -> dict[str, Any]:
+    for name in given:
+        if name in _OURS or name in _reserved_names():
+            raise InvalidRequestError(
+                f"{name!r} cannot be set through chat_template_kwargs.",
+                param=f"chat_template_kwargs.{name}",
+            )
+    variables = dict(given)
+    if effort is not None:
+        if "reasoning_effort" not in _source(tokenizer):
+            raise UnsupportedError(
+                "This model's chat template has no reasoning effort.", param="reasoning_effort"
+            )
+        variables["reasoning_effort"] = effort
+    return variables
+
+
+def _source(tokenizer: Any) -> str:
+    return json.dumps(tokenizer.chat_template) if tokenizer.chat_template else ""
+
+
+@cache
+def _reserved_names() -> frozenset[str]:
+    """Parameters of transformers' function: `chat_template`, `tokenize`, ... are not variables."""
+    from transformers import PreTrainedTokenizerBase
+
+    parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(parameters)
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """A message as templates know it."""
+    fields = message.model_dump(exclude_none=True)
+    # Templates know the older name of the developer's role.
+    if message.role == "developer":
+        fields["role"] = "system"
+    # Many templates test content without asking whether it is there.
+    fields.setdefault("content", "")
+    if not message.tool_calls:
+        fields.pop("tool_calls", None)
+    return fields

@@ -1,0 +1,175 @@
+"""create_app(): the ASGI application around one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from mlx_parallm import __version__
+from mlx_parallm.errors import ModelLoadError, UnavailableError
+from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.handlers import add_handlers
+from mlx_parallm.server.metrics import Metrics
+from mlx_parallm.server.middleware import Gate
+from mlx_parallm.server.openapi import use_own_openapi
+from mlx_parallm.server.queue import RequestQueue
+from mlx_parallm.server.routes import chat, completions, health, models, tokens
+from mlx_parallm.server.state import ServerState
+from mlx_parallm.settings import Settings
+
+if TYPE_CHECKING:
+    from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.models.loader import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+_ROUTERS = (health.router, models.router, chat.router, completions.router, tokens.router)
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    on_ready: Callable[[ServerState], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The server as an ASGI application.
+
+    Args:
+        engine: not yet started; made from the settings when None. The app's lifespan starts
+            and stops it. The app answers (503) while the engine loads.
+        on_ready: called once, when the model is loaded.
+        on_failure: called instead, when it cannot be loaded.
+    """
+    app = FastAPI(
+        title="mlx_parallm",
+        version=__version__,
+        description="OpenAI-compatible inference on MLX, everything in one continuous batch.",
+        lifespan=_lifespan(settings, engine, on_ready, on_failure),
+        redirect_slashes=False,
+    )
+    app.state.server = None
+    add_handlers(app)
+    app.add_middleware(
+        Gate,
+        api_keys=settings.api_key,
+        on_answer=lambda *facts: app.state.server.metrics.on_answer(*facts),
+    )
+    if settings.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origin),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    for router in _ROUTERS:
+        app.include_router(router)
+    use_own_openapi(app, bool(settings.api_key))
+    return app
+
+
+def build_engine(settings: Settings) -> Engine:
+    """An engine that will load the model of the settings on its own thread."""
+    from mlx_parallm.engine.engine import Engine, EngineConfig
+    from mlx_parallm.models.loader import load_model
+
+    def load() -> LoadedModel:
+        loaded = load_model(
+            settings.model_path,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        if settings.chat_template is not None:
+            _use_chat_template(loaded, Path(settings.chat_template))
+        return loaded
+
+    config = EngineConfig(
+        max_batch_size=settings.max_batch_size,
+        max_queue=settings.max_queue,
+        prefill_chunk=settings.prefill_chunk,
+        kv_cache_memory=settings.kv_cache_memory,
+    )
+    return Engine(load, config)
+
+
+def _use_chat_template(loaded: LoadedModel, path: Path) -> None:
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"--chat-template {path}: {error}") from None
+    loaded.tokenizer.chat_template = template
+    loaded.tokenizer.has_chat_template = True
+
+
+def _lifespan(
+    settings: Settings,
+    given: Engine | None,
+    on_ready: Callable[[ServerState], None] | None,
+    on_failure: Callable[[Exception], None] | None,
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = _build_state(settings, given or build_engine(settings))
+        app.state.server = state
+        state.engine.start()
+        tasks = [
+            asyncio.create_task(state.queue.batch_processing_worker()),
+            asyncio.create_task(_watch_loading(state, on_ready, on_failure)),
+        ]
+        try:
+            yield
+        finally:
+            await _shut_down(state, tasks)
+
+    return lifespan
+
+
+def _build_state(settings: Settings, engine: Engine) -> ServerState:
+    # The metrics read the queue, and the queue's dispatcher tells the metrics.
+    metrics = Metrics(engine.stats, lambda: len(queue))
+    dispatcher = Dispatcher(engine, asyncio.get_running_loop(), metrics.on_generation)
+    queue = RequestQueue(dispatcher, settings.batch_timeout_ms / 1e3, settings.max_batch_size)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+    return ServerState(settings, engine, dispatcher, queue, metrics, executor)
+
+
+async def _watch_loading(
+    state: ServerState,
+    on_ready: Callable[[ServerState], None] | None,
+    on_failure: Callable[[Exception], None] | None,
+) -> None:
+    # Polled: a thread that waits for the engine could not be cancelled at shutdown.
+    while state.engine.state == "loading":
+        await asyncio.sleep(_POLL_S)
+    try:
+        state.engine.wait_ready(0)
+    except (ModelLoadError, TimeoutError) as error:
+        if on_failure is not None:
+            on_failure(error)
+        else:
+            logger.error("%s", error)
+        return
+    if on_ready is not None:
+        on_ready(state)
+
+
+async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> None:
+    state.drain()
+    state.answer_all(UnavailableError("The server is shutting down."))
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    await asyncio.to_thread(state.engine.stop)
+    state.executor.shutdown(wait=False, cancel_futures=True)

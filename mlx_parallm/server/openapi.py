@@ -1,0 +1,83 @@
+"""The OpenAPI document: request bodies and errors that the framework cannot see by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest
+from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.errors import ErrorResponse
+from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+_REF = "#/components/schemas/{model}"
+
+
+def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        int(status.removeprefix("_")): {"model": ErrorResponse, "description": description}
+        for status, description in descriptions.items()
+    }
+
+
+ERRORS = _errors(
+    _400="A value is wrong; `param` names it.",
+    _401="The API key is missing or wrong.",
+    _404="No such model or route.",
+    _413="The body is too large.",
+    _500="A fault of the server.",
+    _503="Loading, draining, stopped, or out of memory; see Retry-After.",
+)
+GENERATION_ERRORS = ERRORS | _errors(
+    _408="The request took longer than the server allows.",
+    _429="Too many requests wait; see Retry-After.",
+)
+EVENTS: dict[str, Any] = {
+    "description": "The answer; with `stream` its events, ended by `data: [DONE]`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` for a route that reads its body with read_body()."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def use_own_openapi(app: FastAPI, with_keys: bool) -> None:
+    """Make /openapi.json complete.
+
+    Args:
+        with_keys: requests need a bearer token.
+    """
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            app.openapi_schema = _document(app, with_keys)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, with_keys: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    pairs = [(model, "validation") for model in _BODIES]
+    _, schemas = models_json_schema(pairs, ref_template=_REF)  # type: ignore[arg-type]
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(schemas["$defs"])
+    if with_keys:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document

@@ -1,0 +1,255 @@
+"""Text in: prompts as token ids, and request fields as SamplingParams.
+
+Tokenizing is Rust code that lets other threads run, so long texts go to a thread of their own
+and the event loop goes on; short ones are done in place, which is faster than a hop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mlx_parallm.engine.sequence import SamplingParams
+from mlx_parallm.errors import ContextLengthError, InvalidRequestError
+from mlx_parallm.server.chat_template import render
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
+from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.sampling import SamplingFields
+
+if TYPE_CHECKING:
+    from mlx_parallm.models.loader import LoadedModel
+
+_T = TypeVar("_T")
+
+DEFAULT_MAX_TOKENS = 16
+
+# Texts up to this many characters are tokenized on the event loop: about 1 ms.
+_INLINE_CHARACTERS = 4096
+# Below this a temperature is greedy: logits divided by it would overflow. vLLM's limit.
+_SMALLEST_TEMPERATURE = 1e-5
+_SMALLEST_TOP_P = 1e-9
+_SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt. text: what `echo` shows; None for token ids that are not echoed."""
+
+    ids: list[int]
+    text: str | None
+
+
+class Prompts:
+    """Makes prompts for one loaded model.
+
+    Args:
+        loaded: whose tokenizer and limits to use.
+        executor: one thread for long texts.
+    """
+
+    def __init__(self, loaded: LoadedModel, executor: ThreadPoolExecutor) -> None:
+        self._loaded = loaded
+        self._tokenizer = loaded.tokenizer
+        self._executor = executor
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together at most."""
+        return self._loaded.max_model_len
+
+    async def completion(self, body: CompletionRequest) -> list[Prompt]:
+        """The prompts of a completion request, in order.
+
+        Raises:
+            InvalidRequestError: empty, or a token id that the model does not have.
+            ContextLengthError: longer than the context.
+        """
+        size = sum(len(prompt) for prompt in body.prompt)
+        return await self._maybe_in_thread(size, lambda: self._completion(body))
+
+    async def chat(self, body: ChatCompletionRequest) -> Prompt:
+        """The one prompt that the chat template makes of the messages.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages, or there is none.
+            ContextLengthError: longer than the context.
+        """
+        tools = [] if body.tool_choice == "none" else body.tools
+        text = await self.chat_text(body, tools, body.reasoning_effort)
+        ids = await self._encode(text, body.add_special_tokens, "messages")
+        ids = self._truncated(ids, body.truncate_prompt_tokens)
+        return Prompt(self._checked(ids, "messages"), text)
+
+    async def chat_text(
+        self, body: ChatTemplateFields, tools: Sequence[Any], reasoning_effort: str | None = None
+    ) -> str:
+        """The text that the chat template makes; its markers are part of it."""
+        size = sum(len(message.content or "") for message in body.messages)
+        return await self._maybe_in_thread(
+            size, lambda: render(self._tokenizer, body, tools, reasoning_effort)
+        )
+
+    async def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text, which may be longer than the context."""
+        return await self._maybe_in_thread(
+            len(text), lambda: self._ids_of(text, add_special_tokens)
+        )
+
+    async def detokenize(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            InvalidRequestError: an id that the model does not have.
+        """
+        self._check_ids(ids, "tokens")
+        return await self._maybe_in_thread(4 * len(ids), lambda: self.text_of(ids, False))
+
+    def token_strings(self, ids: list[int]) -> list[str]:
+        """Each token as it is written in the vocabulary."""
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(ids)]
+
+    def text_of(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def sampling(
+        self,
+        body: SamplingFields,
+        *,
+        max_tokens: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+    ) -> SamplingParams:
+        """The fields of a request as the engine wants them.
+
+        Raises:
+            InvalidRequestError: a token id that the model does not have.
+        """
+        self._check_ids(list(body.logit_bias), "logit_bias")
+        self._check_ids(body.stop_token_ids, "stop_token_ids")
+        if body.min_tokens > max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens ({body.min_tokens}) is above max_tokens ({max_tokens}).",
+                param="min_tokens",
+            )
+        greedy = body.temperature < _SMALLEST_TEMPERATURE
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0 if greedy else body.temperature,
+            top_p=max(body.top_p, _SMALLEST_TOP_P),
+            top_k=min(max(body.top_k, 0), self._loaded.vocab_size),
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            logit_bias=body.logit_bias,
+            seed=None if body.seed is None else body.seed & _SEED_MASK,
+            stop_token_ids=frozenset(body.stop_token_ids),
+            eos_token_ids=self._loaded.eos_token_ids,
+            ignore_eos=body.ignore_eos,
+            min_tokens=body.min_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def max_tokens(self, asked: int | None, default: int | None, prompt: Prompt) -> int:
+        """Tokens to generate after this prompt.
+
+        Args:
+            asked: what the client said, or None.
+            default: used when the client said nothing, cut to what is left; None is all of it.
+
+        Raises:
+            ContextLengthError: prompt and answer do not fit.
+        """
+        used, limit = len(prompt.ids), self.max_model_len
+        left = limit - used
+        if asked is None and left > 0:
+            return left if default is None else min(default, left)
+        wanted = (default or 1) if asked is None else asked
+        if wanted > left:
+            raise ContextLengthError(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{used + wanted} tokens ({used} in the prompt, {wanted} in the answer). "
+                "Please shorten the prompt or the answer.",
+                param="max_tokens",
+            )
+        return wanted
+
+    async def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        return await self._maybe_in_thread(
+            len(text), lambda: self._fitting_ids(text, add_special_tokens, param)
+        )
+
+    async def _maybe_in_thread(self, size: int, work: Callable[[], _T]) -> _T:
+        if size <= _INLINE_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _completion(self, body: CompletionRequest) -> list[Prompt]:
+        return [self._one(prompt, body) for prompt in body.prompt]
+
+    def _one(self, prompt: str | list[int], body: CompletionRequest) -> Prompt:
+        if isinstance(prompt, str):
+            # A prompt that will be cut may be as long as it likes.
+            encode = self._fitting_ids if body.truncate_prompt_tokens is None else self._all_ids
+            ids, text = encode(prompt, body.add_special_tokens, "prompt"), prompt
+        else:
+            self._check_ids(prompt, "prompt")
+            ids, text = prompt, None
+        kept = self._truncated(ids, body.truncate_prompt_tokens)
+        self._checked(kept, "prompt")
+        if body.echo and (text is None or len(kept) < len(ids)):
+            text = self.text_of(kept, body.skip_special_tokens)
+        return Prompt(kept, text)
+
+    def _fitting_ids(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        """Token ids; a text that is far too long is refused before the work is done."""
+        at_least = len(text) // (4 * self._longest_token)
+        if at_least > self.max_model_len:
+            raise self._too_long(f"over {at_least}", param)
+        return self._ids_of(text, add_special_tokens)
+
+    def _all_ids(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        return self._ids_of(text, add_special_tokens)
+
+    def _ids_of(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def _truncated(self, ids: list[int], keep: int | None) -> list[int]:
+        if keep is None:
+            return ids
+        # -1: what leaves room for one token.
+        keep = self.max_model_len - 1 if keep == -1 else keep
+        return ids[max(len(ids) - keep, 0) :]
+
+    def _checked(self, ids: list[int], param: str) -> list[int]:
+        if not ids:
+            raise InvalidRequestError("The prompt is empty: it has no tokens.", param=param)
+        if len(ids) > self.max_model_len:
+            raise self._too_long(str(len(ids)), param)
+        return ids
+
+    def _too_long(self, tokens: str, param: str) -> ContextLengthError:
+        return ContextLengthError(
+            f"This model's maximum context length is {self.max_model_len} tokens. However, your "
+            f"prompt has {tokens} tokens. Please shorten it.",
+            param=param,
+        )
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        size = self._loaded.vocab_size
+        if ids and max(ids) >= size:
+            raise InvalidRequestError(
+                f"Token id {max(ids)} is out of range: the vocabulary has {size} tokens.",
+                param=param,
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token in the vocabulary."""
+        return max((len(token) for token in self._tokenizer.get_vocab()), default=1)

@@ -1,0 +1,38 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mlx_parallm.server.body import read_body
+from mlx_parallm.server.chat_format import ChatFormat
+from mlx_parallm.server.generation import Collected, Streamed
+from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.responses import event_answer, whole_answer
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatCompletionResponse
+from mlx_parallm.server.state import state_of
+from mlx_parallm.server.tracks import chat_tracks
+
+router = APIRouter(tags=["Generation"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    response_model=ChatCompletionResponse,
+    responses={200: EVENTS, **GENERATION_ERRORS},
+    openapi_extra=body_of(ChatCompletionRequest),
+)
+async def create_chat_completion(request: Request) -> Response:
+    """Write the next message, whole or as a stream of server-sent events."""
+    state = state_of(request)
+    prompts = state.prompts()
+    body = await read_body(request, ChatCompletionRequest, state.settings.max_body_size)
+    model = state.check_model(body.model)
+    tokenizer = state.loaded().tokenizer
+    tracks = await chat_tracks(body, prompts, tokenizer)
+    style = ChatFormat(body, model, tokenizer)
+    if body.stream:
+        return event_answer(state, Streamed(tracks, style))
+    return await whole_answer(request, state, Collected(tracks), lambda: style.whole(tracks))

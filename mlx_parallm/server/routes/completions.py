@@ -1,0 +1,38 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mlx_parallm.server.body import read_body
+from mlx_parallm.server.completion_format import CompletionFormat
+from mlx_parallm.server.generation import Collected, Streamed
+from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.responses import event_answer, whole_answer
+from mlx_parallm.server.schemas.completions import CompletionRequest, CompletionResponse
+from mlx_parallm.server.state import state_of
+from mlx_parallm.server.tracks import completion_tracks
+
+router = APIRouter(tags=["Generation"])
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue a text",
+    response_model=CompletionResponse,
+    responses={200: EVENTS, **GENERATION_ERRORS},
+    openapi_extra=body_of(CompletionRequest),
+)
+async def create_completion(request: Request) -> Response:
+    """Continue one or several prompts, whole or as a stream of server-sent events."""
+    state = state_of(request)
+    prompts = state.prompts()
+    body = await read_body(request, CompletionRequest, state.settings.max_body_size)
+    model = state.check_model(body.model)
+    tokenizer = state.loaded().tokenizer
+    tracks = await completion_tracks(body, prompts, tokenizer)
+    style = CompletionFormat(body, model, tokenizer)
+    if body.stream:
+        return event_answer(state, Streamed(tracks, style))
+    return await whole_answer(request, state, Collected(tracks), lambda: style.whole(tracks))

@@ -1,0 +1,54 @@
+"""GET /health, /metrics and /debug/metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from mlx_parallm.errors import UnavailableError
+from mlx_parallm.server.openapi import ERRORS
+from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.schemas.models import Health
+from mlx_parallm.server.state import state_of
+
+router = APIRouter(tags=["Operation"])
+
+
+@router.get(
+    "/health",
+    summary="Whether requests are answered now",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "Loading, draining or stopped."}},
+)
+async def health(request: Request) -> Response:
+    """200 when requests are answered; 503 with the reason while loading, draining, or stopped."""
+    engine = state_of(request).engine
+    ready = engine.state == "ready"
+    answer = {
+        "status": "healthy" if ready else engine.state,
+        "model_loaded": engine.loaded is not None,
+        "tokenizer_loaded": engine.loaded is not None,
+        "scheduler_ready": ready,
+    }
+    if ready:
+        return json_answer(answer)
+    headers = {"retry-after": str(UnavailableError.retry_after_s)}
+    return JSONResponse({**answer, "reason": engine.reason}, status_code=503, headers=headers)
+
+
+@router.get(
+    "/metrics",
+    summary="For Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **ERRORS},
+)
+async def metrics(request: Request) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    body = state_of(request).metrics.prometheus()
+    return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/debug/metrics", summary="The same as JSON", responses=ERRORS)
+async def debug_metrics(request: Request) -> Response:
+    """The engine's counters and the server's, as JSON."""
+    return json_answer(state_of(request).metrics.as_json())

@@ -1,0 +1,52 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mlx_parallm.server.openapi import ERRORS
+from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.schemas.models import ModelCard, ModelList
+from mlx_parallm.server.state import ServerState, state_of
+
+router = APIRouter(tags=["Models"])
+
+
+@router.get("/v1/models", summary="What is served", response_model=ModelList, responses=ERRORS)
+async def list_models(request: Request) -> Response:
+    """Every model that a request can name; also while it loads."""
+    state = state_of(request)
+    cards = [_card(state, name) for name in state.settings.model_names]
+    return json_answer({"object": "list", "data": cards})
+
+
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="One model",
+    response_model=ModelCard,
+    responses=ERRORS,
+)
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model by its name, which may contain slashes."""
+    state = state_of(request)
+    return json_answer(_card(state, state.check_model(model_id)))
+
+
+def _card(state: ServerState, name: str) -> dict[str, Any]:
+    loaded = state.engine.loaded
+    path = state.settings.model_path
+    return {
+        "id": name,
+        "object": "model",
+        "created": state.created,
+        "owned_by": "mlx_parallm",
+        "status": state.engine.state,
+        "type": "causal_lm",
+        "path_or_hf_id": path,
+        "root": path,
+        "parent": None,
+        "max_model_len": loaded.max_model_len if loaded else None,
+    }

@@ -1,0 +1,332 @@
+"""POST /v1/chat/completions: https://platform.openai.com/docs/api-reference/chat."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+
+from mlx_parallm.server.schemas.base import (
+    MAX_TOKEN_ID,
+    FalseOnly,
+    RequestModel,
+    Unsupported,
+    only,
+    unsupported,
+    wrong,
+)
+from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS, SamplingFields
+from mlx_parallm.server.schemas.usage import Usage
+
+_TEXT_PARTS = {"text": "text", "refusal": "refusal"}
+
+
+def _content_text(value: Any) -> str:
+    """Message content as one string; the texts of several parts are joined by newlines."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong("expected a string or a list of content parts")
+    return "\n".join(_part_text(part, index) for index, part in enumerate(value))
+
+
+def _part_text(part: Any, index: int) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise wrong("expected an object with a type", f"{index}")
+    if kind not in _TEXT_PARTS:
+        raise unsupported(f"content of type {kind[:40]!r} is not supported", f"{index}.type")
+    text = part.get(_TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        raise wrong("expected a string", f"{index}.{_TEXT_PARTS[kind]}")
+    return text
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    """The arguments of an earlier call, as the object that chat templates expect."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except (ValueError, RecursionError):
+            raise wrong("expected a string that holds a JSON object") from None
+    if not isinstance(value, dict):
+        raise wrong("expected a string that holds a JSON object")
+    return value
+
+
+def _tool_choice(value: Any) -> Any:
+    if value in ("none", "auto"):
+        return value
+    if value == "required" or isinstance(value, dict):
+        raise unsupported('only "auto" and "none" are supported')
+    raise wrong('expected "auto" or "none"')
+
+
+def _response_format(value: Any) -> Any:
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise wrong("expected an object with a type")
+    if value["type"] != "text":
+        raise unsupported('only {"type": "text"} is supported')
+    return value
+
+
+def _verbosity(value: Any) -> Any:
+    return only("medium", '"medium"')(value)
+
+
+Content = Annotated[
+    str,
+    PlainValidator(_content_text),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        "required": ["type", "text"],
+                    },
+                },
+            ]
+        }
+    ),
+]
+
+
+class CalledFunction(RequestModel):
+    """The name and arguments of an earlier call."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1)
+    arguments: Annotated[
+        dict[str, Any],
+        PlainValidator(_arguments),
+        WithJsonSchema({"type": "string", "pattern": r"^\{\}$", "description": "A JSON object."}),
+    ] = Field(default_factory=dict)
+
+
+class MessageToolCall(RequestModel):
+    """A call that the model made in an earlier turn."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(RequestModel):
+    """One turn. Fields not named here are handed to the chat template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] = Field(default_factory=list)
+    tool_call_id: str | None = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise wrong(f"a message of role {self.role!r} needs content", "content")
+        return self
+
+
+class FunctionDefinition(RequestModel):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1, max_length=256)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(RequestModel):
+    """A tool that the model may call."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Annotated[Literal["function"], BeforeValidator(only("function", '"function"'))]
+    function: FunctionDefinition
+
+
+class ChatTemplateFields(RequestModel):
+    """What a chat template is given. Shared with /tokenize."""
+
+    messages: list[ChatMessage] = Field(min_length=1, description="The conversation so far.")
+    tools: list[Tool] = Field(default_factory=list, max_length=1024)
+    add_generation_prompt: bool = Field(True, description="End the prompt with the turn to write.")
+    continue_final_message: bool = Field(False, description="Write on in the last message.")
+    add_special_tokens: bool = Field(False, description="Add BOS to what the template made.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="More variables for the chat template."
+    )
+    chat_template: Unsupported = None
+    documents: Unsupported = None
+
+    @model_validator(mode="after")
+    def _one_ending(self) -> ChatTemplateFields:
+        # add_generation_prompt is on by default, so only an explicit one is a contradiction.
+        explicit = "add_generation_prompt" in self.model_fields_set
+        if self.continue_final_message and self.add_generation_prompt and explicit:
+            raise wrong(
+                "continue_final_message and add_generation_prompt exclude each other",
+                "continue_final_message",
+            )
+        return self
+
+
+class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
+    """A conversation in, the next message out."""
+
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKEN_ID, description="The older name of max_completion_tokens."
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKEN_ID, description="Default: what is left of the context."
+    )
+    logprobs: bool = False
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Alternatives per token; needs logprobs: true."
+    )
+    tool_choice: Annotated[
+        Literal["none", "auto"],
+        BeforeValidator(_tool_choice),
+        WithJsonSchema({"enum": ["none", "auto"]}),
+    ] = "auto"
+    parallel_tool_calls: bool = Field(True, description="false: end after the first call.")
+    response_format: Annotated[
+        dict[str, Any] | None,
+        BeforeValidator(_response_format),
+        WithJsonSchema(
+            {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]}
+        ),
+    ] = None
+    reasoning_effort: str | None = Field(
+        None, max_length=64, description="A variable of the chat template, where it has one."
+    )
+
+    modalities: Annotated[
+        list[str], BeforeValidator(only(["text"], '["text"]')), WithJsonSchema({"const": ["text"]})
+    ] = Field(default_factory=lambda: ["text"])
+    verbosity: Annotated[str, BeforeValidator(_verbosity), WithJsonSchema({"const": "medium"})] = (
+        "medium"
+    )
+    store: FalseOnly = False
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="Accepted; has no effect, like the next five."
+    )
+    service_tier: str = ""
+    prompt_cache_key: str = ""
+    prompt_cache_retention: str = ""
+    prompt_cache_options: dict[str, Any] = Field(default_factory=dict)
+    safety_identifier: str = ""
+
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    functions: Unsupported = None
+    moderation: Unsupported = None
+    prediction: Unsupported = None
+    web_search_options: Unsupported = None
+    best_of: Unsupported = None
+    echo: FalseOnly = False
+    suffix: Unsupported = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ChatCompletionRequest:
+        if self.stream_options is not None and not self.stream:
+            raise wrong("stream_options is only allowed when stream is true", "stream_options")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise wrong("top_logprobs needs logprobs to be true", "top_logprobs")
+        if self.stream and self.prompt_logprobs is not None:
+            raise unsupported("prompt_logprobs cannot be streamed", "prompt_logprobs")
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise wrong(
+                "max_tokens and max_completion_tokens differ; send one", "max_completion_tokens"
+            )
+        return self
+
+
+class TopLogprob(BaseModel):
+    """One alternative. bytes: its UTF-8, also where a token is part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    """One token of the answer with the likeliest alternatives, best first."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of the answer's tokens."""
+
+    content: list[ChatTokenLogprob] | None
+    refusal: list[ChatTokenLogprob] | None = None
+
+
+class ToolCallFunction(BaseModel):
+    """What to call; arguments is a string that holds JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: ToolCallFunction
+
+
+class AnswerMessage(BaseModel):
+    """The message that was generated."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+    stop_reason: str | int | None = None
+
+
+class ChatCompletionResponse(BaseModel):
+    """n answers to one conversation. prompt_logprobs has vLLM's shape."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: list[dict[str, Any] | None] | None = None

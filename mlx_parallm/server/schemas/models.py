@@ -1,0 +1,43 @@
+"""GET /v1/models and GET /health."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelCard(BaseModel):
+    """One model that requests can name. parent: the base model of an adapter."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    status: Literal["loading", "ready", "draining", "stopped"]
+    type: str
+    path_or_hf_id: str
+    root: str
+    parent: str | None
+    max_model_len: int | None
+
+
+class ModelList(BaseModel):
+    """Everything served."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """Whether requests are answered now; the reason where they are not."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    status: Literal["healthy", "loading", "draining", "stopped"]
+    model_loaded: bool
+    tokenizer_loaded: bool
+    scheduler_ready: bool
+    reason: str | None = None

@@ -1,0 +1,136 @@
+"""The fields that every generating request shares; names and meanings are OpenAI's and vLLM's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from mlx_parallm.server.schemas.base import (
+    MAX_TOKEN_ID,
+    FalseOnly,
+    RequestModel,
+    Unsupported,
+    wrong,
+)
+
+MAX_SEQUENCES = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+
+def _stop_list(value: Any) -> Any:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise wrong("expected a string or a list of strings")
+    if len(stops) > MAX_STOPS:
+        raise wrong(f"at most {MAX_STOPS} stop strings are allowed")
+    if not all(stops):
+        raise wrong("a stop string cannot be empty")
+    return stops
+
+
+def _bias_by_id(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise wrong("expected an object that maps token ids to numbers")
+    return {_token_id(key): _bias(bias) for key, bias in value.items()}
+
+
+def _token_id(key: str) -> int:
+    if not key.isascii() or not key.isdigit() or len(key) > 10 or int(key) > MAX_TOKEN_ID:
+        raise wrong(f"{key[:20]!r} is not a token id")
+    return int(key)
+
+
+def _bias(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -100 <= value <= 100:
+        raise wrong("each bias must be a number from -100 to 100")
+    return float(value)
+
+
+StopStrings = Annotated[
+    list[str],
+    BeforeValidator(_stop_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "array",
+                    "items": {"type": "string", "minLength": 1},
+                    "maxItems": MAX_STOPS,
+                },
+            ]
+        }
+    ),
+]
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_bias_by_id),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+        }
+    ),
+]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+
+
+class StreamOptions(RequestModel):
+    """What a stream carries besides its text."""
+
+    include_usage: bool = Field(False, description="A last event with the usage.")
+    continuous_usage_stats: bool = Field(False, description="Usage so far in every event.")
+    include_obfuscation: FalseOnly = False
+
+
+class SamplingFields(RequestModel):
+    """How to sample, when to stop, and what to report."""
+
+    model: str = Field("", description="A name from /v1/models; empty means the served model.")
+    n: int = Field(1, ge=1, le=MAX_SEQUENCES, description="Answers per prompt.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 takes the likeliest token.")
+    top_p: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=-1, le=MAX_TOKEN_ID, description="0 or -1 is off.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: LogitBias = Field(default_factory=dict)
+    seed: int | None = Field(
+        None, ge=-(2**63), le=2**63 - 1, description="Same seed, same request: same tokens."
+    )
+    stop: StopStrings = Field(default_factory=list, description="Up to 16 strings that end it.")
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=1024)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = Field(False, description="Go on through the model's end tokens.")
+    min_tokens: int = Field(0, ge=0, le=MAX_TOKEN_ID)
+    skip_special_tokens: bool = True
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Alternatives per prompt token, vLLM's shape."
+    )
+    return_tokens_as_token_ids: bool = Field(
+        False, description='Tokens in logprobs are written as "token_id:17".'
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=MAX_TOKEN_ID, description="Keep this many last tokens; -1: what fits."
+    )
+    priority: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Lower is served first.")
+    stream: bool = False
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+
+    user: str = Field("", description="Accepted; has no effect.")
+
+    # vLLM's that cannot be honoured here.
+    use_beam_search: FalseOnly = False
+    length_penalty: Unsupported = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
+    logits_processors: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
+    structured_outputs: Unsupported = None

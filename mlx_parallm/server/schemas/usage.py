@@ -1,0 +1,20 @@
+"""Token counts, as OpenAI reports them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class PromptTokensDetails(BaseModel):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens of one request. Each prompt is counted once, every generated token is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None

@@ -1,0 +1,86 @@
+"""What the routes of one running server share."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from fastapi import Request
+
+from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError
+from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.metrics import Metrics
+from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.queue import RequestQueue
+from mlx_parallm.settings import Settings
+
+if TYPE_CHECKING:
+    from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.models.loader import LoadedModel
+
+
+@dataclass(slots=True)
+class ServerState:
+    """One server: its settings, its engine, and the ways to it."""
+
+    settings: Settings
+    engine: Engine
+    dispatcher: Dispatcher
+    queue: RequestQueue
+    metrics: Metrics
+    executor: ThreadPoolExecutor
+    created: int = field(default_factory=lambda: int(time.time()))
+    _prompts: Prompts | None = None
+
+    def loaded(self) -> LoadedModel:
+        """The model, once it is there.
+
+        Raises:
+            UnavailableError: loading, draining or stopped.
+        """
+        loaded = self.engine.loaded
+        if self.engine.state != "ready" or loaded is None:
+            raise UnavailableError(f"The server cannot take requests now: {self.engine.reason}.")
+        return loaded
+
+    def prompts(self) -> Prompts:
+        """The maker of prompts for the model.
+
+        Raises:
+            UnavailableError: as loaded().
+        """
+        loaded = self.loaded()
+        if self._prompts is None:
+            self._prompts = Prompts(loaded, self.executor)
+        return self._prompts
+
+    def check_model(self, name: str) -> str:
+        """The served name that a request's `model` means; empty means the first.
+
+        Raises:
+            NotFoundError: no such model is served.
+        """
+        names = self.settings.model_names
+        if name and name not in names:
+            raise NotFoundError(
+                f"The model {name[:200]!r} does not exist; this server has {names[0]!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        return name or names[0]
+
+    def drain(self) -> None:
+        """Refuse new requests and let the accepted ones finish."""
+        self.engine.drain()
+
+    def answer_all(self, error: ParallmError) -> None:
+        """End every request that still waits, with an error."""
+        self.queue.close(error)
+        self.dispatcher.cancel_all(error)
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the server that got this request."""
+    return cast(ServerState, request.app.state.server)

@@ -1,0 +1,104 @@
+"""From a validated request to the tracks of its sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mlx_parallm.engine.detokenizer import TextStream
+from mlx_parallm.engine.sequence import SamplingParams
+from mlx_parallm.engine.sequence import Sequence as EngineSequence
+from mlx_parallm.server.generation import Track
+from mlx_parallm.server.prompts import DEFAULT_MAX_TOKENS, Prompt, Prompts
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest
+from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.sampling import SamplingFields
+from mlx_parallm.server.tools import ToolReader
+
+
+async def completion_tracks(
+    body: CompletionRequest, prompts: Prompts, tokenizer: Any
+) -> list[Track]:
+    """num_candidates tracks for each prompt, in the prompts' order.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    scored = body.logprobs
+    if scored is None and body.num_candidates > body.n:
+        # best_of ranks by them.
+        scored = 0
+    asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    of_prompt = max((value for value in asked if value is not None), default=None)
+    tracks: list[Track] = []
+    for prompt in await prompts.completion(body):
+        max_tokens = prompts.max_tokens(body.max_tokens, DEFAULT_MAX_TOKENS, prompt)
+        params = prompts.sampling(
+            body, max_tokens=max_tokens, logprobs=scored, prompt_logprobs=of_prompt
+        )
+        for sequence in _sequences(prompt, params, body.num_candidates, body.priority):
+            stream = _stream(tokenizer, sequence, body, body.skip_special_tokens)
+            tracks.append(Track(sequence, stream, len(tracks), prompt))
+    return tracks
+
+
+async def chat_tracks(body: ChatCompletionRequest, prompts: Prompts, tokenizer: Any) -> list[Track]:
+    """n tracks for the conversation.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    prompt = await prompts.chat(body)
+    asked = body.max_completion_tokens or body.max_tokens
+    params = prompts.sampling(
+        body,
+        max_tokens=prompts.max_tokens(asked, None, prompt),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+    )
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    reads_tools = bool(tools) and body.tool_choice != "none"
+    # The markers of calls may be special tokens, which are needed to find the calls.
+    skip = body.skip_special_tokens and not (reads_tools and _has_special_markers(tokenizer))
+    tracks: list[Track] = []
+    for sequence in _sequences(prompt, params, body.n, body.priority):
+        stream = _stream(tokenizer, sequence, body, skip)
+        reader = ToolReader(tokenizer, tools) if reads_tools else None
+        one_call = not body.parallel_tool_calls
+        tracks.append(Track(sequence, stream, len(tracks), prompt, reader, one_call))
+    return tracks
+
+
+def _sequences(
+    prompt: Prompt, params: SamplingParams, count: int, priority: int
+) -> Iterator[EngineSequence]:
+    """`count` sequences that share one prefill; with a seed each has its own, counted up."""
+    group: int | None = None
+    for place in range(count):
+        own = params
+        if params.seed is not None and place:
+            own = replace(params, seed=(params.seed + place) % 2**64)
+        sequence = EngineSequence(prompt.ids, own, group=group, priority=priority)
+        if count > 1 and group is None:
+            # A number that no other request has.
+            group = sequence.group = sequence.id
+        yield sequence
+
+
+def _stream(
+    tokenizer: Any, sequence: EngineSequence, body: SamplingFields, skip_special_tokens: bool
+) -> TextStream:
+    return TextStream(
+        tokenizer,
+        sequence.params,
+        stop=body.stop,
+        include_stop=body.include_stop_str_in_output,
+        skip_special_tokens=skip_special_tokens,
+        prompt=sequence.prompt,
+    )
+
+
+def _has_special_markers(tokenizer: Any) -> bool:
+    special: Sequence[str] = getattr(tokenizer, "all_special_tokens", ())
+    return tokenizer.tool_call_start in special or tokenizer.tool_call_end in special

@@ -1,0 +1,361 @@
+"""The Python API: load a model, generate for one prompt or for hundreds at once.
+
+    from mlx_parallm.utils import load, batch_generate
+
+    model, tokenizer = load("bundled")
+    answers = batch_generate(model, tokenizer, prompts=questions, max_tokens=100, temp=0.0)
+
+Everything here runs on the engine that also serves HTTP: one running batch per
+model, whichever functions and threads its requests come from.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import queue
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from mlx_parallm.engine.detokenizer import TextStream
+from mlx_parallm.engine.engine import Engine, EngineConfig, Sink
+from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence, TokenLogprob
+from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.loader import LoadedModel, describe, load_model
+
+log = logging.getLogger(__name__)
+
+Prompt = str | list[int] | list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class GenerationResponse:
+    """A piece of one answer.
+
+    Attributes:
+        text: new text; token_ids: the tokens behind it.
+        finish_reason: set on the last piece ("stop" or "length").
+        prompt_tokens, generation_tokens: counted so far.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: str | None
+    prompt_tokens: int
+    generation_tokens: int
+
+
+def load(
+    path_or_hf_repo: str = "bundled",
+    *,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    max_batch_size: int = 32,
+    kv_cache_memory: int | None = None,
+    draft_model: str | None = None,
+    speculative: str | None = None,
+    num_draft_tokens: int = 4,
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer.
+
+    Args:
+        path_or_hf_repo: "bundled", a folder in Hugging Face format, or a hub id.
+        dtype: "auto", "float32", "float16" or "bfloat16".
+        max_model_len: a shorter context than the model's own.
+        max_batch_size: sequences that compute at once.
+        kv_cache_memory: bytes for K and V of running sequences.
+        draft_model: a smaller model with the same tokenizer that guesses ahead.
+        speculative: "ngram" guesses from the text so far, without a model.
+        num_draft_tokens: the most tokens to guess in a step.
+
+    Returns:
+        mlx-lm's model and TokenizerWrapper. The model was made on its engine's
+        thread; call MLX on it yourself only through `session_of(...).engine.call`.
+
+    Raises:
+        ModelLoadError: what is missing or wrong, in one sentence.
+    """
+    engine = Engine(
+        lambda: load_model(path_or_hf_repo, dtype=dtype, max_model_len=max_model_len),
+        EngineConfig(
+            max_batch_size=max_batch_size,
+            max_queue=1 << 30,
+            kv_cache_memory=kv_cache_memory,
+            speculative="draft" if draft_model is not None else speculative,
+            num_draft_tokens=num_draft_tokens,
+        ),
+        None if draft_model is None else lambda: load_model(draft_model, dtype=dtype),
+    )
+    session = Session.start(engine)
+    return session.loaded.model, session.loaded.tokenizer
+
+
+def generate(model: Any, tokenizer: Any, prompt: Prompt, **settings: Any) -> str:
+    """The answer to one prompt; settings as in `batch_generate`."""
+    return batch_generate(model, tokenizer, [prompt], **settings)[0]
+
+
+def stream_generate(
+    model: Any, tokenizer: Any, prompt: Prompt, **settings: Any
+) -> Iterator[GenerationResponse]:
+    """The answer to one prompt, piece by piece; settings as in `batch_generate`."""
+    for _, response in batch_stream_generate_text(model, tokenizer, [prompt], **settings):
+        yield response
+
+
+def batch_generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Items[Prompt],
+    *,
+    verbose: bool = False,
+    **settings: Any,
+) -> list[str]:
+    """The answers to many prompts, batched continuously.
+
+    Args:
+        prompts: strings, token ids, or chat messages.
+        verbose: show a progress bar and the speed.
+        settings: max_tokens (100), temp (0.0), top_p, top_k, min_p, seed, stop,
+            repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
+            min_tokens, ignore_eos, logprobs, use_speculative, and format_prompts
+            (False), which puts strings through the tokenizer's chat template.
+            With a seed, prompt i is sampled with seed + i.
+
+    Raises:
+        InvalidRequestError: a prompt is empty or does not fit the context.
+    """
+    texts: list[list[str]] = [[] for _ in prompts]
+    tokens, began = 0, time.perf_counter()
+    with tqdm(total=len(prompts), disable=not verbose, unit="prompt") as bar:
+        for index, piece in batch_stream_generate_text(model, tokenizer, prompts, **settings):
+            texts[index].append(piece.text)
+            tokens += len(piece.token_ids)
+            if piece.finish_reason is not None:
+                bar.update()
+                bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
+    return ["".join(parts) for parts in texts]
+
+
+def batch_stream_generate_text(
+    model: Any, tokenizer: Any, prompts: Items[Prompt], **settings: Any
+) -> Iterator[tuple[int, GenerationResponse]]:
+    """Pieces of many answers as they come, each with its prompt's index.
+
+    Settings as in `batch_generate`. Closing the iterator ends what still runs.
+    """
+    inbox: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
+    run = session_of(model, tokenizer).begin(prompts, inbox.put, **settings)
+    try:
+        while run.unfinished:
+            yield from run.take(inbox.get())
+    finally:
+        run.abort()
+
+
+class Session:
+    """A loaded model with its running engine."""
+
+    def __init__(self, engine: Engine, loaded: LoadedModel) -> None:
+        self.engine = engine
+        self.loaded = loaded
+
+    @classmethod
+    def start(cls, engine: Engine) -> Session:
+        """Start the engine, wait for its model, and remember the session."""
+        engine.start()
+        engine.wait_ready()
+        if engine.loaded is None:
+            raise RuntimeError("the engine is ready without a model")
+        session = cls(engine, engine.loaded)
+        engine.loaded.model._parallm_session = session
+        atexit.register(engine.stop)
+        return session
+
+    def begin(self, prompts: Items[Prompt], sink: Sink, **settings: Any) -> Run:
+        """Submit prompts; the run turns the sink's outputs into responses."""
+        asked = _Settings(**settings)
+        sequences = [self._sequence(p, i, asked) for i, p in enumerate(prompts)]
+        streams = [
+            TextStream(self.loaded.tokenizer, s.params, stop=asked.stops, prompt=s.prompt)
+            for s in sequences
+        ]
+        run = Run(self.engine, sequences, streams)
+        self.engine.submit(sequences, sink)
+        return run
+
+    def _sequence(self, prompt: Prompt, index: int, asked: _Settings) -> Sequence:
+        tokens = self._encode(prompt, asked.format_prompts)
+        if not tokens:
+            raise InvalidRequestError(f"prompt {index} is empty", param="prompts")
+        room = self.loaded.max_model_len - len(tokens)
+        if room < 1:
+            raise InvalidRequestError(
+                f"prompt {index} has {len(tokens)} tokens; "
+                f"the model's context is {self.loaded.max_model_len}",
+                param="prompts",
+            )
+        return Sequence(tokens, asked.params(index, room, self.loaded.eos_token_ids))
+
+    def _encode(self, prompt: Prompt, format_prompts: bool) -> list[int]:
+        tokenizer = self.loaded.tokenizer
+        if isinstance(prompt, str) and not format_prompts:
+            return list(tokenizer.encode(prompt))
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if prompt and isinstance(prompt[0], dict):
+            return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+        return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Keyword settings of the generate functions."""
+
+    max_tokens: int = 100
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | tuple[str, ...] | list[str] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    format_prompts: bool = False
+    use_speculative: bool | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def params(self, index: int, room: int, eos: frozenset[int]) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=min(self.max_tokens, room),
+            temperature=self.temp,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            seed=None if self.seed is None else self.seed + index,
+            eos_token_ids=eos,
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
+            speculative=self.use_speculative,
+        )
+
+
+class Run:
+    """Prompts that were submitted together, and what came back so far."""
+
+    def __init__(
+        self, engine: Engine, sequences: list[Sequence], streams: list[TextStream]
+    ) -> None:
+        self._engine = engine
+        self._sequences = sequences
+        self._streams = streams
+        self._index = {s.id: i for i, s in enumerate(sequences)}
+        self._generated = [0] * len(sequences)
+        self._open = set(self._index)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some answer is not complete."""
+        return bool(self._open)
+
+    def take(self, outputs: list[Output]) -> list[tuple[int, GenerationResponse]]:
+        """Responses made of a step's outputs.
+
+        Raises:
+            ParallmError: the server failed on one of the prompts.
+        """
+        responses = []
+        for output in outputs:
+            if output.sequence_id not in self._open:
+                continue
+            if output.error is not None:
+                raise output.error
+            responses.append(self._respond(output))
+        return responses
+
+    def abort(self) -> None:
+        """End what still runs."""
+        if self._open:
+            self._engine.abort(self._open)
+            self._open = set()
+
+    def _respond(self, output: Output) -> tuple[int, GenerationResponse]:
+        index = self._index[output.sequence_id]
+        delta = self._streams[index].push(output)
+        self._generated[index] += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._open.discard(output.sequence_id)
+            if output.finish_reason is None:  # a stop string: the engine does not know
+                self._engine.abort([output.sequence_id])
+        reason = delta.finish_reason.value if delta.finish_reason is not None else None
+        return index, GenerationResponse(
+            delta.text,
+            delta.token_ids,
+            delta.logprobs,
+            reason,
+            len(self._sequences[index].prompt),
+            self._generated[index],
+        )
+
+
+def session_of(model: Any, tokenizer: Any, *, max_batch_size: int | None = None) -> Session:
+    """The session of a model; one that mlx-lm loaded gets an engine on first use.
+
+    Args:
+        max_batch_size: changes the running engine's, where given.
+    """
+    session: Session | None = getattr(model, "_parallm_session", None)
+    if session is None:
+        session = Session.start(_adopt(model, tokenizer))
+    if max_batch_size is not None:
+        session.engine.configure(max_batch_size=max_batch_size)
+    return session
+
+
+def close(model: Any) -> None:
+    """Stop a model's engine; its memory is free once the model is."""
+    session: Session | None = getattr(model, "_parallm_session", None)
+    if session is not None:
+        session.engine.stop()
+        del model._parallm_session
+
+
+def _adopt(model: Any, tokenizer: Any) -> Engine:
+    """An engine for a model that was made elsewhere."""
+    mx.eval(model.parameters())  # lazy arrays belong to the thread that made them
+    config = dict(vars(model.args)) if hasattr(model, "args") else {}
+    loaded = describe(model, tokenizer, config, "adopted", Path())
+    return Engine(lambda: loaded, EngineConfig(max_queue=1 << 30))
+
+
+__all__ = [
+    "FinishReason",
+    "GenerationResponse",
+    "batch_generate",
+    "batch_stream_generate_text",
+    "close",
+    "generate",
+    "load",
+    "stream_generate",
+]

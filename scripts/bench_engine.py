@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Measures the engine without HTTP, against other ways to run the same model.
+
+    scripts/bench_engine.py --scenario all
+    scripts/bench_engine.py --scenario mixed --model-path 125m --json out.json
+    scripts/bench_engine.py --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout as it is
+
+import bench_models
+from benchlib.scenarios import SCENARIOS, Bench
+from benchlib.table import format_table
+from mlx_parallm import blas
+
+
+def main() -> None:
+    """Run the scenarios asked for; print their tables, and write JSON where asked."""
+    args = _arguments()
+    if args.list:
+        for name, function in SCENARIOS.items():
+            print(f"{name:12} {(function.__doc__ or '').splitlines()[0]}")
+        return
+    shapes = bench_models.SHAPES
+    folder = bench_models.ensure(args.model_path) if args.model_path in shapes else args.model_path
+    bench = Bench(Path(folder), rounds=1 if args.quick else args.rounds, quick=args.quick)
+    report: dict[str, Any] = {"model": args.model_path, "blas": str(blas.info()), "scenarios": {}}
+    print(f"model {args.model_path}, BLAS {blas.info()}\n")
+    for name in list(SCENARIOS) if "all" in args.scenario else args.scenario:
+        rows = SCENARIOS[name](bench)
+        report["scenarios"][name] = rows
+        print(f"{name}: {(SCENARIOS[name].__doc__ or '').splitlines()[0]}\n")
+        print(format_table(rows) + "\n", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--scenario", nargs="+", default=["all"], choices=["all", *SCENARIOS], metavar="NAME")
+    add("--list", action="store_true", help="print the scenarios and exit")
+    add("--model-path", default="27m", help="folder, tiny, 27m or 125m")
+    add("--rounds", type=int, default=3, help="how often sides take turns")
+    add("--quick", action="store_true", help="small sizes and one round, to see that it runs")
+    add("--json", type=Path, help="file for all rows")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

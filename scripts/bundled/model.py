@@ -1,0 +1,96 @@
+"""The two architectures, and how they are saved as Hugging Face folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from tokenizers import Tokenizer
+
+from .sample import PADDING, TURN_END
+
+CONTEXT = 2048
+VOCABULARY = 1792
+
+TARGET = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "intermediate_size": 512,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+}
+DRAFT = {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "intermediate_size": 256,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+}
+
+
+def config(size: dict[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json of a model of this size."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **size,
+        "head_dim": size["hidden_size"] // size["num_attention_heads"],
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id(TURN_END),
+        "pad_token_id": tokenizer.token_to_id(PADDING),
+        "torch_dtype": "float16",
+    }
+
+
+def build(model_config: dict[str, Any], seed: int) -> llama.Model:
+    """A model with fresh weights: normal(0.02), the writers into the residual stream smaller."""
+    mx.random.seed(seed)
+    model = llama.Model(llama.ModelArgs.from_dict(model_config))
+    depth = model_config["num_hidden_layers"]
+
+    def fresh(name: str, weight: mx.array) -> mx.array:
+        if weight.ndim < 2:
+            return weight
+        scale = 0.02 if "embed" in name else weight.shape[1] ** -0.5
+        if "o_proj" in name or "down_proj" in name:
+            scale /= (2 * depth) ** 0.5
+        return mx.random.normal(weight.shape) * scale
+
+    weights = [(name, fresh(name, weight)) for name, weight in tree_flatten(model.parameters())]
+    model.load_weights(weights)
+    mx.eval(model.parameters())
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(weight.size for _, weight in tree_flatten(model.parameters()))
+
+
+def save_model(model: nn.Module, model_config: dict[str, Any], folder: Path) -> None:
+    """Write config.json, generation_config.json and model.safetensors in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: weight.astype(mx.float16) for name, weight in tree_flatten(model.parameters())
+    }
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    generation = {
+        "eos_token_id": model_config["eos_token_id"],
+        "pad_token_id": model_config["pad_token_id"],
+        "do_sample": False,
+    }
+    for name, content in (("config.json", model_config), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

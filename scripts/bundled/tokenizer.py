@@ -1,0 +1,101 @@
+"""The byte-level BPE tokenizer of the bundled models: made, saved and used in training."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .sample import (
+    CHAT_TEMPLATE,
+    PADDING,
+    TOOL_CALL_END,
+    TOOL_CALL_START,
+    TURN_END,
+    TURN_START,
+    Sample,
+    segments,
+)
+
+# GPT-2's pattern, but a digit stands alone: numbers are read digit by digit.
+_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_SPECIAL = (PADDING, TURN_START, TURN_END)
+# Seen as single tokens but shown in the text, so that clients can read the call.
+_MARKS = (TOOL_CALL_START, TOOL_CALL_END)
+
+
+def train_tokenizer(texts: Iterable[str], words: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over `texts`; each of `words` becomes one token (with its leading space).
+
+    The words are repeated so often that their merges come first.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(_MARKS),
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+    def corpus() -> Iterator[str]:
+        yield from texts
+        for word in words:
+            yield f" {word}" * 2000
+
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in _MARKS])
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], list[bool]]:
+    """Token ids of a sample, and for each whether the model has to predict it."""
+    ids: list[int] = []
+    wanted: list[bool] = []
+    for text, predicted in segments(sample):
+        piece = tokenizer.encode(text, add_special_tokens=False).ids
+        ids += piece
+        wanted += [predicted] * len(piece)
+    return ids, wanted
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": TURN_END, "pad_token": PADDING}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": None,
+        **special,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def sample_texts(samples: Iterable[Sample]) -> Iterator[str]:
+    for sample in samples:
+        yield "".join(text for text, _ in segments(sample))
+
+
+def shuffled(rng: random.Random, items: Iterable[str]) -> list[str]:
+    result = list(items)
+    rng.shuffle(result)
+    return result
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

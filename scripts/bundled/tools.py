@@ -1,0 +1,211 @@
+"""Tool calls: three tools are offered, one of them fits, or none."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .sample import Message, Sample, Tool, turn
+from .sums import sum_steps, sums
+from .talk import small_talk
+from .words import ANIMALS, CITIES, DAYS, NAMES, VALUES
+
+NO_TOOL_ANSWER = "I have no tool for that."
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """name, description; parameters name -> (JSON type, description); asked: wordings with the
+    parameters as slots; slots: how each value is drawn."""
+
+    name: str
+    description: str
+    parameters: dict[str, tuple[str, str]]
+    asked: tuple[str, ...]
+
+    def tool(self, rng: random.Random) -> Tool:
+        """The definition as OpenAI clients send it, with or without the optional parts."""
+        described = rng.random() < 0.5
+        properties = {
+            name: {"type": kind, "description": text} if described else {"type": kind}
+            for name, (kind, text) in self.parameters.items()
+        }
+        parameters: dict[str, Any] = {"type": "object", "properties": properties}
+        if rng.random() < 0.8:
+            parameters["required"] = list(self.parameters)
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": parameters,
+            },
+        }
+
+
+def _word(rng: random.Random) -> str:
+    return rng.choice(VALUES)
+
+
+def _words(rng: random.Random) -> str:
+    return " ".join(rng.choice((*VALUES, *ANIMALS)) for _ in range(rng.choice((1, 2, 2, 3))))
+
+
+_SLOTS: dict[str, Callable[[random.Random], Any]] = {
+    "city": lambda rng: rng.choice(CITIES),
+    "name": lambda rng: rng.choice(NAMES),
+    "to": lambda rng: rng.choice(NAMES),
+    "day": lambda rng: rng.choice(DAYS),
+    "a": lambda rng: rng.randrange(100),
+    "b": lambda rng: rng.randrange(100),
+    "minutes": lambda rng: rng.randrange(1, 100),
+    "amount": lambda rng: rng.randrange(1, 100),
+    "level": lambda rng: rng.randrange(1, 100),
+    "degrees": lambda rng: rng.randrange(5, 31),
+    "page": lambda rng: rng.randrange(1, 100),
+    "count": lambda rng: rng.randrange(1, 21),
+    "query": _words,
+    "text": _words,
+    "title": _words,
+    "item": _word,
+    "song": _words,
+    "word": _word,
+    "file": lambda rng: f"{_word(rng)}.txt",
+    "room": lambda rng: rng.choice("kitchen bedroom office hall bathroom garage".split()),
+    "language": lambda rng: rng.choice("French German Italian Spanish Greek Polish".split()),
+    "currency": lambda rng: rng.choice("euro dollar pound yen franc".split()),
+}
+
+_TYPES = {"a", "b", "minutes", "amount", "level", "degrees", "page", "count"}
+_ABOUT = {
+    "city": "name of the city", "name": "name of the person", "to": "who gets it",
+    "day": "day of the week", "a": "first number", "b": "second number",
+    "minutes": "length in minutes", "amount": "how much", "level": "from 1 to 99",
+    "degrees": "in Celsius", "page": "page number", "count": "how many",
+    "query": "what to look for", "text": "the text", "title": "the title",
+    "item": "the thing", "song": "title of the song", "word": "the word",
+    "file": "name of the file", "room": "which room", "language": "target language",
+    "currency": "name of the currency",
+}
+
+
+def _kind(name: str, description: str, parameters: str, asked: str) -> Kind:
+    types = {
+        key: ("integer" if key in _TYPES else "string", _ABOUT[key]) for key in parameters.split()
+    }
+    return Kind(name, description, types, tuple(part.strip() for part in asked.split("|")))
+
+
+KINDS = (
+    _kind("get_weather", "Get the weather of a city", "city",
+          "What is the weather in {city}?|How is the weather in {city}?|Weather in {city}, please."
+          "|Is it raining in {city}?|Tell me the weather in {city}.|Is it warm in {city}?"),
+    _kind("get_time", "Get the time in a city", "city",
+          "What time is it in {city}?|Tell me the time in {city}.|Time in {city}?"
+          "|How late is it in {city}?"),
+    _kind("add", "Add two numbers", "a b",
+          "What is {a} + {b}?|Add {a} and {b}.|How much is {a} plus {b}?|What is {a} plus {b}?"),
+    _kind("multiply", "Multiply two numbers", "a b",
+          "What is {a} times {b}?|Multiply {a} by {b}.|How much is {a} times {b}?"),
+    _kind("search", "Search the web", "query",
+          "Search for {query}.|Look up {query}.|Find {query} on the web.|Search the web for {query}."),
+    _kind("send_message", "Send a message to a person", "to text",
+          "Send {to} the message {text}.|Tell {to} this: {text}.|Write to {to}: {text}.|Message {to}: {text}."),
+    _kind("call", "Call a person", "name",
+          "Call {name}.|Please phone {name}.|I want to talk to {name}.|Ring {name}, please."),
+    _kind("set_timer", "Set a timer", "minutes",
+          "Set a timer for {minutes} minutes.|Timer, {minutes} minutes.|Start a timer of {minutes} minutes."
+          "|Wake me in {minutes} minutes."),
+    _kind("set_alarm", "Set an alarm on a day", "day",
+          "Set an alarm for {day}.|Alarm on {day}, please.|Put an alarm on {day}."),
+    _kind("play_music", "Play a song", "song",
+          "Play {song}.|Please play the song {song}.|I want to hear {song}.|Put on {song}."),
+    _kind("set_volume", "Set the volume", "level",
+          "Set the volume to {level}.|Volume {level}, please.|Turn the volume to {level}."),
+    _kind("turn_on_light", "Turn on the light in a room", "room",
+          "Turn on the light in the {room}.|Light in the {room}, please.|It is dark in the {room}."),
+    _kind("set_heating", "Set the heating of a room", "room degrees",
+          "Heat the {room} to {degrees} degrees.|Set the {room} to {degrees} degrees."
+          "|Make the {room} {degrees} degrees warm."),
+    _kind("buy", "Buy things", "item count",
+          "Buy {count} of {item}.|Order {count} times {item}.|Please buy {item}, {count} of it."),
+    _kind("translate", "Translate a text", "text language",
+          "Translate {text} into {language}.|What is {text} in {language}?|Say {text} in {language}."),
+    _kind("define", "Get the meaning of a word", "word",
+          "Define {word}.|What is the meaning of {word}?|Look {word} up in the dictionary."
+          "|What does the word {word} mean?"),
+    _kind("read_file", "Read a file", "file",
+          "Read the file {file}.|Open {file}.|What is in {file}?|Show me {file}."),
+    _kind("delete_file", "Delete a file", "file",
+          "Delete {file}.|Remove the file {file}.|Please delete the file {file}."),
+    _kind("add_event", "Add an event to the calendar", "title day",
+          "Put {title} into my calendar on {day}.|Add {title} on {day}.|Plan {title} for {day}."),
+    _kind("list_events", "List the events of a day", "day",
+          "What is planned on {day}?|List my events on {day}.|Show my calendar for {day}."),
+    _kind("open_page", "Open a page of the book", "page",
+          "Open page {page}.|Go to page {page}.|Turn to page {page}."),
+    _kind("convert_money", "Convert money", "amount currency",
+          "Convert {amount} to {currency}.|How much is {amount} in {currency}?|Change {amount} into {currency}."),
+    _kind("find_person", "Find where a person is", "name",
+          "Where is {name}?|Find {name}.|Locate {name}, please."),
+    _kind("book_train", "Book a train to a city", "city day",
+          "Book a train to {city} on {day}.|I need a train to {city} on {day}."
+          "|Train to {city}, {day}, please."),
+)
+
+
+def tool_use(rng: random.Random, offered: int = 0) -> Sample:
+    """A request with tools; one in three has none that fits. offered 0: one to four tools."""
+    count = offered or rng.choice((1, 2, 3, 3, 3, 4))
+    kinds = rng.sample(KINDS, count + 1)
+    fits = rng.random() < 0.67
+    chosen, shown = (kinds[0], kinds[:count]) if fits else (kinds[-1], kinds[:count])
+    rng.shuffle(shown)
+    tools = [kind.tool(rng) for kind in shown]
+    if fits:
+        return _call(rng, chosen, tools)
+    if rng.random() < 0.4:
+        return _no_tool_needed(rng, tools, shown)
+    values = _values(rng, chosen)
+    request = rng.choice(chosen.asked).format(**values)
+    answer = sum_steps(**values) if chosen.name == "add" else NO_TOOL_ANSWER
+    return _finish(rng, tools, turn(request, answer))
+
+
+def _values(rng: random.Random, kind: Kind) -> dict[str, Any]:
+    return {name: _SLOTS[name](rng) for name in kind.parameters}
+
+
+def _call(rng: random.Random, kind: Kind, tools: list[Tool]) -> Sample:
+    values = _values(rng, kind)
+    call = {"type": "function", "function": {"name": kind.name, "arguments": values}}
+    messages: list[Message] = [
+        {"role": "user", "content": rng.choice(kind.asked).format(**values)},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    if rng.random() < 0.25:
+        result = _result(rng)
+        messages.append({"role": "tool", "content": result})
+        messages.append({"role": "assistant", "content": f"The tool says: {result}"})
+    return _finish(rng, tools, messages)
+
+
+def _result(rng: random.Random) -> str:
+    words = rng.choice(("done", "ok", "{n} degrees", "{v}", "it is {v}", "{n}", "{v} and {v2}",
+                        '{{"result": {n}}}', '{{"status": "{v}"}}', "sunny, {n} degrees"))
+    return words.format(n=rng.randrange(100), v=_word(rng), v2=_word(rng))
+
+
+def _no_tool_needed(rng: random.Random, tools: list[Tool], shown: list[Kind]) -> Sample:
+    """Small talk, or a sum when no tool adds: answered as without tools."""
+    adds = any(kind.name in ("add", "multiply") for kind in shown)
+    other = small_talk(rng) if adds or rng.random() < 0.5 else sums(rng)
+    return _finish(rng, tools, other.messages)
+
+
+def _finish(rng: random.Random, tools: list[Tool], messages: list[Message]) -> Sample:
+    names = [tool["function"]["name"] for tool in tools]
+    return Sample(f"tools {json.dumps([names, messages[0]['content']])}", messages, tools)

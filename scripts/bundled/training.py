@@ -1,0 +1,164 @@
+"""The training loop: Muon for the matrices, Adam for the rest, checkpoints, progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.llama import Model
+from tqdm import tqdm
+
+from .batches import Batch, DocumentCache
+from .fast_ops import cross_entropy
+
+_WARM_UP = 0.02
+_DECAY_FROM = 0.35
+_CHECKPOINT_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how fast: steps, at most `minutes` of wall time, learning rates."""
+
+    steps: int
+    minutes: float
+    matrix_rate: float = 0.02
+    other_rate: float = 3e-3
+
+
+@dataclass(slots=True)
+class Clock:
+    """Where training stands. progress goes from 0 to 1 by steps, or by time if that is first."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def progress(self, plan: Plan) -> float:
+        return max(self.step / plan.steps, self.seconds / (60 * plan.minutes))
+
+
+def rate_share(progress: float) -> float:
+    """Share of the full learning rate: short warm-up, plateau, linear decay to nothing."""
+    if progress < _WARM_UP:
+        return max(progress / _WARM_UP, 0.02)
+    if progress < _DECAY_FROM:
+        return 1.0
+    return max((1.0 - progress) / (1.0 - _DECAY_FROM), 0.0)
+
+
+def make_optimizer(plan: Plan) -> optim.MultiOptimizer:
+    def is_matrix(name: str, weight: mx.array) -> bool:
+        return weight.ndim == 2 and "embed" not in name
+
+    return optim.MultiOptimizer(
+        [
+            optim.Muon(learning_rate=plan.matrix_rate, weight_decay=0.0),
+            optim.Adam(learning_rate=plan.other_rate, betas=[0.9, 0.98], bias_correction=True),
+        ],
+        [is_matrix],
+    )
+
+
+def losses(model: Model, batch: Batch) -> mx.array:
+    """Loss of every wanted token, (N,)."""
+    cache = [DocumentCache(batch.visible)] * len(model.layers)
+    hidden = model.model(batch.inputs, cache)
+    chosen = hidden.reshape(-1, hidden.shape[-1])[batch.rows]
+    return cross_entropy(model.model.embed_tokens.as_linear(chosen), batch.targets)
+
+
+def _objective(model: Model, batch: Batch) -> tuple[mx.array, mx.array]:
+    each = losses(model, batch)
+    return (each * batch.weights).sum() / batch.weights.sum(), each
+
+
+def train(
+    model: Model,
+    plan: Plan,
+    next_batch: Callable[[int, float], Batch],
+    tasks: list[str],
+    checkpoint: Path,
+    label: str,
+) -> None:
+    """Train in place. next_batch(step, progress) makes the batch of a step, always the same one;
+    `checkpoint` is a folder that is continued when it holds an earlier state."""
+    optimizer = make_optimizer(plan)
+    optimizer.init(model.trainable_parameters())
+    clock = _restore(model, optimizer, checkpoint)
+    step_function = nn.value_and_grad(model, _objective)
+    running = np.full(len(tasks), np.nan)
+    bar = tqdm(total=plan.steps, initial=clock.step, desc=label, unit="step", dynamic_ncols=True)
+    average: float | None = None
+    while (progress := clock.progress(plan)) < 1.0:
+        started = time.perf_counter()
+        batch = next_batch(clock.step, progress)
+        share = rate_share(progress)
+        optimizer.optimizers[0].learning_rate = plan.matrix_rate * share
+        optimizer.optimizers[1].learning_rate = plan.other_rate * share
+        (loss, each), gradients = step_function(model, batch)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state, loss, each)
+        average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
+        _track(running, np.array(each), batch.tasks)
+        clock.step += 1
+        clock.seconds += time.perf_counter() - started
+        bar.set_postfix(loss=f"{average:.4f}", tokens=batch.inputs.size, refresh=False)
+        bar.update()
+        if clock.step % _CHECKPOINT_EVERY == 0:
+            _store(model, optimizer, clock, checkpoint)
+            bar.write(_summary(clock, average, tasks, running))
+    _store(model, optimizer, clock, checkpoint)
+    bar.close()
+
+
+def _track(running: np.ndarray, each: np.ndarray, tasks: np.ndarray) -> None:
+    for task in np.unique(tasks):
+        mean = each[tasks == task].mean()
+        old = running[task]
+        running[task] = mean if np.isnan(old) else 0.9 * old + 0.1 * mean
+
+
+def _summary(clock: Clock, average: float, tasks: list[str], running: np.ndarray) -> str:
+    parts = [f"{name} {value:.3f}" for name, value in zip(tasks, running, strict=True)]
+    return f"step {clock.step}, {clock.seconds / 60:.1f} min, loss {average:.4f}: {', '.join(parts)}"
+
+
+def _store(model: Model, optimizer: Any, clock: Clock, folder: Path) -> None:
+    """Write beside and rename, so that an interruption leaves the older state whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        **{f"model.{name}": value for name, value in tree_flatten(model.parameters())},
+        **{f"optimizer.{name}": value for name, value in tree_flatten(optimizer.state)},
+    }
+    mx.save_safetensors(
+        str(folder / "new.safetensors"), state, metadata={"clock": json.dumps(_pair(clock))}
+    )
+    (folder / "new.safetensors").replace(folder / "state.safetensors")
+
+
+def _restore(model: Model, optimizer: Any, folder: Path) -> Clock:
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return Clock()
+    state, metadata = mx.load(str(path), return_metadata=True)
+    model.load_weights(_under("model.", state))
+    optimizer.state = tree_unflatten(_under("optimizer.", state))
+    return Clock(*json.loads(metadata["clock"]))
+
+
+def _under(prefix: str, state: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
+    return [(name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix)]
+
+
+def _pair(clock: Clock) -> tuple[int, float]:
+    return clock.step, clock.seconds

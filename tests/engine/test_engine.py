@@ -1,0 +1,555 @@
+"""The engine with an exact mock model: answers, bounds, faults, life cycle."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence
+from mlx_parallm.errors import (
+    ModelLoadError,
+    OutOfMemoryError,
+    QueueFullError,
+    SequenceError,
+    UnavailableError,
+)
+from tests.conftest import EngineFactory, assert_no_leaks
+from tests.engine import mock
+from tests.engine.driver import Driver, greedy, wait_until
+
+PROMPTS = [[5], [9, 8, 7], list(range(3, 60)), [11] * 17, [250, 3] * 20]
+
+
+def right(driver: Driver, sequence: Sequence) -> bool:
+    """Whether the sequence was given the tokens that the mock model gives it alone."""
+    tokens = driver.tokens(sequence)
+    return tokens == mock.expected(sequence.prompt, sequence.params.max_tokens)
+
+
+# Tokens
+
+
+def test_mixed_prompts_give_the_exact_tokens(engine: Engine) -> None:
+    driver, rows = Driver(engine), [greedy(p, 30) for p in PROMPTS]
+    driver.run(*rows)
+    assert all(right(driver, row) for row in rows)
+    assert driver.reasons(rows) == [FinishReason.LENGTH] * len(rows)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_prompts_in_chunks(make_engine: EngineFactory, chunk: int) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()), prefill_chunk=chunk)
+    driver, runner, late = Driver(engine), greedy([7, 7], 80), greedy(list(range(3, 200)), 5)
+    driver.at_step(5, lambda: driver.submit(late))
+    driver.run(runner)
+    assert right(driver, runner) and right(driver, late)
+
+
+def test_many_more_sequences_than_rows(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()), max_batch_size=4)
+    driver = Driver(engine)
+    rows = [greedy([i % 250 + 3, i // 250 + 3], i % 7 + 1) for i in range(100)]
+    driver.run(*rows)
+    assert all(right(driver, row) for row in rows)
+    stats = engine.stats()
+    assert (stats.accepted, stats.finished) == (100, 100)
+    assert stats.generated_tokens == sum(row.params.max_tokens for row in rows)
+    assert stats.prompt_tokens == 200
+
+
+def test_end_tokens_and_ignore_eos(engine: Engine) -> None:
+    prompt = [5, 9, 100, 3]
+    all_tokens = mock.expected(prompt, 12)
+    end = all_tokens[6]
+    cut = all_tokens.index(end) + 1
+    by_stop = greedy(prompt, 12, stop_token_ids=frozenset({end}))
+    by_eos = greedy(prompt, 12, eos_token_ids=frozenset({end}))
+    ignoring = greedy(prompt, 12, eos_token_ids=frozenset({end}), ignore_eos=True)
+    both = greedy(prompt, 12, stop_token_ids=frozenset({end}), ignore_eos=True)
+    driver = Driver(engine).run(by_stop, by_eos, ignoring, both)
+    assert driver.tokens(by_stop) == driver.tokens(by_eos) == all_tokens[:cut]
+    assert driver.tokens(both) == all_tokens[:cut]
+    assert driver.tokens(ignoring) == all_tokens
+    assert driver.end(by_stop).finish_reason is FinishReason.STOP
+    assert driver.end(ignoring).finish_reason is FinishReason.LENGTH
+
+
+def test_min_tokens_forbid_end_tokens(engine: Engine) -> None:
+    prompt = [5, 9, 100, 3]
+    end = mock.expected(prompt, 1)[0]
+    row = greedy(prompt, 20, stop_token_ids=frozenset({end}), min_tokens=6)
+    driver = Driver(engine).run(row)
+    assert end not in driver.tokens(row)[:6]
+    assert driver.tokens(row)[0] == (end + 1) % mock.VOCAB, "the second best"
+
+
+def test_prompt_only(engine: Engine) -> None:
+    rows = [greedy([5, 6, 7], 0, prompt_logprobs=2), greedy([5], 0, prompt_logprobs=0)]
+    driver = Driver(engine).run(*rows)
+    scores = driver.prompt_logprobs(rows[0])
+    assert scores is not None and scores[0] is None
+    assert [s.token_id for s in scores[1:] if s] == [6, 7]
+    assert [len(s.top) for s in scores[1:] if s] == [2, 2]
+    assert driver.prompt_logprobs(rows[1]) == [None]
+    assert [driver.tokens(row) for row in rows] == [[], []]
+    assert driver.reasons(rows) == [FinishReason.LENGTH] * 2
+
+
+def test_a_group_shares_one_prefill(make_engine: EngineFactory) -> None:
+    model = mock.MockModel()
+    engine = make_engine(mock.loaded(model))
+    prompt = list(range(3, 63))
+    params = [SamplingParams(max_tokens=6, temperature=0.0, seed=i) for i in range(4)]
+    rows = [Sequence(prompt, p, group=1) for p in params]
+    driver = Driver(engine).run(*rows)
+    assert all(right(driver, row) for row in rows)
+    assert [shape for shape in model.forwards if shape[1] > 1] == [(1, 59)]
+
+
+def test_a_group_has_prompt_logprobs_each(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=2, temperature=0.0, prompt_logprobs=1)
+    rows = [Sequence([5, 6, 7, 8], params, group=1) for _ in range(3)]
+    driver = Driver(engine).run(*rows)
+    scores = [driver.prompt_logprobs(row) for row in rows]
+    assert all(s is not None and len(s) == 4 and s[1] is not None for s in scores)
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_prompt_logprobs_that_were_sent_do_not_change(make_engine: EngineFactory) -> None:
+    """A preempted sequence computes its prompt again, after its scores were sent."""
+    engine = make_engine(mock.loaded(mock.MockModel()), kv_cache_memory=8 * 160)
+    rows = [greedy([i + 3] * 40, 40, prompt_logprobs=1) for i in range(3)]
+    driver = Driver(engine)
+    seen: dict[int, list[int]] = {}
+
+    def check(output: Output) -> None:
+        for row in rows:
+            scores = driver.prompt_logprobs(row)
+            if scores is not None:
+                seen.setdefault(row.id, []).append(len(scores))
+
+    driver.on_output = check
+    driver.run(*rows)
+    assert engine.stats().preemptions > 0
+    assert {length for lengths in seen.values() for length in lengths} == {40}
+
+
+# Nothing runs alone (law 6)
+
+
+def test_all_features_share_their_steps(engine: Engine) -> None:
+    count, length = 9, 40
+    base = {"max_tokens": length, "ignore_eos": True}
+    features: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "seed": 5},
+        {"temperature": 1.0, "top_p": 0.5},
+        {"temperature": 1.0, "top_k": 7, "min_p": 0.1},
+        {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+        {"temperature": 0.0, "logprobs": 5},
+        {"temperature": 1.0, "prompt_logprobs": 3, "logprobs": 0},
+        {"temperature": 0.0, "logit_bias": {17: 5.0}, "frequency_penalty": -0.5},
+        {"temperature": 0.7, "min_tokens": 9, "stop_token_ids": frozenset({400})},
+    ]
+    rows = [Sequence([i + 3, 4, 5], SamplingParams(**(base | f))) for i, f in enumerate(features)]
+    Driver(engine).run(*rows)
+    stats = engine.stats()
+    assert stats.decode_rows >= count * length
+    # One step to prefill, one for each token, and a few at the ends.
+    assert stats.steps <= length + 6
+
+
+def test_a_long_prompt_does_not_stall_running_rows(make_engine: EngineFactory) -> None:
+    model = mock.MockModel()
+    engine = make_engine(mock.loaded(model), prefill_chunk=16)
+    driver, runner, long = Driver(engine), greedy([5], 60), greedy([9] * 400, 1)
+    lengths: list[int] = []
+
+    def note(output: Output) -> None:
+        if output.sequence_id == runner.id:
+            lengths.append(len(model.forwards))
+
+    driver.on_output = note
+    driver.at_step(4, lambda: driver.submit(long))
+    driver.run(runner)
+    assert right(driver, runner) and right(driver, long)
+    assert max(after - before for before, after in zip(lengths, lengths[1:], strict=False)) <= 2
+    assert max(width for _, width in model.forwards) == 16
+
+
+def test_a_chunk_is_a_bound_on_what_is_computed(make_engine: EngineFactory) -> None:
+    """Short prompts beside a long one must not be padded to its chunk: 16 tokens are 16."""
+    model = mock.MockModel()
+    engine = make_engine(mock.loaded(model), prefill_chunk=16, max_batch_size=32)
+    driver, runner = Driver(engine), greedy([5], 60)
+    crowd = [greedy([9] * 400, 1), *(greedy([i + 3, 4], 1) for i in range(20))]
+    driver.at_step(4, lambda: driver.submit(*crowd))
+    driver.run(runner)
+    assert all(right(driver, row) for row in [runner, *crowd])
+    prefills = [rows * width for rows, width in model.forwards if width > 1]
+    assert max(prefills) <= 2 * 16
+
+
+# Bounds
+
+
+def test_queue_full(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.002)), max_batch_size=2, max_queue=3)
+    driver = Driver(engine)
+    running = [greedy([5], 100) for _ in range(5)]
+    driver.submit(*running)
+    with pytest.raises(QueueFullError) as refused:
+        driver.submit(greedy([5], 1))
+    assert refused.value.status == 429
+    assert engine.num_live == 5
+    driver.wait()
+    driver.run(late := greedy([6], 2))
+    assert right(driver, late)
+
+
+def test_a_sequence_larger_than_the_memory_is_refused_at_once(make_engine: EngineFactory) -> None:
+    # The mock keeps one float32 key and one value a token: 8 bytes.
+    engine = make_engine(mock.loaded(mock.MockModel()), kv_cache_memory=8 * 64)
+    driver = Driver(engine)
+    with pytest.raises(OutOfMemoryError):
+        driver.submit(greedy([5] * 40, 25))
+    driver.run(row := greedy([5] * 40, 24))
+    assert right(driver, row)
+
+
+def test_little_memory_preempts_and_gives_the_same_tokens(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()), kv_cache_memory=8 * 160)
+    rows = [greedy([i + 3] * 20, 60) for i in range(6)]
+    driver = Driver(engine).run(*rows)
+    assert all(right(driver, row) for row in rows)
+    stats = engine.stats()
+    assert stats.kv_tokens_total == 160
+    assert stats.preemptions > 0
+
+
+def test_the_memory_bound_holds_for_the_bytes_too(make_engine: EngineFactory) -> None:
+    """One long row beside short ones: what is allocated stays near the budget."""
+    budget = 8 * 1024
+    engine = make_engine(mock.loaded(mock.MockModel()), kv_cache_memory=budget)
+    driver, most = Driver(engine), [0]
+    driver.on_output = lambda _: most.append(engine.stats().kv_bytes)
+    rows = [greedy([4] * 400, 40), *(greedy([i + 3, 9], 60) for i in range(15))]
+    driver.run(*rows)
+    assert all(right(driver, row) for row in rows)
+    assert max(most) <= 2 * budget
+
+
+def test_bounds_change_while_running(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()), max_batch_size=8)
+    driver = Driver(engine)
+    driver.run(*(greedy([5], 5) for _ in range(8)))
+    before = engine.stats()
+    engine.configure(max_batch_size=2, prefill_chunk=4)
+    driver.run(*(greedy([5], 5) for _ in range(8)))
+    after = engine.stats()
+    assert after.steps - before.steps >= 4 * 5
+    assert engine.config.max_batch_size == 2
+
+
+# Aborts
+
+
+def test_abort_before_the_first_step(engine: Engine) -> None:
+    driver, row, other = Driver(engine), greedy([5], 50), greedy([6], 5)
+    blocked = threading.Event()
+    engine.call(blocked.wait)
+    driver.submit(row, other)
+    engine.abort([row.id])
+    blocked.set()
+    driver.wait()
+    assert driver.end(row).finish_reason is FinishReason.ABORT
+    assert driver.tokens(row) == []
+    assert right(driver, other)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 9, 10, 11])
+def test_abort_during_a_run(engine: Engine, step: int) -> None:
+    driver, row, other = Driver(engine), greedy([5, 6], 10), greedy([6], 20)
+    driver.at_step(step, lambda: engine.abort([row.id]))
+    driver.run(row, other)
+    end = driver.end(row).finish_reason
+    assert end is (FinishReason.LENGTH if step >= 10 else FinishReason.ABORT)
+    assert driver.tokens(row) == mock.expected(row.prompt, 10)[: len(driver.tokens(row))]
+    assert right(driver, other)
+
+
+def test_abort_while_waiting_and_in_prefill(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()), max_batch_size=2, prefill_chunk=2)
+    driver, runner = Driver(engine), greedy([5], 30)
+    prefilling, waiting = greedy([6] * 200, 5), greedy([7], 5)
+    driver.at_step(2, lambda: driver.submit(prefilling, waiting))
+    driver.at_step(6, lambda: engine.abort([prefilling.id]))
+    driver.at_step(7, lambda: engine.abort([waiting.id]))
+    driver.run(runner)
+    assert driver.end(prefilling).finish_reason is FinishReason.ABORT
+    assert right(driver, runner)
+
+
+def test_abort_of_the_finished_and_the_unknown_is_ignored(engine: Engine) -> None:
+    driver = Driver(engine).run(row := greedy([5], 3))
+    engine.abort([row.id, 1 << 60])
+    driver.run(other := greedy([6], 3))
+    assert driver.end(row).finish_reason is FinishReason.LENGTH
+    assert right(driver, other)
+    assert engine.stats().aborted == 0
+
+
+# Faults stay with their row (law 5)
+
+
+def poisoned_engine(make_engine: EngineFactory, **config: Any) -> Engine:
+    return make_engine(mock.loaded(mock.MockModel(poison=mock.POISON)), **config)
+
+
+def failed(driver: Driver, sequence: Sequence) -> bool:
+    end = driver.end(sequence)
+    return end.finish_reason is FinishReason.ERROR and isinstance(end.error, SequenceError)
+
+
+def clean(prompt: list[int], count: int) -> bool:
+    return mock.POISON not in prompt + mock.expected(prompt, count)
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_poisoned_prompt_fails_alone(make_engine: EngineFactory, place: int) -> None:
+    engine = poisoned_engine(make_engine)
+    prompts = [p for p in ([i, 5, 6] for i in range(3, 40)) if clean(p, 12)][:6]
+    rows = [greedy(p, 12) for p in prompts]
+    bad = greedy([9, mock.POISON, 4], 12)
+    rows.insert(place, bad)
+    driver = Driver(engine).run(*rows)
+    assert failed(driver, bad)
+    assert all(right(driver, row) for row in rows if row is not bad)
+    assert engine.stats().failed == 1
+
+
+def test_a_poisoned_token_in_the_middle_fails_alone(make_engine: EngineFactory) -> None:
+    engine = poisoned_engine(make_engine)
+    prompts = [[i, j] for i in range(3, 60) for j in range(3, 9)]
+    wells = [p for p in prompts if clean(p, 30)][:6]
+    bads = [p for p in prompts if mock.POISON in mock.expected(p, 25)[3:]][:2]
+    well, bad = [greedy(p, 30) for p in wells], [greedy(p, 30) for p in bads]
+    driver = Driver(engine).run(bad[0], *well, bad[1])
+    assert all(right(driver, row) for row in well)
+    for row in bad:
+        assert failed(driver, row)
+        until = mock.expected(row.prompt, 30).index(mock.POISON)
+        assert driver.tokens(row) == mock.expected(row.prompt, until + 1)
+
+
+def test_faults_among_arrivals_groups_and_preemptions(make_engine: EngineFactory) -> None:
+    engine = poisoned_engine(make_engine, kv_cache_memory=8 * 320, prefill_chunk=8)
+    prompts = [p for p in ([i] * 20 for i in range(3, 200)) if clean(p, 20)][:8]
+    well = [greedy(p, 20) for p in prompts[:6]]
+    well += [Sequence(prompts[6], greedy([1], 20).params, group=77) for _ in range(3)]
+    bad = [greedy([5] * i + [mock.POISON], 9) for i in (0, 4, 25)]
+    driver = Driver(engine)
+    driver.at_step(3, lambda: driver.submit(bad[1], *well[3:6]))
+    driver.at_step(6, lambda: driver.submit(*well[6:], bad[2]))
+    driver.run(*well[:3], bad[0])
+    assert all(right(driver, row) for row in well)
+    assert all(failed(driver, row) for row in bad)
+
+
+def test_counters_are_right_after_the_last_row_failed(make_engine: EngineFactory) -> None:
+    engine = poisoned_engine(make_engine)
+    bad = greedy([mock.POISON], 3)
+    assert failed(Driver(engine).run(bad), bad)
+    assert_no_leaks(engine)
+
+
+def test_a_fault_that_passes_costs_nobody(make_engine: EngineFactory) -> None:
+    """The model fails once: every row is computed again and none is failed."""
+    model = mock.MockModel()
+    engine = make_engine(mock.loaded(model))
+    driver, rows = Driver(engine), [greedy([i + 3], 20) for i in range(4)]
+    driver.at_step(5, lambda: setattr(model, "poison", rows[0].output[-1]))
+    driver.at_step(6, lambda: setattr(model, "poison", None))
+    original = engine._recover
+
+    def recover(*args: Any) -> None:
+        model.poison = None
+        original(*args)
+
+    engine._recover = recover  # type: ignore[method-assign]
+    driver.run(*rows)
+    assert all(right(driver, row) for row in rows)
+
+
+def test_a_sink_that_raises_harms_nobody(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    def bad_sink(outputs: list[Output]) -> None:
+        raise RuntimeError("the client's fault")
+
+    driver, row, other = Driver(engine), greedy([5], 8), greedy([6], 8)
+    engine.submit([row], bad_sink)
+    driver.run(other)
+    assert right(driver, other)
+    assert_no_leaks(engine)
+    assert row.finish_reason is FinishReason.LENGTH
+    assert "sink" in caplog.text
+
+
+def test_one_sink_call_a_step(engine: Engine) -> None:
+    driver = Driver(engine)
+    sizes: list[int] = []
+
+    def sink(outputs: list[Output]) -> None:
+        sizes.append(len(outputs))
+        driver.sink(outputs)
+
+    rows = [greedy([5], 6) for _ in range(5)]
+    for row in rows:
+        driver.outputs[row.id] = []
+        driver._open.add(row.id)
+    engine.submit(rows, sink)
+    driver.wait()
+    assert sizes == [5] * 6
+
+
+# Life
+
+
+def test_load_errors_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    def load() -> Any:
+        raise OSError("no such folder")
+
+    engine = Engine(load, EngineConfig())
+    engine.start()
+    with pytest.raises(ModelLoadError, match="no such folder"):
+        engine.wait_ready(10)
+    assert engine.state == "stopped"
+    assert "no such folder" in (engine.reason or "")
+    with pytest.raises(UnavailableError):
+        engine.submit([greedy([5])], print)
+    with pytest.raises(UnavailableError):
+        engine.call(lambda: 1)
+    engine.stop()
+
+
+def test_a_call_made_while_loading_is_answered_when_loading_fails() -> None:
+    go = threading.Event()
+
+    def load() -> Any:
+        go.wait(10)
+        raise OSError("broken")
+
+    engine = Engine(load, EngineConfig())
+    engine.start()
+    future = engine.call(lambda: 1)
+    go.set()
+    with pytest.raises(Exception, match="broken"):
+        future.result(10)
+
+
+def test_submit_while_loading_is_refused() -> None:
+    go = threading.Event()
+
+    def load() -> Any:
+        go.wait(10)
+        return mock.loaded(mock.MockModel())
+
+    engine = Engine(load, EngineConfig())
+    engine.start()
+    assert engine.state == "loading"
+    with pytest.raises(UnavailableError, match="loading"):
+        engine.submit([greedy([5])], print)
+    with pytest.raises(TimeoutError):
+        engine.wait_ready(0.01)
+    go.set()
+    engine.wait_ready(10)
+    assert engine.state == "ready"
+    engine.stop()
+    assert engine.state == "stopped"
+
+
+def test_draining_finishes_what_runs(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.001)))
+    driver, row = Driver(engine), greedy([5], 40)
+    driver.at_step(2, engine.drain)
+    driver.submit(row)
+    wait_until(lambda: engine.state == "draining")
+    with pytest.raises(UnavailableError):
+        engine.submit([greedy([6])], print)
+    driver.wait()
+    assert right(driver, row)
+
+
+def test_stop_answers_everybody_and_frees_everything(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.001)), max_batch_size=2)
+    driver, rows = Driver(engine), [greedy([5, 6], 400) for _ in range(5)]
+    driver.submit(*rows)
+    wait_until(lambda: driver.steps > 3)
+    engine.stop()
+    driver.wait(5)
+    assert driver.reasons(rows) == [FinishReason.ERROR] * 5
+    assert all(isinstance(driver.end(row).error, UnavailableError) for row in rows)
+    assert engine.state == "stopped"
+    with pytest.raises(UnavailableError):
+        engine.submit([greedy([5])], print)
+    with pytest.raises(UnavailableError):
+        engine.call(lambda: 1)
+    assert_no_leaks(engine, timeout_s=1)
+
+
+def test_a_broken_loop_answers_everybody(
+    make_engine: EngineFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.001)))
+    driver, rows = Driver(engine), [greedy([5], 400), greedy([6], 400)]
+    driver.submit(*rows)
+
+    def break_it() -> None:
+        raise RuntimeError("a fault of the loop itself")
+
+    engine._inbox.put(break_it)
+    driver.wait(10)
+    assert driver.reasons(rows) == [FinishReason.ERROR] * 2
+    assert engine.state == "stopped"
+    assert engine.reason
+    with pytest.raises(UnavailableError):
+        engine.submit([greedy([5])], print)
+
+
+def test_calls_run_between_steps(engine: Engine) -> None:
+    assert engine.call(lambda: threading.current_thread().name).result(10) == "mlx-engine"
+
+    def fail() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        engine.call(fail).result(10)
+    driver = Driver(engine).run(row := greedy([5], 3))
+    assert right(driver, row)
+
+
+def test_submissions_from_many_threads(engine: Engine) -> None:
+    drivers = [Driver(engine) for _ in range(8)]
+    rows = [[greedy([i + 3, j + 3], 10) for j in range(6)] for i in range(8)]
+
+    def work(index: int) -> None:
+        for row in rows[index]:
+            drivers[index].submit(row)
+        drivers[index].wait()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(right(d, row) for d, own in zip(drivers, rows, strict=True) for row in own)
+
+
+def test_seeds_are_drawn_where_none_is_given(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=12, temperature=50.0, ignore_eos=True)
+    rows = [Sequence([5], params) for _ in range(4)]
+    driver = Driver(engine).run(*rows)
+    assert len({tuple(driver.tokens(row)) for row in rows}) == 4
+    assert all(row.params.seed is not None for row in rows)
