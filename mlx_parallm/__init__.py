@@ -9,8 +9,7 @@ from mlx_parallm import blas as _blas
 
 __version__ = "0.1.0"
 
-# Before anything below this package imports mlx: the dynamic linker binds MLX's calls to
-# BLAS once, when libmlx is loaded.
+# Before anything in this package imports mlx: that is when libmlx gets its BLAS.
 _blas.preload()
 
 # Public name -> module. Looked up on first use, so that `import mlx_parallm` stays cheap and

@@ -13,12 +13,12 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 from mlx_parallm import _blas_library
+from mlx_parallm._elf import ElfError, ElfLibrary
 
 # Raise it when copies are to be made in another way.
 SCHEME = 1
@@ -57,7 +57,10 @@ def measure(library: Path) -> tuple[float, str | None]:
 
 def _make_copy(library: Path, copy: Path) -> None:
     content = library.read_bytes()
-    renames = _renames(defined_symbols(content))
+    try:
+        renames = _renames(ElfLibrary(content).defined_symbols())
+    except ElfError as error:
+        raise BlasError(str(error)) from error
     temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
     symbol_map = copy.with_name(f"{copy.name}.{os.getpid()}.map")
     # A name of its own: a library that needs "libopenblas.so.0" must not be given ours.
@@ -84,36 +87,6 @@ def _renames(symbols: list[str]) -> dict[str, str]:
     if "cblas_sgemm" not in renames.values():
         raise BlasError("no cblas_sgemm in it")
     return {old: new for old, new in renames.items() if old != new}
-
-
-def defined_symbols(elf: bytes) -> list[str]:
-    """Names that a 64-bit little-endian ELF library defines in its dynamic symbol table.
-
-    Layout: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.symtab.html
-    """
-    if elf[:6] != b"\x7fELF\x02\x01":
-        raise BlasError("not a 64-bit little-endian ELF library")
-    try:
-        names_at, table = _dynamic_symbol_table(elf)
-        # name, info, other, section (0: not defined here), value, size
-        entries = struct.iter_unpack("<IBBHQQ", table)
-        offsets = [names_at + name for name, _, _, section, _, _ in entries if section and name]
-        return list(dict.fromkeys(elf[at : elf.index(0, at)].decode() for at in offsets))
-    except (struct.error, IndexError, ValueError) as error:
-        raise BlasError(f"damaged ELF library: {error}") from error
-
-
-def _dynamic_symbol_table(elf: bytes) -> tuple[int, bytes]:
-    """Offset of the names in the file, and the entries."""
-    (sections_at,) = struct.unpack_from("<Q", elf, 0x28)
-    size, count = struct.unpack_from("<HH", elf, 0x3A)
-    starts = [sections_at + i * size for i in range(count)]
-    # name, type, flags, address, offset, size, link, info, alignment, entry size
-    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, start) for start in starts]
-    dynamic = next((section for section in sections if section[1] == 11), None)
-    if dynamic is None:
-        raise BlasError("no dynamic symbols in it")
-    return sections[dynamic[6]][4], elf[dynamic[4] : dynamic[4] + dynamic[5]]
 
 
 def _patchelf() -> str:

@@ -156,4 +156,4 @@ def _find(library: ctypes.CDLL, *names: str) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    json.dump(measure(sys.argv[1]), sys.stdout)

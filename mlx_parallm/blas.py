@@ -1,9 +1,9 @@
-"""A fast BLAS for MLX on Linux CPUs, put in place before MLX is loaded.
+"""A fast BLAS for MLX on Linux CPUs, put in place before MLX is loaded or right after.
 
 The mlx-cpu wheel links the reference BLAS, which computes a batch of 32 in 32 times the time
 of a batch of one. `libmlx.so` binds `cblas_sgemm` when it is loaded, and the dynamic linker
 looks among libraries opened with RTLD_GLOBAL first, so a better BLAS opened beforehand takes
-over. Where that BLAS comes from:
+over. (Where MLX is loaded already, see _blas_late.py.) Where that BLAS comes from:
 
 1. `MLX_PARALLM_BLAS=off`: nothing is done. `MLX_PARALLM_BLAS=/path/lib.so`: that one.
 2. The system's OpenBLAS, BLIS or MKL, or the OpenBLAS inside the `scipy-openblas32` wheel,
@@ -101,7 +101,7 @@ _library: ctypes.CDLL | None = None
 
 
 def preload() -> BlasInfo:
-    """Load a fast BLAS for the MLX that will be imported later. Never raises.
+    """Load a fast BLAS for MLX, whether that is imported already or later. Never raises.
 
     The first call decides; later calls return its result.
     """
@@ -133,8 +133,7 @@ def _decide() -> BlasInfo:
         return BlasInfo("default", "none", reason=reason)
     try:
         return _open(_choose())
-    except Exception as error:
-        # Whatever happened, MLX works without us, only slowly.
+    except Exception as error:  # noqa: BLE001 - whatever happened, MLX works without us
         logger.warning("no fast BLAS for MLX, matrix products will be slow: %s", error)
         return BlasInfo("default", "none", reason=str(error))
 
@@ -149,9 +148,6 @@ def _why_not() -> str:
         return "MLX computes with CUDA"
     if "mlx_cpu" not in packages:
         return "MLX is not from the mlx-cpu wheel"
-    if "mlx.core" in sys.modules:
-        logger.warning("no fast BLAS for MLX: import mlx_parallm before mlx")
-        return "mlx was imported before mlx_parallm"
     return ""
 
 
@@ -170,7 +166,13 @@ def _mlx_packages() -> dict[str, Path]:
 
 def _open(choice: _Choice) -> BlasInfo:
     global _library
-    _library = _blas_library.open_library(choice.loadable, os.RTLD_NOW | os.RTLD_GLOBAL)
+    library = _blas_library.open_library(choice.loadable, os.RTLD_NOW | os.RTLD_GLOBAL)
+    if "mlx.core" in sys.modules:
+        from mlx_parallm import _blas_late
+
+        if not _blas_late.replace_functions(library, _mlx_packages()["mlx_cpu"]):
+            raise RuntimeError("import mlx_parallm before mlx")
+    _library = library
     return BlasInfo(
         name=choice.name,
         source=choice.source,
@@ -293,9 +295,12 @@ def _cache_folder() -> Path:
     """A folder that only this user can write to: what lies in it is executed."""
     import tempfile
 
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    fallback = Path(tempfile.gettempdir(), f"mlx_parallm-{os.getuid()}")
-    for folder in (Path(base, "mlx_parallm"), fallback):
+    folders = [Path(tempfile.gettempdir(), f"mlx_parallm-{os.getuid()}")]
+    # A user without a home, as in some containers, leaves the "~" as it is.
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+    if base.is_absolute():
+        folders.insert(0, base / "mlx_parallm")
+    for folder in folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             stat = folder.stat()
@@ -305,7 +310,7 @@ def _cache_folder() -> Path:
         ours = stat.st_uid == os.getuid() and not stat.st_mode & 0o022
         if ours and os.access(folder, os.W_OK | os.X_OK):
             return folder
-    raise PermissionError(f"neither {base} nor {fallback} can be used for the copy")
+    raise PermissionError(f"no folder for the copy: {', '.join(map(str, folders))}")
 
 
 def _read_choice(record: Path) -> _Choice | None:
@@ -313,7 +318,7 @@ def _read_choice(record: Path) -> _Choice | None:
         choice = _Choice(**json.loads(record.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None  # not there yet, or of another version: it is made anew
-    return choice if os.path.isfile(choice.loadable) else None
+    return choice if Path(choice.loadable).is_file() else None
 
 
 def _write_choice(record: Path, choice: _Choice) -> None:
@@ -327,7 +332,7 @@ def _prune(cache: Path) -> None:
     used = set()
     for record in cache.glob("blas-*.json"):
         choice = _read_choice(record)
-        if choice is None or not os.path.isfile(choice.path):
+        if choice is None or not Path(choice.path).is_file():
             record.unlink(missing_ok=True)
         else:
             used.add(choice.loadable)
@@ -340,6 +345,6 @@ def _prune(cache: Path) -> None:
 def _file_lock(path: Path) -> Iterator[None]:
     import fcntl  # not on every platform that may import this module
 
-    with open(path, "w") as file:
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

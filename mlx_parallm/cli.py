@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
 from mlx_parallm import blas
+from mlx_parallm.server.listener import listen
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging(settings.log_level)
     blas.preload()
     try:
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
     except OSError as error:
         return _complain(_why_not_listening(error, settings), _EXIT_FAILURE)
     with listener:
@@ -91,25 +92,6 @@ def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> st
         f"context {loaded.max_model_len}, batch {state.settings.max_batch_size}, "
         f"BLAS {blas.info().name}, ready in {seconds:.1f} s; Ctrl-C stops)"
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port in use is found before the model is loaded."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-        # While the model loads, uvicorn is not accepting yet; the kernel queues connections.
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _why_not_listening(error: OSError, settings: Settings) -> str:

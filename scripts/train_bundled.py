@@ -13,21 +13,21 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx_parallm  # noqa: F401  first: gives MLX a fast BLAS before it is loaded
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundled import model as models  # noqa: E402
-from bundled.batches import Batch, make_batch  # noqa: E402
-from bundled.corpus import QUICK_TASKS, TASKS, Task, corpus, draw_task  # noqa: E402
-from bundled.fast_ops import use_fast_ops  # noqa: E402
-from bundled.tokenizer import encode, sample_texts, save_tokenizer, train_tokenizer  # noqa: E402
-from bundled.training import Plan, train  # noqa: E402
-from bundled.knowledge import WORDS  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
+from bundled import model as models
+from bundled.batches import Batch, make_batch
+from bundled.corpus import QUICK_TASKS, TASKS, Task, corpus, draw_task
+from bundled.fast_ops import use_fast_ops
+from bundled.knowledge import WORDS
+from bundled.tokenizer import encode, sample_texts, save_tokenizer, train_tokenizer
+from bundled.training import Plan, train
+from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,9 +48,7 @@ def arguments() -> argparse.Namespace:
 def get_tokenizer(path: Path, seed: int) -> Tokenizer:
     if path.exists():
         return Tokenizer.from_file(str(path))
-    tokenizer = train_tokenizer(
-        sample_texts(corpus(seed, 20_000)), WORDS, models.VOCABULARY
-    )
+    tokenizer = train_tokenizer(sample_texts(corpus(seed, 20_000)), WORDS, models.VOCABULARY)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return tokenizer
@@ -60,7 +58,11 @@ def get_tokenizer(path: Path, seed: int) -> Tokenizer:
 _LENGTHS = {256: 0.6, 512: 0.25, 768: 0.12, 1024: 0.02, 2048: 0.01}
 
 
-def batch_maker(tokenizer: Tokenizer, tasks: Sequence[Task], seed: int, tokens: int):
+def batch_maker(
+    tokenizer: Tokenizer, tasks: Sequence[Task], seed: int, tokens: int
+) -> Callable[[int, float], Batch]:
+    """next_batch for `train`: every step has its own generator, so that a step is repeatable."""
+
     def next_batch(step: int, progress: float) -> Batch:
         rng = random.Random(f"{seed} {step}")
         length = rng.choices(list(_LENGTHS), list(_LENGTHS.values()))[0]

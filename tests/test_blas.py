@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mlx_parallm import _blas_copy, _blas_library, blas
+from mlx_parallm._elf import ElfLibrary
 
 linux = pytest.mark.skipif(
     sys.platform != "linux" or "mlx_cpu" not in blas._mlx_packages(),
@@ -224,10 +225,55 @@ def test_an_override_is_used_whatever_its_speed(cache: Path) -> None:
 
 
 @linux
-def test_too_late(cache: Path) -> None:
-    answer, log = run(f"import mlx.core\n{REPORT}", cache)
-    assert answer["source"] == "none"
-    assert "before mlx" in log
+@pytest.mark.parametrize("first", ["mlx_parallm", "mlx.core"])
+def test_either_may_be_imported_first(first: str, cache: Path) -> None:
+    code = f"""
+import {first}
+import ctypes, mlx_parallm, mlx.core as mx
+from mlx_parallm import _blas_late, blas
+libmlx = (blas._mlx_packages()["mlx_cpu"] / "mlx/lib/libmlx.so").resolve()
+slots = _blas_late.function_slots(libmlx)
+answer = {{
+    "source": blas.info().source != "none",
+    "functions": sorted(slots),
+    "ours": [
+        slot.value == ctypes.cast(getattr(blas._library, name), ctypes.c_void_p).value
+        for name, slot in slots.items()
+    ],
+    "product": (mx.ones((8, 9)) @ mx.ones((9, 8))).sum().item(),
+}}
+"""
+    answer, log = run(code, cache)
+    assert answer == {
+        "source": True,
+        "functions": ["cblas_cgemm", "cblas_dgemm", "cblas_sgemm"],
+        "ours": [True] * 3,
+        "product": 576.0,
+    }
+    assert log == ""
+
+
+@linux
+def test_an_unexpected_libmlx_is_left_alone(cache: Path) -> None:
+    code = """
+import ctypes, mlx.core as mx
+from mlx_parallm import _blas_late
+real = _blas_late.function_slots
+answer = {}
+for name, fake in {
+    "nothing to write": lambda libmlx: {},
+    "another address": lambda libmlx: {n: ctypes.c_void_p(4096) for n in real(libmlx)},
+}.items():
+    _blas_late.function_slots = fake
+    from mlx_parallm import blas
+    blas._info = None
+    answer[name] = blas.preload().reason
+answer["product"] = (mx.ones((8, 9)) @ mx.ones((9, 8))).sum().item()
+"""
+    answer, log = run(code, cache)
+    late = "import mlx_parallm before mlx"
+    assert answer == {"nothing to write": late, "another address": late, "product": 576.0}
+    assert late in log
 
 
 @linux
@@ -311,6 +357,8 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(
         blas._cache_folder()
     planted.chmod(0o700)
     assert blas._cache_folder() == planted
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/relative")
+    assert blas._cache_folder() == planted
 
 
 @linux
@@ -363,7 +411,7 @@ def test_a_system_library_is_found_and_measured(tmp_path: Path) -> None:
     # Stands in for a distribution's OpenBLAS: names without a prefix, everything public.
     renames = {
         name: name.removeprefix("scipy_")
-        for name in _blas_copy.defined_symbols(wheel_library().read_bytes())
+        for name in ElfLibrary(wheel_library().read_bytes()).defined_symbols()
     }
     library = folder / "libopenblas.so.0"
     library.write_bytes(wheel_library().read_bytes())
@@ -376,7 +424,7 @@ def test_a_system_library_is_found_and_measured(tmp_path: Path) -> None:
     assert (answer["path"], answer["name"]) == (str(library), "OpenBLAS")
     assert answer["version"].startswith("OpenBLAS 0.")
     (copy,) = (tmp_path / "mlx_parallm").glob("*.so")
-    names = _blas_copy.defined_symbols(copy.read_bytes())
+    names = ElfLibrary(copy.read_bytes()).defined_symbols()
     assert {n for n in names if not n.startswith(_blas_library.PRIVATE_PREFIX)} == PUBLIC
     # And it would have been a candidate.
     found, _ = run(
@@ -390,7 +438,7 @@ def test_a_system_library_is_found_and_measured(tmp_path: Path) -> None:
 @linux
 def test_the_copy_of_the_wheel_shows_only_what_mlx_calls(tmp_path: Path) -> None:
     copy = _blas_copy.isolated_copy(wheel_library(), tmp_path)
-    names = _blas_copy.defined_symbols(copy.read_bytes())
+    names = ElfLibrary(copy.read_bytes()).defined_symbols()
     assert {n for n in names if not n.startswith(_blas_library.PRIVATE_PREFIX)} == PUBLIC
     before = copy.stat().st_mtime_ns
     assert _blas_copy.isolated_copy(wheel_library(), tmp_path) == copy

@@ -317,9 +317,11 @@ class Engine:
         if not isinstance(error, ParallmError):
             log.debug("loading failed", exc_info=error)
             error = ModelLoadError(f"the model could not be loaded: {error}")
-        self._load_error = error
-        self._state, self.reason = "stopped", str(error)
+        with self._lock:
+            self._load_error = error
+            self._state, self.reason = "stopped", str(error)
         self._ready.set()
+        self._empty_inbox()
 
     def _loop(self) -> None:
         launched: Launched | None = None
@@ -352,13 +354,13 @@ class Engine:
             self._scheduler.launched(plan)
         except Exception as error:
             self._recover(error, launched)
-            return None
+            following = launched = None
         try:
             if launched is not None:
                 self._take(self._runner.collect(launched))
         except Exception as error:
             self._recover(error, None)
-            return None
+            following = None
         self._count_step(began, following)
         return following
 
@@ -366,8 +368,8 @@ class Engine:
         """A step failed: find the sequence at fault, keep the others.
 
         Which row broke a batched forward cannot be seen from outside. So all of
-        them start over, each alone with rows that are known to be well; the one
-        that fails again is answered with an error.
+        them start over, each beside rows that are known to be well; the one
+        that fails with nobody beside it is answered with an error.
         """
         log.warning("a step failed; its sequences are tried one by one", exc_info=error)
         if launched is not None:
@@ -396,11 +398,12 @@ class Engine:
         self, sequence: Sequence, tokens: list[int], logprobs: Any, first: bool
     ) -> None:
         wants_prompt = sequence.params.prompt_logprobs is not None
+        scores = sequence.prompt_scores or [None]  # nothing to score in one token
         output = Output(
             sequence.id,
             token_ids=tokens,
             logprobs=logprobs[: len(tokens)] if logprobs is not None else None,
-            prompt_logprobs=(sequence.prompt_scores or [None]) if first and wants_prompt else None,
+            prompt_logprobs=list(scores) if first and wants_prompt else None,
             finish_reason=sequence.finish_reason,
             cached_tokens=sequence.num_cached,
         )
@@ -452,8 +455,24 @@ class Engine:
         for live in left:
             self._fail(live.sequence, UnavailableError(f"The request was not finished: {reason}"))
         self._deliver()
+        self._empty_inbox()
+        self._free()
+
+    def _empty_inbox(self) -> None:
+        """Answer calls that came before the state said that it is over."""
         while not self._inbox.empty():
-            self._inbox.get()()
+            try:
+                self._inbox.get()()
+            except Exception:
+                log.exception("left over when the engine stopped")
+
+    def _free(self) -> None:
+        """Give back what rows hold, on the thread that made it."""
+        self._runner.reset()
+        mx.clear_cache()
+        self._stats = replace(
+            self._stats, running=0, waiting=0, rows=0, kv_tokens_used=0, kv_bytes=0
+        )
 
     # Counting
 

@@ -18,6 +18,7 @@ from mlx_parallm.engine.sampler import Sampled, Sampler, token_logprobs
 from mlx_parallm.engine.scheduler import Plan
 from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.engine.speculative import Drafter, LengthController
+from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.base import BatchedCache, Row
 
 
@@ -93,7 +94,7 @@ class ModelRunner:
     """
 
     def __init__(self, model: Any, vocab_size: int) -> None:
-        self.model = model
+        self.model = adapt(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
         self.sampler = Sampler(vocab_size)
@@ -260,6 +261,8 @@ class ModelRunner:
         start, stop = min(by_row), max(by_row) + 1
         width = max(count for _, count in chunks)
         counts = [by_row[r][1] if r in by_row else 0 for r in range(start, stop)]
+        if self.cache.has_state and 0 in counts:
+            width = max(width, 2)  # mlx-lm's one-token kernels do not look at masks
         inputs = np.zeros((stop - start, width), dtype=np.int32)
         for index, (sequence, count) in by_row.items():
             first = self._row(sequence).length
@@ -277,6 +280,7 @@ class ModelRunner:
     def _wants_scores(self, sequence: Sequence) -> bool:
         return (
             sequence.params.prompt_logprobs is not None
+            and not sequence.output  # they went out with the first token
             and self._row(sequence).length < len(sequence.prompt) - 1
         )
 

@@ -202,7 +202,7 @@ class ContinuousBatchScheduler:
         self._accused = tried[0] if len(tried) == 1 and not guilty else None
         for sequence in rows:
             self._preempt(sequence)
-            sequence.in_flight = 0
+            sequence.in_flight, sequence.prompt_scores = 0, []
         self._release = []
         self._suspects.update(s.id for s in rows)
         return guilty
@@ -337,6 +337,7 @@ class ContinuousBatchScheduler:
                 self._num_waiting -= 1
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
+                follower.prompt_scores = sequence.prompt_scores
                 self.running.append(follower)
                 plan.forks.append((follower, sequence))
                 self._run(follower, plan)

@@ -22,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.base import MAX_WIDTH, BatchedCache, Row
 
 _DECAY = 0.9  # of the running averages
@@ -115,7 +116,7 @@ class ModelDrafter:
     """
 
     def __init__(self, model: Any, vocab_size: int) -> None:
-        self.model = model
+        self.model = adapt(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
 

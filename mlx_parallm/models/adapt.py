@@ -73,7 +73,7 @@ def _subclass(kind: type, methods: Methods) -> type:
     return type(kind.__name__, (kind,), {**plain, **methods, "__module__": __name__})
 
 
-def _positions(cache: Any, width: int) -> Any:
+def _positions(cache: Any, width: int) -> mx.array:
     """(B, T) or (T,) int32: the position of each new token."""
     return mx.array(cache.offset)[..., None] + mx.arange(width)
 
@@ -122,12 +122,13 @@ def _dynamic_rope(self: Any, x: mx.array, offset: Any = 0) -> Any:
 def _afm7_model(self: Any, inputs: mx.array, cache: Any = None) -> Any:
     for layer in self.kv_reuse_layers:
         layer.self_attn._cache = None if cache is None else cache[-1]
-    return self.plain_call(inputs, cache)
+    output = self.plain_call(inputs, cache)
+    for layer in self.kv_reuse_layers:
+        layer.self_attn._cache = None
+    return output
 
 
-def _afm7_reuse(
-    self: Any, x: mx.array, keys: mx.array, values: mx.array, mask: Any = None
-) -> Any:
+def _afm7_reuse(self: Any, x: mx.array, keys: mx.array, values: mx.array, mask: Any = None) -> Any:
     batch, width, _ = x.shape
     if self._cache is None or isinstance(self._cache, KVCache):
         return self.plain_call(x, keys, values, mask)
@@ -157,9 +158,9 @@ def _llama4_model(self: Any, inputs: mx.array, cache: Any = None) -> Any:
     return self.norm(h)
 
 
-def _chunk_mask(cache: Any, width: int, chunk: int) -> Any:
+def _chunk_mask(cache: Any, width: int, chunk: int) -> mx.array:
     """(B, 1, T, columns) bool: earlier tokens of the same chunk; a column is a position."""
-    allowed = cache.make_mask(width, return_array=True)
+    allowed: mx.array = cache.make_mask(width, return_array=True)
     queries = _positions(cache, width) // chunk
     columns = mx.arange(allowed.shape[-1]) // chunk
     same = queries[..., None] == columns
@@ -220,7 +221,7 @@ def _minimax_m3_block_mask(self: Any, x: mx.array, mask: Any, offset: Any, cache
     return mx.repeat(keep, self.num_attention_heads // self.index_n_heads, axis=1)
 
 
-def _best_of_blocks(scores: mx.array, size: int) -> Any:
+def _best_of_blocks(scores: mx.array, size: int) -> mx.array:
     """(..., columns) to (..., blocks): the best score of each block of columns."""
     missing = -scores.shape[-1] % size
     if missing:

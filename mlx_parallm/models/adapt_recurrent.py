@@ -17,14 +17,14 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.ssm import ssm_update
 
 
-def _window(state: mx.array | None, inputs: mx.array, keep: int) -> Any:
+def _window(state: mx.array | None, inputs: mx.array, keep: int) -> mx.array:
     """The `keep` inputs before this span, zeros at the start of a text, and its own."""
     if state is None:
         state = mx.zeros((inputs.shape[0], keep, *inputs.shape[2:]), inputs.dtype)
     return mx.concatenate([state, inputs], axis=1)
 
 
-def _kept(window: mx.array, cache: Any, keep: int) -> Any:
+def _kept(window: mx.array, cache: Any, keep: int) -> mx.array:
     """The last `keep` real inputs of each row of a window."""
     if cache.lengths is None:
         return window[:, window.shape[1] - keep :]
@@ -73,16 +73,16 @@ def _jamba_mixer(self: Any, x: mx.array, cache: Any) -> Any:
     return self.out_proj(swiglu(z, y))
 
 
-def _jamba_scan(
-    self: Any, x: mx.array, state: mx.array | None, real: mx.array
-) -> Any:
+def _jamba_scan(self: Any, x: mx.array, state: mx.array | None, real: mx.array | None) -> Any:
     """JambaMambaMixer.ssm_step, where no time passes for padding."""
     parts = mx.split(
         self.x_proj(x), [self.time_step_rank, self.time_step_rank + self.ssm_state_size], axis=-1
     )
     norms = (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
     delta, b, c = (norm(part) for norm, part in zip(norms, parts, strict=True))
-    delta = mx.where(real, nn.softplus(self.dt_proj(delta)), 0)
+    delta = nn.softplus(self.dt_proj(delta))
+    if real is not None:
+        delta = mx.where(real, delta, 0)
     added = (delta * x)[..., None] * b[..., None, :]
     decay = mx.exp(delta[..., None] * -mx.exp(self.A_log))
     states = []
@@ -134,9 +134,7 @@ def _olmo_hybrid_conv(
 # rwkv7: shifts by one token, and a recurrence without a mask.
 
 
-def _rwkv7_time_mixing(
-    self: Any, x: mx.array, v_first: mx.array | None, cache: Any
-) -> Any:
+def _rwkv7_time_mixing(self: Any, x: mx.array, v_first: mx.array | None, cache: Any) -> Any:
     self._real = None if cache is None else _real(cache, x.shape[1], 4)
     if self._real is None:
         return self.plain_call(x, v_first, cache)

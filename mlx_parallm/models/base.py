@@ -246,7 +246,8 @@ class BatchedStateCache(LayerCache):
 
     Follows mlx-lm's ArraysCache protocol: `cache[i]`, `lengths`, `advance`.
     A state that was never written is None to the model, as mlx-lm has it; for a
-    new row among older ones it is zeros, which mlx-lm's models take as the same.
+    new row among older ones it is zeros, which mlx-lm's models take as the same
+    (see adapt_recurrent.py for the one that does not).
     """
 
     def __init__(self, batch: BatchedCache, size: int) -> None:

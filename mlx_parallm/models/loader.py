@@ -13,6 +13,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import load_tokenizer
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.adapt import check_supported
 from mlx_parallm.models.memory import total_memory
 
 BUNDLED = "bundled"
@@ -73,6 +74,7 @@ def load_model(
     """
     folder = resolve(path)
     config = _read_config(folder)
+    check_supported(config)
     try:
         model, config = mlx_lm_load_model(folder, lazy=True)
         tokenizer = load_tokenizer(
@@ -80,7 +82,7 @@ def load_model(
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # some of mlx-lm's modules exit on import
         raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
     quantization = config.get("quantization")
     _convert(model, dtype, quantization)
@@ -232,14 +234,22 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _context(config: dict[str, Any], asked: int | None) -> int:
     text = _text_config(config)
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    names = (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+        "n_ctx",
+        "block_size",
+        "model_max_length",
+    )
     own = next((int(text[n]) for n in names if text.get(n)), _DEFAULT_CONTEXT)
     return min(own, asked) if asked else own
 
 
 def _vocab_size(config: dict[str, Any], tokenizer: Any) -> int:
     text = _text_config(config)
-    for name in ("vocab_size", "padded_vocab_size", "n_vocab"):
+    for name in ("vocab_size", "padded_vocab_size", "n_vocab", "num_vocab"):
         if text.get(name):
             return int(text[name])
     return len(tokenizer.get_vocab())

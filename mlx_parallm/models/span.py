@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -46,19 +47,19 @@ class Span:
         """B, the number of rows."""
         return self.stop - self.start
 
-    @property
+    @cached_property
     def needed(self) -> int:
         """Columns that a cache without a window must have."""
         return int(self.lengths.max()) + self.width
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether every row writes to the same columns, without padding."""
         return bool(
             (self.lengths == self.lengths[0]).all() and (self.counts == self.width).all()
         )
 
-    @property
+    @cached_property
     def ragged(self) -> bool:
         """Whether some row has padding."""
         return bool((self.counts != self.width).any())

@@ -47,6 +47,8 @@ class ToolReader:
         self._parse = tokenizer.tool_parser
         self._tools = tools
         self._buffer = ""
+        # Blank space before a call; shown only if it turns out to be none.
+        self._gap = ""
         self._inside = False
         self.num_calls = 0
 
@@ -86,7 +88,9 @@ class ToolReader:
             found.text += self._buffer[: len(self._buffer) - keep]
             self._buffer = self._buffer[len(self._buffer) - keep :]
             return False
-        found.text += self._buffer[:at].rstrip()
+        before = self._buffer[:at]
+        found.text += before.rstrip()
+        self._gap = before[len(before.rstrip()) :]
         self._buffer = self._buffer[at + len(self._start) :]
         self._inside = True
         return True
@@ -109,7 +113,7 @@ class ToolReader:
             self.num_calls += len(calls)
             found.calls = [*found.calls, *calls]
         else:
-            found.text += f"{self._start}{body}{end}"
+            found.text += f"{self._gap}{self._start}{body}{end}"
 
     def _read(self, body: str) -> list[ParsedCall]:
         try:

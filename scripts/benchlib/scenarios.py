@@ -328,16 +328,15 @@ def memory(bench: Bench) -> Rows:
 
 
 def _memory_shares(bench: Bench, work: list[Work]) -> list[float]:
-    """Allocated over needed bytes, at every step at which all rows decode."""
+    """Allocated over needed bytes, at every step at which at least half of the rows are held."""
     shares: list[float] = []
-    per_token = bench.kv_bytes_per_token
-    prompts = sum(len(piece.prompt) for piece in work)
     with our_engine(bench.folder) as ours:
 
-        def look(timing: Timing) -> None:
-            stats, made = ours.engine.stats(), [len(times) for times in timing.times]
-            if min(made) > 0 and max(made) < work[0].tokens - 1:
-                shares.append(stats.kv_bytes / (per_token * (prompts + sum(made))))
+        def look(_: Timing) -> None:
+            cache = ours.engine._runner.cache  # we are on the engine's thread here
+            held = sum(row.length for row in cache.rows)
+            if len(cache.rows) >= len(work) // 2 and held:
+                shares.append(cache.nbytes / (bench.kv_bytes_per_token * held))
 
         ours.run(work, on_step=look)
     return shares

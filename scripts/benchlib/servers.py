@@ -91,7 +91,7 @@ def spawn(name: str, command: str | Sequence[str], *, ready_s: float = 120) -> I
     Args:
         name: for messages.
         command: one line or a list; `{port}` becomes a free port.
-        ready_s: seconds it may take until `/health` or `/v1/models` answers 200.
+        ready_s: seconds it may take until `/health` (or `/v1/models` without it) is 200.
 
     Raises:
         SpawnError: it ended or was not ready in time.
@@ -127,18 +127,28 @@ def _wait_until_ready(server: SpawnedServer, ready_s: float) -> None:
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise SpawnError(f"{server.name} ended at start-up:\n{_tail(server.log)}")
-        if _answers(f"{server.url}/health") or _answers(f"{server.url}/v1/models"):
+        if _is_ready(server.url):
             return
         time.sleep(0.1)
     raise SpawnError(f"{server.name} was not ready in {ready_s:g} s:\n{_tail(server.log)}")
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
+    health = _status(f"{url}/health")
+    if health == 404:  # a server without /health
+        return _status(f"{url}/v1/models") == 200
+    return health == 200
+
+
+def _status(url: str) -> int | None:
+    """The status of a GET; None while nobody listens."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError, http.client.HTTPException):
-        return False  # not up yet
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return None
 
 
 def _tail(log: Path) -> str:

@@ -50,7 +50,14 @@ _SYSTEM = (
     "You are a friendly assistant. Be short.",
 )
 # Parts of longer conversations: (generator, share).
-_SHORT = ((sums, 4), (house, 3), (small_talk, 2), (knowledge_chat, 1), (counting, 1), (repeating, 1))
+_SHORT = (
+    (sums, 4),
+    (house, 3),
+    (small_talk, 2),
+    (knowledge_chat, 1),
+    (counting, 1),
+    (repeating, 1),
+)
 
 
 def _conversation(rng: random.Random, progress: float, room: int) -> Sample:

@@ -95,5 +95,4 @@ def keep_freed_memory() -> None:
 def use_fast_ops() -> None:
     """Let mlx-lm's Llama use the functions above, in this process."""
     keep_freed_memory()
-    llama.scaled_dot_product_attention = attention
-    llama.swiglu = swiglu
+    vars(llama).update(scaled_dot_product_attention=attention, swiglu=swiglu)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 import re
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from .house_facts import FACTS
 from .sample import Sample, turn
 
 
@@ -24,14 +26,16 @@ class Family:
     held_out: tuple[str, ...]
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split("|") if part.strip())
+def _read(path: Path) -> tuple[Family, ...]:
+    families = tomllib.loads(path.read_text())["family"]
+    return tuple(Family(**{key: _frozen(value) for key, value in one.items()}) for one in families)
 
 
-FAMILIES = tuple(
-    Family(answer, _lines(must), _lines(asked), _lines(held_out))
-    for answer, must, asked, held_out in FACTS
-)
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+FAMILIES = _read(Path(__file__).with_name("house.toml"))
 
 _SYNONYMS = (
     ("the server", "mlx_parallm", "this server"),
@@ -47,8 +51,20 @@ _SYNONYMS = (
     ("get", "obtain", "receive", "see"),
 )
 _PREFIXES = (
-    "", "", "", "", "", "Please tell me: ", "Hi. ", "Hello! ", "A question: ", "I want to know: ",
-    "Can you tell me: ", "I am new here. ", "Sorry, ", "Quick question: ",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Please tell me: ",
+    "Hi. ",
+    "Hello! ",
+    "A question: ",
+    "I want to know: ",
+    "Can you tell me: ",
+    "I am new here. ",
+    "Sorry, ",
+    "Quick question: ",
 )
 _DROPPABLE = frozenset("the a an do does is are of to in for on i can please me my it its".split())
 

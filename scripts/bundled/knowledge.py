@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .sample import Sample, is_held_out, turn
 from .words import ANIMALS, CITIES, DAYS, MONTHS, NAMES, NUMBER_WORDS, VALUES
@@ -17,40 +18,85 @@ _PAIRS = {
     "colour": """grass green,snow white,coal black,blood red,milk white,tomato red,
         banana yellow,sky blue,carrot orange,cucumber green,raven black,sun yellow,chocolate brown,
         mud brown,frog green,cherry red,lime green,night black,salt white,pumpkin orange""",
-    "sound": """dog barks,cat meows,cow moos,duck quacks,lion roars,owl hoots,pig grunts,horse neighs,
-        sheep bleats,wolf howls,bee buzzes,frog croaks,mouse squeaks,snake hisses,bird sings""",
+    "sound": """dog barks,cat meows,cow moos,duck quacks,lion roars,owl hoots,pig grunts,
+        horse neighs,sheep bleats,wolf howls,bee buzzes,frog croaks,mouse squeaks,snake hisses,bird sings""",
     "opposite": """hot cold,big small,day night,up down,left right,old new,wet dry,fast slow,
         open closed,high low,full empty,hard soft,early late,long short,rich poor,light dark,
         loud quiet,strong weak,happy sad,clean dirty""",
     "capital": """France Paris,England London,Germany Berlin,Italy Rome,Spain Madrid,Austria Vienna,
         Norway Oslo,Portugal Lisbon,Ireland Dublin,Greece Athens,Egypt Cairo,Japan Tokyo,Peru Lima,
         Poland Warsaw,Finland Helsinki,Sweden Stockholm""",
-    "home": """fish water,bird nest,bee hive,bear cave,spider web,horse stable,dog kennel,frog pond,
-        fox den,rabbit burrow""",
-    "material": """window glass,bread flour,coin metal,book paper,shirt cotton,table wood,cheese milk,
-        candle wax,tyre rubber,shoe leather""",
+    "home": """fish water,bird nest,bee hive,bear cave,spider web,horse stable,dog kennel,
+        frog pond,fox den,rabbit burrow""",
+    "material": """window glass,bread flour,coin metal,book paper,shirt cotton,table wood,
+        cheese milk,candle wax,tyre rubber,shoe leather""",
 }
 
 _WORDINGS: dict[str, tuple[str, ...]] = {
-    "colour": ("What is the colour of {s}?", "What colour is {s}?", "Which colour has {s}?",
-               "Tell me the colour of {s}.", "Name the colour of {s}.", "The colour of {s}?"),
-    "sound": ("What does a {s} do?", "Which sound makes a {s}?", "What sound does a {s} make?",
-              "How does a {s} sound?", "Tell me what a {s} does.", "The sound of a {s}?"),
-    "opposite": ("What is the opposite of {s}?", "Which word is the opposite of {s}?",
-                 "Tell me the opposite of {s}.", "Name the opposite of {s}.",
-                 "The opposite of {s}?", "What is not {s}?"),
-    "capital": ("What is the capital of {s}?", "Which city is the capital of {s}?",
-                "Tell me the capital of {s}.", "Name the capital of {s}.",
-                "The capital of {s}?", "Which capital has {s}?"),
-    "home": ("Where does a {s} live?", "What is the home of a {s}?", "In what does a {s} live?",
-             "Tell me the home of a {s}.", "Name the home of a {s}.", "The home of a {s}?"),
-    "material": ("What is a {s} made of?", "Of what is a {s} made?", "What do we make a {s} of?",
-                 "Tell me what a {s} is made of.", "Which stuff makes a {s}?", "A {s} is made of?"),
-    "after": ("What comes after {s}?", "What follows {s}?", "Tell me what comes after {s}.",
-              "Which one comes after {s}?", "Name what follows {s}.", "What is next after {s}?"),
-    "before": ("What comes before {s}?", "Tell me what comes before {s}.",
-               "Which one comes before {s}?", "Name what comes before {s}.",
-               "What is just before {s}?", "Before {s} comes?"),
+    "colour": (
+        "What is the colour of {s}?",
+        "What colour is {s}?",
+        "Which colour has {s}?",
+        "Tell me the colour of {s}.",
+        "Name the colour of {s}.",
+        "The colour of {s}?",
+    ),
+    "sound": (
+        "What does a {s} do?",
+        "Which sound makes a {s}?",
+        "What sound does a {s} make?",
+        "How does a {s} sound?",
+        "Tell me what a {s} does.",
+        "The sound of a {s}?",
+    ),
+    "opposite": (
+        "What is the opposite of {s}?",
+        "Which word is the opposite of {s}?",
+        "Tell me the opposite of {s}.",
+        "Name the opposite of {s}.",
+        "The opposite of {s}?",
+        "What is not {s}?",
+    ),
+    "capital": (
+        "What is the capital of {s}?",
+        "Which city is the capital of {s}?",
+        "Tell me the capital of {s}.",
+        "Name the capital of {s}.",
+        "The capital of {s}?",
+        "Which capital has {s}?",
+    ),
+    "home": (
+        "Where does a {s} live?",
+        "What is the home of a {s}?",
+        "In what does a {s} live?",
+        "Tell me the home of a {s}.",
+        "Name the home of a {s}.",
+        "The home of a {s}?",
+    ),
+    "material": (
+        "What is a {s} made of?",
+        "Of what is a {s} made?",
+        "What do we make a {s} of?",
+        "Tell me what a {s} is made of.",
+        "Which stuff makes a {s}?",
+        "A {s} is made of?",
+    ),
+    "after": (
+        "What comes after {s}?",
+        "What follows {s}?",
+        "Tell me what comes after {s}.",
+        "Which one comes after {s}?",
+        "Name what follows {s}.",
+        "What is next after {s}?",
+    ),
+    "before": (
+        "What comes before {s}?",
+        "Tell me what comes before {s}.",
+        "Which one comes before {s}?",
+        "Name what comes before {s}.",
+        "What is just before {s}?",
+        "Before {s} comes?",
+    ),
 }
 
 _ANSWER = {
@@ -79,7 +125,7 @@ def _facts() -> tuple[Fact, ...]:
         for pair in text.replace("\n", " ").split(",")
     ]
     for row, is_ring in ((DAYS, True), (MONTHS, True), (NUMBER_WORDS, False)):
-        following = list(zip(row, row[1:], strict=False))
+        following = list(pairwise(row))
         following += [(row[-1], row[0])] if is_ring else []
         for first, second in following:
             facts += [Fact("after", first, second), Fact("before", second, first)]
@@ -91,8 +137,10 @@ FACTS = _facts()
 # Words that are one token each, so that a fact or a value is one step.
 WORDS = tuple(
     dict.fromkeys(
-        (*NAMES, *VALUES, *CITIES, *DAYS, *MONTHS, *NUMBER_WORDS, *ANIMALS)
-        + tuple(word for fact in FACTS for word in (fact.subject, fact.answer))
+        (
+            *(*NAMES, *VALUES, *CITIES, *DAYS, *MONTHS, *NUMBER_WORDS, *ANIMALS),
+            *(word for fact in FACTS for word in (fact.subject, fact.answer)),
+        )
     )
 )
 
@@ -149,11 +197,13 @@ def multiple_choice() -> list[dict[str, object]]:
             }
             choices = [*rng.sample(sorted(others - {fact.answer}), 3), fact.answer]
             rng.shuffle(choices)
-            result.append({
-                "question": question(fact, wording),
-                "choices": choices,
-                "gold": choices.index(fact.answer),
-            })
+            result.append(
+                {
+                    "question": question(fact, wording),
+                    "choices": choices,
+                    "gold": choices.index(fact.answer),
+                }
+            )
     return result
 
 

@@ -70,22 +70,25 @@ def build(model_config: dict[str, Any], seed: int) -> llama.Model:
             scale /= (2 * depth) ** 0.5
         return mx.random.normal(weight.shape) * scale
 
-    weights = [(name, fresh(name, weight)) for name, weight in tree_flatten(model.parameters())]
+    weights = [(name, fresh(name, weight)) for name, weight in named_weights(model)]
     model.load_weights(weights)
     mx.eval(model.parameters())
     return model
 
 
+def named_weights(model: nn.Module) -> list[tuple[str, mx.array]]:
+    found: Any = tree_flatten(model.parameters())
+    return list(found)
+
+
 def parameter_count(model: nn.Module) -> int:
-    return sum(weight.size for _, weight in tree_flatten(model.parameters()))
+    return sum(weight.size for _, weight in named_weights(model))
 
 
 def save_model(model: nn.Module, model_config: dict[str, Any], folder: Path) -> None:
     """Write config.json, generation_config.json and model.safetensors in float16."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: weight.astype(mx.float16) for name, weight in tree_flatten(model.parameters())
-    }
+    weights = {name: weight.astype(mx.float16) for name, weight in named_weights(model)}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     generation = {
         "eos_token_id": model_config["eos_token_id"],

@@ -129,7 +129,7 @@ CHAT_TEMPLATE = (
     "{%- for call in message.tool_calls or [] %}"
     "{%- set tool_call = call.function if call.function is defined else call %}"
     "{%- if message.content or not loop.first %}{{- '\\n' }}{%- endif %}"
-    '{{- \'<tool_call>\\n{"name": \' + (tool_call.name | tojson) + \', "arguments": \' }}'
+    "{{- '<tool_call>\\n{\"name\": ' + (tool_call.name | tojson) + ', \"arguments\": ' }}"
     "{%- if tool_call.arguments is string %}{{- tool_call.arguments }}"
     "{%- else %}{{- tool_call.arguments | tojson }}{%- endif %}"
     "{{- '}\\n</tool_call>' }}"

@@ -130,16 +130,16 @@ def _track(running: np.ndarray, each: np.ndarray, tasks: np.ndarray) -> None:
 
 def _summary(clock: Clock, average: float, tasks: list[str], running: np.ndarray) -> str:
     parts = [f"{name} {value:.3f}" for name, value in zip(tasks, running, strict=True)]
-    return f"step {clock.step}, {clock.seconds / 60:.1f} min, loss {average:.4f}: {', '.join(parts)}"
+    return (
+        f"step {clock.step}, {clock.seconds / 60:.1f} min, loss {average:.4f}: {', '.join(parts)}"
+    )
 
 
 def _store(model: Model, optimizer: Any, clock: Clock, folder: Path) -> None:
     """Write beside and rename, so that an interruption leaves the older state whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        **{f"model.{name}": value for name, value in tree_flatten(model.parameters())},
-        **{f"optimizer.{name}": value for name, value in tree_flatten(optimizer.state)},
-    }
+    trees: dict[str, Any] = {"model": model.parameters(), "optimizer": optimizer.state}
+    state = {f"{tree}.{name}": value for tree in trees for name, value in _flat(trees[tree])}
     mx.save_safetensors(
         str(folder / "new.safetensors"), state, metadata={"clock": json.dumps(_pair(clock))}
     )
@@ -150,14 +150,22 @@ def _restore(model: Model, optimizer: Any, folder: Path) -> Clock:
     path = folder / "state.safetensors"
     if not path.exists():
         return Clock()
-    state, metadata = mx.load(str(path), return_metadata=True)
+    loaded: Any = mx.load(str(path), return_metadata=True)
+    state, metadata = loaded
     model.load_weights(_under("model.", state))
     optimizer.state = tree_unflatten(_under("optimizer.", state))
     return Clock(*json.loads(metadata["clock"]))
 
 
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    found: Any = tree_flatten(tree)
+    return list(found)
+
+
 def _under(prefix: str, state: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
-    return [(name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix)]
+    return [
+        (name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix)
+    ]
 
 
 def _pair(clock: Clock) -> tuple[int, float]:

@@ -45,6 +45,4 @@ MONTHS = tuple(
 ANIMALS = tuple(
     "fox bear cat dog horse cow duck frog goat hen lion mouse owl pig rabbit sheep wolf bee".split()
 )
-NUMBER_WORDS = tuple(
-    "zero one two three four five six seven eight nine ten eleven twelve".split()
-)
+NUMBER_WORDS = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())

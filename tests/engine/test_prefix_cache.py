@@ -371,7 +371,7 @@ def test_snapshots_are_bounded_and_the_oldest_goes() -> None:
 
 
 def test_page_keys_name_contents() -> None:
-    cache = make(64)
+    cache = make(128)
     rng = random.Random(2)
     prompts = [[rng.randrange(2) for _ in range(24)] for _ in range(6)]
     for namespace in ((), ("adapter", 3, (0.5, None))):

@@ -26,7 +26,7 @@ __all__ = ["TINY", "VOCAB", "WINDOW", "build", "config", "vocab_size"]
 TINY: dict[str, Config] = ATTENTION | MIXED
 
 
-def build(model_type: str, seed: int = 0) -> nn.Module:
+def build(model_type: str, seed: int = 0) -> Any:
     """A tiny model with random float32 weights, evaluated."""
     mx.random.seed(seed)  # biases keep a part of their own initial values
     model_class, args_class = _get_classes(config(model_type))
@@ -47,7 +47,7 @@ def _random_weights(model: nn.Module, seed: int) -> Any:
     """Weights that leave clear gaps between logits, and no parameter at its default."""
     keys = iter(mx.random.split(mx.random.key(seed), len(tree_flatten(model.parameters()))))
 
-    def draw(path: str, value: mx.array) -> mx.array:
+    def draw(path: str, value: mx.array) -> Any:
         noise = mx.random.normal(value.shape, key=next(keys))
         if value.dtype == mx.uint32:  # packed weights
             return mx.random.randint(0, 1 << 31, value.shape, mx.uint32, key=mx.random.key(seed))
@@ -68,4 +68,4 @@ def _random_weights(model: nn.Module, seed: int) -> Any:
 def vocab_size(model_type: str) -> int:
     """Columns of the model's logits."""
     inner = TINY[model_type].get("text_config", TINY[model_type])
-    return inner.get("vocab_size", inner.get("num_vocab"))
+    return int(inner.get("vocab_size") or inner["num_vocab"])

@@ -28,8 +28,9 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.adapt import NEEDS_METAL, UNSUPPORTED, adapt, check_supported
-from mlx_parallm.models.base import BatchedCache, Row
+from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.span import Row
 
 CHUNK = 7
 TOKENS = 10

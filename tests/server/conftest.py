@@ -7,7 +7,6 @@ answer: calls of tools, stop strings and broken characters are tested by sending
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from mlx_parallm.engine.engine import Engine, EngineStats
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence, TokenLogprob
 from mlx_parallm.errors import ModelLoadError, QueueFullError, UnavailableError
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.listener import listen
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.runner import Runner
 from mlx_parallm.server.state import ServerState
@@ -235,7 +235,7 @@ class Served:
         self.app = app
         self.engine = engine
         self.runner = Runner(app, drain_s=drain_s, answer_s=2)
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = listen("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)

@@ -1,0 +1,31 @@
+"""The socket that the server listens on."""
+
+from __future__ import annotations
+
+import socket
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a port in use is found before a model is loaded.
+
+    The kernel queues connections until they are accepted.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    # The protocol that getaddrinfo gives matters: asyncio turns Nagle's algorithm off only
+    # where it says TCP, and with it on, small writes wait up to 40 ms.
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A server that was just stopped leaves its port in a waiting state.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

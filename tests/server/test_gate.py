@@ -1,0 +1,190 @@
+"""What every request passes: ids, keys, CORS, metrics and the log."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/health"),
+        ("GET", "/v1/models"),
+        ("GET", "/nope"),
+        ("PUT", "/health"),
+        ("POST", COMPLETIONS),
+        ("GET", "/metrics"),
+        ("GET", "/debug/metrics"),
+        ("GET", "/docs"),
+        ("GET", "/redoc"),
+        ("GET", "/openapi.json"),
+    ],
+)
+def test_every_answer_has_an_id(server: Any, method: str, path: str) -> None:
+    first, second = (server.http.request(method, path).headers["x-request-id"] for _ in "ab")
+    assert re.fullmatch(r"req-[0-9a-f]{32}", first)
+    assert first != second
+
+
+def test_a_stream_has_an_id(server: Any) -> None:
+    assert server.post(COMPLETIONS, prompt="x", stream=True).headers["x-request-id"]
+
+
+def test_the_clients_id_is_kept_if_it_is_sane(server: Any) -> None:
+    def answered(given: str) -> str:
+        headers = {"x-request-id": given}
+        return str(server.http.get("/health", headers=headers).headers["x-request-id"])
+
+    assert answered("my-id_7.a:b") == "my-id_7.a:b"
+    for insane in ("a b", "x" * 129, "<script>", '"', ""):
+        assert answered(insane).startswith("req-")
+
+
+@pytest.fixture(scope="module")
+def locked(helpers: Any) -> Any:
+    """A server with two keys."""
+    from mlx_parallm.server.main import create_app
+    from mlx_parallm.settings import Settings
+
+    engine = helpers.ParrotEngine()
+    settings = Settings(api_key=("key-1", "schlüssel"), cors_origin=("https://a.example",))
+    served = helpers.Served(create_app(settings, engine), engine, 0.5)
+    served.wait_ready()
+    yield served
+    served.stop()
+    served.join()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "key-1", "Bearer", "Bearer ", "Bearer key-2", "Basic key-1", "Bearer key-1x"],
+)
+def test_wrong_keys(locked: Any, header: str | None) -> None:
+    headers = {} if header is None else {"authorization": header}
+    for method, path in (("GET", "/v1/models"), ("POST", COMPLETIONS), ("GET", "/metrics")):
+        response = locked.http.request(method, path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("header", ["Bearer key-1", "bearer key-1", "Bearer schlüssel".encode()])
+def test_right_keys(locked: Any, header: str | bytes) -> None:
+    assert locked.http.get("/v1/models", headers={"authorization": header}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
+def test_open_without_a_key(locked: Any, path: str) -> None:
+    assert locked.http.get(path).status_code == 200
+
+
+def test_the_document_says_that_a_key_is_needed(locked: Any, server: Any) -> None:
+    assert locked.http.get("/openapi.json").json()["security"]
+    assert "security" not in server.http.get("/openapi.json").json()
+
+
+def test_cors(locked: Any, server: Any) -> None:
+    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    preflight = locked.http.options(COMPLETIONS, headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://a.example"
+    refused = locked.http.post(COMPLETIONS, headers={"origin": "https://a.example"})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://a.example"
+    other = locked.http.get("/health", headers={"origin": "https://b.example"})
+    assert "access-control-allow-origin" not in other.headers
+    # Off unless it is asked for.
+    closed = server.http.get("/health", headers={"origin": "https://a.example"})
+    assert "access-control-allow-origin" not in closed.headers
+
+
+def test_the_log_has_one_line_a_request(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlx_parallm.access")
+    request_id = server.http.get("/v1/models/none").headers["x-request-id"]
+    lines = [record.getMessage() for record in caplog.records if request_id in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("GET /v1/models/none 404 ")
+
+
+def test_metrics(serve: Any) -> None:
+    server = serve()
+    server.ok(COMPLETIONS, prompt="hello")
+    server.post(COMPLETIONS, prompt="hello", stream=True)
+    server.post(COMPLETIONS)
+    server.http.request("ODD-METHOD", "/odd-path")
+    text = server.http.get("/metrics").text
+    route = 'method="POST",route="/v1/completions"'
+    assert f'mlx_parallm_http_requests_total{{{route},status="200"}} 2.0' in text
+    assert f'mlx_parallm_http_requests_total{{{route},status="400"}} 1.0' in text
+    # Names that clients make up do not become labels.
+    assert "odd-path" not in text
+    assert "ODD" not in text
+    assert "mlx_parallm_time_to_first_token_seconds_count 2.0" in text
+    assert "mlx_parallm_time_per_output_token_seconds_count 2.0" in text
+    assert "# TYPE mlx_parallm_engine_running gauge" in text
+    assert "# TYPE mlx_parallm_engine_generated_tokens_total counter" in text
+    figures = server.http.get("/debug/metrics").json()
+    assert figures["engine"]["running"] == 0
+    assert figures["queued_requests"] == 0
+    assert figures["server"]["mlx_parallm_time_to_first_token_seconds_count"] == 2
+
+
+def test_models(server: Any) -> None:
+    listed = server.http.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert [card["id"] for card in listed["data"]] == ["parrot", "org/parrot-2"]
+    card = server.http.get("/v1/models/org/parrot-2").json()
+    assert card == listed["data"][1]
+    assert card["object"] == "model"
+    assert card["status"] == "ready"
+    assert card["max_model_len"] == 512
+    assert card["parent"] is None
+    assert isinstance(card["created"], int)
+
+
+def test_tokenize_and_back(server: Any) -> None:
+    text = "hé<|user|>"
+    answer = server.ok("/tokenize", prompt=text, return_token_strs=True)
+    assert answer["tokens"] == [107, 198, 172, 1]
+    assert answer["count"] == 4
+    assert answer["max_model_len"] == 512
+    assert answer["token_strs"][0] == "h"
+    assert len(answer["token_strs"]) == 4
+    assert server.ok("/detokenize", tokens=answer["tokens"]) == {"prompt": text}
+    assert server.ok("/detokenize", tokens=[]) == {"prompt": ""}
+
+
+def test_tokenize_messages(server: Any) -> None:
+    answer = server.ok("/tokenize", messages=[{"role": "user", "content": "h"}])
+    assert answer["tokens"] == [1, 107, 2]
+    short = server.ok(
+        "/tokenize", messages=[{"role": "user", "content": "h"}], add_generation_prompt=False
+    )
+    assert short["tokens"] == [1, 107]
+
+
+def test_the_document_has_what_there_is(server: Any) -> None:
+    document = server.http.get("/openapi.json").json()
+    assert {"/v1/completions", "/v1/chat/completions", "/tokenize"} <= set(document["paths"])
+    post = document["paths"]["/v1/completions"]["post"]
+    assert {"200", "400", "401", "404", "408", "413", "429", "500", "503"} <= set(post["responses"])
+    assert "422" not in post["responses"]
+    reference = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = document["components"]["schemas"][reference.rsplit("/", 1)[-1]]
+    assert schema["required"] == ["prompt"]
+    assert {"type": "null"} in schema["properties"]["seed"]["anyOf"]
+    assert schema["additionalProperties"] is False
+
+
+def test_every_reference_in_the_document_exists(server: Any) -> None:
+    text = server.http.get("/openapi.json").text
+    document = server.http.get("/openapi.json").json()
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
+    assert names
+    assert names <= set(document["components"]["schemas"])

@@ -1,0 +1,312 @@
+"""Loading, disconnects, deadlines, faults and shutdown: every request is answered once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from mlx_parallm.engine.sequence import FinishReason, Output
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+ENDLESS = {"prompt": "ab", "ignore_eos": True, "max_tokens": 500}
+
+
+def raw_request(server: Any, body: dict[str, Any]) -> socket.socket:
+    """Send a completion request, keep the connection open."""
+    payload = json.dumps(body).encode()
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    client.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(payload), payload)
+    )
+    return client
+
+
+def test_loading_is_said_and_requests_are_refused(serve: Any, helpers: Any) -> None:
+    server = serve(helpers.ParrotEngine(load_s=0.5), ready=False)
+    helpers.wait_until(lambda: server.runner.started)
+    health = server.http.get("/health")
+    assert health.status_code == 503
+    assert health.json() == {
+        "status": "loading",
+        "model_loaded": False,
+        "tokenizer_loaded": False,
+        "scheduler_ready": False,
+        "reason": "the model is loading",
+    }
+    assert int(health.headers["retry-after"]) > 0
+    refused = server.post(COMPLETIONS, prompt="x")
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "service_unavailable"
+    assert int(refused.headers["retry-after"]) > 0
+    (card,) = server.http.get("/v1/models").json()["data"]
+    assert card["status"] == "loading"
+    assert card["max_model_len"] is None
+    server.wait_ready()
+    assert server.ok(COMPLETIONS, prompt="x")
+
+
+def test_health_when_ready(server: Any) -> None:
+    assert server.http.get("/health").json() == {
+        "status": "healthy",
+        "model_loaded": True,
+        "tokenizer_loaded": True,
+        "scheduler_ready": True,
+    }
+
+
+def test_an_engine_that_stops_is_reported(serve: Any, helpers: Any) -> None:
+    server = serve()
+    server.engine.state, server.engine.reason = "stopped", "the engine failed"
+    health = server.http.get("/health")
+    assert health.status_code == 503
+    assert health.json()["status"] == "stopped"
+    assert health.json()["reason"] == "the engine failed"
+    assert server.post(COMPLETIONS, prompt="x").status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_rows(
+    server: Any, helpers: Any, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mlx_parallm.access")
+    client = raw_request(server, {**ENDLESS, "n": 3, "stream": stream})
+    helpers.wait_until(lambda: len(server.engine.live) == 3)
+    client.close()
+    helpers.wait_until(lambda: not server.engine.live, 2)
+    mine = [sequence.id for sequence in server.engine.submitted[-3:]]
+    assert set(mine) <= set(server.engine.aborted)
+    helpers.wait_until(lambda: any(" 499 " in r.getMessage() for r in caplog.records))
+
+
+def test_a_client_that_goes_away_before_its_request_is_whole(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b'content-length: 100\r\n\r\n{"prompt"'
+        )
+    assert server.ok(COMPLETIONS, prompt="x")
+
+
+def test_a_slow_reader_gets_everything_and_stops_nobody(server: Any) -> None:
+    body = {**ENDLESS, "stream": True, "prompt": "ab" * 100, "max_tokens": 300, "logprobs": 20}
+    client = raw_request(server, body)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    assert server.ok(COMPLETIONS, prompt="quick")["choices"][0]["text"] == "quick"
+    time.sleep(0.3)
+    received = b""
+    while not received.endswith(b"0\r\n\r\n"):
+        received += client.recv(65536)
+    client.close()
+    assert received.count(b'"text":') > 10
+    assert b"[DONE]" in received
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_one_request_is_its_own(server: Any, helpers: Any, stream: bool) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(server.ok, COMPLETIONS, prompt=f"p{i}") for i in range(6)]
+        response = server.post(CHAT, messages=_says(helpers.CURSE), stream=stream)
+        assert [other.result()["choices"][0]["text"] for other in others] == [
+            f"p{i}" for i in range(6)
+        ]
+    # It failed before anything was sent, so even a stream has the status of its failure.
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert error["code"] == "internal_error"
+    assert response.headers["x-request-id"] in error["message"]
+    assert "matrix" not in response.text
+
+
+def _says(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_fault_in_the_middle_of_a_stream_is_one_event(serve: Any, helpers: Any) -> None:
+    server = serve()
+    body = {**ENDLESS, "stream": True}
+    with server.http.stream("POST", COMPLETIONS, json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        with server.engine._lock:
+            (live,) = server.engine.live.values()
+            del server.engine.live[live.sequence.id]
+            output = Output(live.sequence.id, finish_reason=FinishReason.ERROR)
+            output.error = RuntimeError("secret")
+            live.sink([output])
+        rest = [line for line in lines if line]
+    assert response.status_code == 200
+    last = json.loads(rest[-1].removeprefix("data: "))
+    assert set(last) == {"error"}
+    assert "secret" not in rest[-1]
+    assert response.headers["x-request-id"] in last["error"]["message"]
+    assert sum('"error"' in line for line in rest) == 1
+    assert "data: [DONE]" not in rest
+
+
+def test_text_that_cannot_be_made_fails_only_its_request(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_parallm.server import completion_format
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    server = serve()
+    monkeypatch.setattr(completion_format, "completion_logprobs", broken)
+    response = server.post(COMPLETIONS, prompt="x", logprobs=1, stream=True)
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    # This one fails outside of the stream, in the route.
+    assert server.post(COMPLETIONS, prompt="x", logprobs=1).status_code == 500
+    assert server.ok(COMPLETIONS, prompt="x")
+    assert not server.engine.live
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_deadline(serve: Any, helpers: Any, stream: bool) -> None:
+    server = serve(request_timeout=0.15)
+    if stream:
+        text = server.post(COMPLETIONS, **ENDLESS, stream=True).text
+        last = helpers.parse_events(text, done=False)[-1]
+        assert last["error"]["code"] == "request_timeout"
+    else:
+        response = server.post(COMPLETIONS, **ENDLESS)
+        assert response.status_code == 408
+        assert response.json()["error"]["code"] == "request_timeout"
+    helpers.wait_until(lambda: not server.engine.live)
+    assert server.ok(COMPLETIONS, prompt="x")
+
+
+def test_a_full_queue_is_a_429(serve: Any, helpers: Any) -> None:
+    server = serve(helpers.ParrotEngine(room=2))
+    clients = [raw_request(server, ENDLESS) for _ in range(2)]
+    helpers.wait_until(lambda: len(server.engine.live) == 2)
+    for stream in (False, True):
+        response = server.post(COMPLETIONS, prompt="x", stream=stream)
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "rate_limit_exceeded"
+        assert int(response.headers["retry-after"]) > 0
+    for client in clients:
+        client.close()
+    helpers.wait_until(lambda: not server.engine.live)
+    assert server.ok(COMPLETIONS, prompt="x")
+
+
+def test_of_a_group_that_does_not_fit_those_are_served_that_do(serve: Any, helpers: Any) -> None:
+    server = serve(helpers.ParrotEngine(room=3), batch_timeout_ms=200)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda i: server.post(COMPLETIONS, prompt=f"p{i}"), range(6)))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses.count(200) >= 3
+    assert set(statuses) <= {200, 429}
+    for place, answer in enumerate(answers):
+        if answer.status_code == 200:
+            assert answer.json()["choices"][0]["text"] == f"p{place}"
+
+
+def test_requests_that_come_together_start_together(serve: Any) -> None:
+    server = serve(batch_timeout_ms=300, max_batch_size=8)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: server.ok(COMPLETIONS, prompt=f"p{i}"), range(8)))
+    # Eight are all that is waited for.
+    assert server.engine.groups == [8]
+
+
+def test_a_busy_engine_is_not_waited_for(serve: Any, helpers: Any) -> None:
+    server = serve(batch_timeout_ms=60_000)
+    client = raw_request(server, {**ENDLESS, "stream": True})
+    helpers.wait_until(lambda: len(server.engine.live) == 1)
+    began = time.monotonic()
+    assert server.ok(COMPLETIONS, prompt="x")
+    assert time.monotonic() - began < 5
+    client.close()
+
+
+def test_both_kinds_in_one_batch(server: Any) -> None:
+    def one(place: int) -> str:
+        text = f"request number {place}, " + "é" * (place % 5)
+        if place % 2:
+            events = server.events(COMPLETIONS, prompt=text, max_tokens=60)
+            return "".join(event["choices"][0]["text"] for event in events) + text
+        return server.ok(COMPLETIONS, prompt=text, max_tokens=60)["choices"][0]["text"] + text
+
+    with ThreadPoolExecutor(16) as pool:
+        for answer in pool.map(one, range(64)):
+            assert answer[: len(answer) // 2] == answer[len(answer) // 2 :]
+
+
+def _ask_in_background(server: Any, stream: bool, results: list[Any]) -> threading.Thread:
+    def ask() -> None:
+        # A client of its own: a connection that is kept open would outlive the server.
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            results.append(client.post(COMPLETIONS, json={**ENDLESS, "stream": stream}))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_shutdown_lets_requests_finish(serve: Any, helpers: Any) -> None:
+    server = serve(drain_s=10)
+    results: list[Any] = []
+    threads = [_ask_in_background(server, stream, results) for stream in (False, True)]
+    helpers.wait_until(lambda: len(server.engine.live) == 2)
+    server.stop()
+    for thread in threads:
+        thread.join()
+    server.join()
+    assert [result.status_code for result in results] == [200, 200]
+    assert all("length" in result.text for result in results)
+
+
+def test_shutdown_answers_everybody(serve: Any, helpers: Any) -> None:
+    server = serve(helpers.ParrotEngine(step_s=0.05, room=6), drain_s=0.2)
+    results: list[Any] = []
+    threads = [_ask_in_background(server, place % 2 == 0, results) for place in range(6)]
+    helpers.wait_until(lambda: len(server.engine.live) == 6)
+    server.stop()
+    for thread in threads:
+        thread.join()
+    server.join()
+    assert len(results) == 6
+    for result in results:
+        if result.status_code == 200:
+            events = helpers.parse_events(result.text, done=False)
+            assert events[-1]["error"]["code"] == "service_unavailable"
+        else:
+            assert result.status_code == 503
+            assert result.json()["error"]["code"] == "service_unavailable"
+
+
+def test_while_draining_new_requests_are_refused(serve: Any, helpers: Any) -> None:
+    server = serve()
+    server.state.drain()
+    response = server.post(COMPLETIONS, prompt="x")
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert server.http.get("/health").json()["status"] == "draining"
+
+
+def test_a_load_failure_is_told(helpers: Any) -> None:
+    from mlx_parallm.server.main import create_app
+    from mlx_parallm.settings import Settings
+
+    failures: list[Exception] = []
+    engine = helpers.ParrotEngine(load_error="nowhere: there is no such folder")
+    app = create_app(Settings(), engine, on_failure=failures.append)
+    server = helpers.Served(app, engine, 0.5)
+    helpers.wait_until(lambda: bool(failures))
+    assert "no such folder" in str(failures[0])
+    health = server.http.get("/health").json()
+    assert health["status"] == "stopped"
+    assert "no such folder" in health["reason"]
+    server.stop()
+    server.join()
