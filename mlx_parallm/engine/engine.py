@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from mlx_parallm.engine.model_runner import Launched, ModelRunner, Result
+from mlx_parallm.engine.prefix_contract import CacheStats
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.speculative import Drafter, ModelDrafter, NgramDrafter, SpeculativeStats
@@ -33,7 +34,8 @@ from mlx_parallm.errors import (
     UnavailableError,
 )
 from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
-from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token
+from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token, warm_up
+from mlx_parallm.models.prefix_store import PrefixStore
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,6 +53,8 @@ class EngineConfig:
             chooses by device.
         kv_cache_memory: bytes for K and V of running sequences; None is half of
             what the weights leave.
+        prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is
+            a quarter of kv_cache_memory.
         speculative: "ngram" guesses tokens from the text so far, "draft" with a
             draft model; None decodes one token a step.
         num_draft_tokens: the most tokens to guess.
@@ -60,6 +64,7 @@ class EngineConfig:
     max_queue: int = 1024
     prefill_chunk: int | None = None
     kv_cache_memory: int | None = None
+    prefix_cache_memory: int | None = None
     speculative: str | None = None
     num_draft_tokens: int = 4
 
@@ -214,6 +219,12 @@ class Engine:
         """A copy of the newest counters."""
         return replace(self._stats)
 
+    def prefix_stats(self) -> CacheStats | None:
+        """The prefix cache's counters; None where it is off."""
+        if self.state == "loading" or self._runner.prefixes is None:
+            return None
+        return self._runner.prefixes.tree.stats()
+
     def speculative_stats(self) -> SpeculativeStats | None:
         """A copy of speculation's counters; None where it is off."""
         if self.state == "loading" or self._runner.drafter is None:
@@ -278,20 +289,36 @@ class Engine:
     def _start_up(self) -> None:
         loaded = self._load()
         self._runner = ModelRunner(loaded.model, loaded.vocab_size)
-        guesses = self._start_drafter(loaded)
-        per_token = kv_bytes_per_token(self._runner)
+        warm_up(self._runner)
+        per_token = kv_bytes_per_token(self._runner.cache)
         memory = self.config.kv_cache_memory or available_kv_bytes(loaded.nbytes)
+        prefixes = self._start_prefixes(memory)
+        self._runner.reset()
+        guesses = self._start_drafter(loaded)
         self._scheduler = ContinuousBatchScheduler(
             SchedulerConfig(
                 max_batch_size=self.config.max_batch_size,
                 prefill_chunk=self.config.prefill_chunk or _default_chunk(),
                 kv_tokens=memory // per_token if per_token else 1 << 40,
                 lookahead=guesses,
-            )
+                aligned=prefixes is not None and prefixes.has_state,
+                shares_prefixes=prefixes is not None,
+            ),
+            prefixes.tree if prefixes is not None else None,
         )
         self.loaded = loaded
         self._running = True
         self._state, self.reason = "ready", None
+
+    def _start_prefixes(self, kv_memory: int) -> PrefixStore | None:
+        """Set the prefix cache up; the runner's caches have computed a token."""
+        memory = self.config.prefix_cache_memory
+        if memory is None:
+            memory = kv_memory // 4
+        if memory <= 0:
+            return None
+        self._runner.prefixes = PrefixStore(self._runner.cache, memory)
+        return self._runner.prefixes
 
     def _start_drafter(self, loaded: LoadedModel) -> int:
         """Set speculation up; returns the most tokens to guess, 0 where it is off."""

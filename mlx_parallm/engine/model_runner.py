@@ -20,6 +20,7 @@ from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.engine.speculative import Drafter, LengthController
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.base import BatchedCache, Row
+from mlx_parallm.models.prefix_store import PrefixStore
 
 
 @dataclass(slots=True)
@@ -98,6 +99,7 @@ class ModelRunner:
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
         self.sampler = Sampler(vocab_size)
+        self.prefixes: PrefixStore | None = None
         self.drafter: Drafter | None = None
         self.lengths = LengthController(0)
         self._rows: dict[int, list[Row]] = {}
@@ -137,6 +139,9 @@ class ModelRunner:
             self._release(sequence)
         for sequence in plan.admit:
             self._rows[sequence.id] = [cache.join() for cache in self.caches]
+        for sequence, match in plan.loads:
+            assert self.prefixes is not None
+            self.prefixes.load(self.cache, self._row(sequence), match)
         scores = self._catch_up(plan.prefill) if plan.prefill else []
         for sequence, leader in plan.forks:
             rows = zip(self.caches, self._rows[leader.id], strict=True)
@@ -233,6 +238,9 @@ class ModelRunner:
         if rows is None:
             return
         self.lengths.forget(sequence)
+        if self.prefixes is not None:
+            self.prefixes.save(self.cache, rows[0], sequence)
+            self.prefixes.forget(sequence)
         if rows[0].index < self._num_decoding:
             self._num_decoding -= 1
             self._swap(rows, self._num_decoding)
@@ -275,6 +283,9 @@ class ModelRunner:
             if self._wants_scores(sequence)
         ]
         self.cache.commit()
+        if self.prefixes is not None:
+            for sequence, _ in chunks:
+                self.prefixes.save_chunk(self.cache, self._row(sequence), sequence)
         return scores
 
     def _wants_scores(self, sequence: Sequence) -> bool:

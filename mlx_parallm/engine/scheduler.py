@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from mlx_parallm.engine.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
@@ -30,6 +32,7 @@ class Plan:
     Attributes:
         release: sequences whose rows are given back.
         admit: sequences that get a row.
+        loads: (sequence, match): its row begins with a cached prefix.
         prefill: (sequence, tokens) to catch up.
         forks: (sequence, leader): gets a copy of the leader's row after prefill.
         decode: sequences that compute their last token and sample the next.
@@ -38,6 +41,7 @@ class Plan:
 
     release: list[Sequence] = field(default_factory=list)
     admit: list[Sequence] = field(default_factory=list)
+    loads: list[tuple[Sequence, Match]] = field(default_factory=list)
     prefill: list[tuple[Sequence, int]] = field(default_factory=list)
     forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
@@ -65,6 +69,8 @@ class SchedulerConfig:
         kv_tokens: tokens that the KV memory budget holds.
         max_width: tokens a row may catch up in one forward.
         lookahead: tokens that a row may compute ahead of what it keeps.
+        aligned: chunks end where pages do, since states are kept there only.
+        shares_prefixes: a prompt that begins like one being computed waits for it.
     """
 
     max_batch_size: int = 32
@@ -73,6 +79,8 @@ class SchedulerConfig:
     kv_tokens: int = 1 << 40
     max_width: int = 512
     lookahead: int = 0
+    aligned: bool = False
+    shares_prefixes: bool = False
 
 
 class ContinuousBatchScheduler:
@@ -82,15 +90,16 @@ class ContinuousBatchScheduler:
     in that order; a preempted sequence computes its tokens again later.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, prefixes: PrefixCache | None = None) -> None:
         self.config = config
+        self.prefixes: PrefixCache = prefixes or NaiveCache()
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
         self._ties = itertools.count()
         self._num_waiting = 0
-        self._followers: dict[int, list[Sequence]] = {}
-        self._leaders: dict[int, Sequence] = {}
+        self._followers: dict[int, list[Sequence]] = {}  # by their leader's id
+        self._leaders: dict[Hashable, Sequence] = {}
         self._suspects: set[int] = set()
         self._accused: Sequence | None = None
         self._release: list[Sequence] = []
@@ -264,6 +273,23 @@ class ContinuousBatchScheduler:
         sequence.status = Status.PREFILL
         self.running.append(sequence)
         plan.admit.append(sequence)
+        match = self._match(sequence)
+        sequence.num_cached = 0
+        if match.num_tokens:
+            sequence.num_computed = sequence.num_cached = match.num_tokens
+            plan.loads.append((sequence, match))
+
+    def _match(self, sequence: Sequence, record: bool = True) -> Match:
+        """The cached prefix; the last token is always computed, scored ones too."""
+        if sequence.params.prompt_logprobs is not None:
+            return Match()
+        return self.prefixes.match(
+            sequence.namespace,
+            sequence.tokens,
+            limit=sequence.num_tokens - 1,
+            need_snapshot=self.config.aligned,
+            record=record,
+        )
 
     def _may_join(self, sequence: Sequence) -> bool:
         """A suspect joins only rows that are known to be well, one at a time."""
@@ -274,24 +300,42 @@ class ContinuousBatchScheduler:
         return not any(s.id in self._suspects for s in self.running)
 
     def _follows(self, sequence: Sequence) -> bool:
-        """Let a sequence wait for the one of its group that computes the prompt."""
-        group = sequence.group
-        if group is None or len(sequence.prompt) < 2 or sequence.output:
+        """Let a sequence wait for another one that is computing what it needs."""
+        key = self._leader_key(sequence)
+        if key is None:
             return False
-        leader = self._leaders.get(group)
+        leader = self._leaders.get(key)
         if leader is None:
-            self._leaders[group] = sequence
+            self._leaders[key] = sequence
             return False
-        self._followers.setdefault(group, []).append(sequence)
+        if leader.group != sequence.group and not self._worth_waiting(sequence, leader):
+            return False
+        self._followers.setdefault(leader.id, []).append(sequence)
         return True
+
+    def _leader_key(self, sequence: Sequence) -> Hashable | None:
+        """Equal for sequences of which one may compute a prefix for the others."""
+        if sequence.group is not None and len(sequence.prompt) > 1 and not sequence.output:
+            return sequence.group
+        page = self.prefixes.page_size
+        if not self.config.shares_prefixes or sequence.num_tokens <= page:
+            return None
+        return (sequence.namespace, *sequence.tokens[:page])
+
+    def _worth_waiting(self, sequence: Sequence, leader: Sequence) -> bool:
+        """Whether the other one will give clearly more than the cache has already."""
+        if sequence.params.prompt_logprobs is not None:
+            return False
+        shared = _common(sequence.tokens, leader.tokens, self.prefixes.page_size)
+        cached = self._match(sequence, record=False).num_tokens
+        return shared >= cached + 2 * self.prefixes.page_size
 
     def _disband(self, sequence: Sequence) -> None:
         """A leader is gone or done: its followers wait for themselves."""
-        group = sequence.group
-        if group is None or self._leaders.get(group) is not sequence:
-            return
-        del self._leaders[group]
-        for follower in self._followers.pop(group, []):
+        key = self._leader_key(sequence)
+        if key is not None and self._leaders.get(key) is sequence:
+            del self._leaders[key]
+        for follower in self._followers.pop(sequence.id, []):
             if follower.status is Status.WAITING:
                 self._push(follower)
 
@@ -322,28 +366,37 @@ class ContinuousBatchScheduler:
                 share = budget // 2
                 behind[1:] = sorted(behind[1:], key=lambda s: s.num_pending)
             count = min(left, share, self.config.max_width)
+            if self.config.aligned:
+                count = self._align(sequence, count, left)
             chunks.append((sequence, count))
             budget -= count
         return chunks
 
+    def _align(self, sequence: Sequence, count: int, left: int) -> int:
+        """Let a chunk end at the last page border within it."""
+        page = self.prefixes.page_size
+        end = sequence.num_computed + count
+        border = end // page * page
+        if border <= sequence.num_computed:
+            return min(count, left)
+        return border - sequence.num_computed
+
     def _caught_up(self, sequence: Sequence, plan: Plan) -> None:
+        """A prompt is computed: those of its group get a copy of its row."""
         self._run(sequence, plan)
-        group = sequence.group
-        if group is None or self._leaders.get(group) is not sequence:
-            return
-        followers = self._followers.pop(group, [])
+        followers = self._followers.pop(sequence.id, [])
+        self._disband(sequence)
         for follower in [f for f in followers if f.status is Status.WAITING]:
-            if self._has_room(follower):
+            twin = follower.group is not None and follower.group == sequence.group
+            if twin and self._has_room(follower):
                 self._num_waiting -= 1
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
-                follower.prompt_scores = sequence.prompt_scores
                 self.running.append(follower)
                 plan.forks.append((follower, sequence))
                 self._run(follower, plan)
             else:
                 self._push(follower)
-        del self._leaders[group]
 
     @staticmethod
     def _run(sequence: Sequence, plan: Plan) -> None:
@@ -377,3 +430,12 @@ def _order(sequence: Sequence) -> tuple[int, float, int]:
 
 def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def _common(one: list[int], other: list[int], page: int) -> int:
+    """Tokens of the common prefix, in whole pages."""
+    most = min(len(one), len(other)) // page * page
+    for at in range(0, most, page):
+        if one[at : at + page] != other[at : at + page]:
+            return at
+    return most

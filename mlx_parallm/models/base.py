@@ -212,17 +212,30 @@ class BatchedKVCache(LayerCache):
     def read(self, slot: int, start: int, stop: int) -> tuple[mx.array, mx.array]:
         """K and V of positions [start, stop) of one slot: (kv_heads, n, dim) each."""
         assert self.keys is not None and self.values is not None
-        return self.keys[slot, :, start:stop], self.values[slot, :, start:stop]
+        if stop <= self.capacity:
+            return self.keys[slot, :, start:stop], self.values[slot, :, start:stop]
+        columns = mx.arange(start, stop) % self.capacity
+        return self.keys[slot][:, columns], self.values[slot][:, columns]
 
-    def write(self, slot: int, start: int, keys: mx.array, values: mx.array) -> None:
-        """Put K and V (kv_heads, n, dim) at positions from `start` of one slot."""
-        stop = start + keys.shape[1]
-        if self.capacity < stop:
-            self.keys = _grow(self.keys, self.batch.slots, _round_up(stop), keys[None])
-            self.values = _grow(self.values, self.batch.slots, _round_up(stop), values[None])
+    def write(self, slot: int, keys: mx.array, values: mx.array) -> None:
+        """Fill one slot from position 0 on with K and V, (kv_heads, n, dim) each."""
+        length = keys.shape[1]
+        needed = _round_up(length)
+        if self.ring_size is not None:
+            needed = min(needed, self.ring_size)
+        if self.capacity < needed:
+            self.keys = _grow(self.keys, self.batch.slots, needed, keys[None])
+            self.values = _grow(self.values, self.batch.slots, needed, values[None])
         assert self.keys is not None and self.values is not None
-        self.keys[slot, :, start:stop] = keys
-        self.values[slot, :, start:stop] = values
+        if length <= self.capacity:
+            self.keys[slot, :, :length] = keys
+            self.values[slot, :, :length] = values
+            return
+        first = length - self.capacity  # a ring keeps the newest
+        columns = mx.arange(first, length) % self.capacity
+        order = mx.argsort(columns) + first
+        self.keys[slot] = keys[:, order]
+        self.values[slot] = values[:, order]
 
 
 def _grow(buffer: mx.array | None, slots: int, capacity: int, like: mx.array) -> mx.array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from mlx_parallm.models.base import BatchedKVCache
+from mlx_parallm.models.base import BatchedCache, BatchedKVCache
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.model_runner import ModelRunner
@@ -30,20 +30,23 @@ def available_kv_bytes(weights: int) -> int:
     return max(MINIMUM, (total_memory() - weights) // 2)
 
 
-def kv_bytes_per_token(runner: ModelRunner) -> int:
-    """Bytes of K and V that one token takes in all layers; 0 for recurrent models.
-
-    Measured with a forward of one token, since architectures differ in what
-    they keep. The forward warms the model up as well.
-    """
+def warm_up(runner: ModelRunner) -> None:
+    """Compute one token, so that the caches' shapes are known; a row is left behind."""
     cache = runner.cache
     cache.join()
     cache.begin(0, 1, 1, [1])
     logits = runner.model(mx.array(np.zeros((1, 1), dtype=np.int32)), cache=cache.layers)
+    cache.commit()
     mx.eval(logits, cache.arrays)
+
+
+def kv_bytes_per_token(cache: BatchedCache) -> int:
+    """Bytes of K and V that one token takes in all layers; 0 for recurrent models.
+
+    Read off the caches after a forward, since architectures differ in what they keep.
+    """
     size = 0
     for leaf in cache.leaves:
         if isinstance(leaf, BatchedKVCache) and leaf.capacity:
             size += sum(array.nbytes for array in leaf.arrays) // (cache.slots * leaf.capacity)
-    runner.reset()
     return size

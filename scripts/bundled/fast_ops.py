@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.models import llama
@@ -25,9 +25,13 @@ _ROUND = 12582912.0 + 127.0
 _C0, _C1, _C2, _C3 = 0.99992807, 0.69326099, 0.24261112, 0.05517166
 
 
-@mx.custom_function
 def fast_exp(x: mx.array) -> mx.array:
-    """exp(x) for float32 x in [-80, 80]; outside it is cut."""
+    """exp(x) for float32 x in [-79, 79]; outside it is cut."""
+    return cast(mx.array, _exp(x))
+
+
+@mx.custom_function
+def _exp(x: mx.array) -> mx.array:
     scaled = mx.minimum(mx.maximum(x * (1 / math.log(2)), -115.0), 115.0)
     rounded = scaled + _ROUND
     f = scaled - (rounded - _ROUND)
@@ -35,8 +39,8 @@ def fast_exp(x: mx.array) -> mx.array:
     return (((f * _C3 + _C2) * f + _C1) * f + _C0) * mx.view(power, mx.float32)
 
 
-@fast_exp.vjp
-def _fast_exp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+@_exp.vjp
+def _exp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     return cotangent * output
 
 

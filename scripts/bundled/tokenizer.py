@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -91,11 +90,5 @@ def sample_texts(samples: Iterable[Sample]) -> Iterator[str]:
         yield "".join(text for text, _ in segments(sample))
 
 
-def shuffled(rng: random.Random, items: Iterable[str]) -> list[str]:
-    result = list(items)
-    rng.shuffle(result)
-    return result
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

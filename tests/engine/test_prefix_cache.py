@@ -65,7 +65,7 @@ def test_an_exhausted_pool_says_so() -> None:
     assert {pool.allocate_page(), pool.allocate_page()} == {0, 1}
     with pytest.raises(PagesExhaustedError, match="Insufficient pages") as caught:
         pool.allocate_page()
-    assert isinstance(caught.value, RuntimeError) and isinstance(caught.value, OutOfMemoryError)
+    assert {RuntimeError, OutOfMemoryError} <= set(type(caught.value).__mro__)
 
 
 def test_misuse_of_the_pool_changes_nothing() -> None:
@@ -76,9 +76,9 @@ def test_misuse_of_the_pool_changes_nothing() -> None:
             pool.free_pages(wrong)
     with pytest.raises(ValueError, match="not in use"):
         pool.add_reference([pages[0], 3])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="cannot allocate -1"):
         pool.allocate_pages(-1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="num_pages is -1"):
         PagePool(-1)
     assert [pool.references(page) for page in range(4)] == [1, 1, 0, 0]
 
@@ -117,10 +117,10 @@ def test_a_match_is_the_longest_prefix_in_whole_pages() -> None:
 
 def test_entries_share_their_common_pages() -> None:
     cache = make()
-    keep(cache, list(range(8)) + [1, 2, 3, 4])
-    assert keep(cache, list(range(8)) + [5, 6, 7, 8]) == 1
-    one = cache.match((), list(range(8)) + [1, 2, 3, 4]).pages
-    other = cache.match((), list(range(8)) + [5, 6, 7, 8]).pages
+    keep(cache, [*range(8), 1, 2, 3, 4])
+    assert keep(cache, [*range(8), 5, 6, 7, 8]) == 1
+    one = cache.match((), [*range(8), 1, 2, 3, 4]).pages
+    other = cache.match((), [*range(8), 5, 6, 7, 8]).pages
     assert one[:2] == other[:2] and one[2] != other[2]
     assert cache.stats().cached_pages == cache.pool.num_used == 4
 
@@ -163,16 +163,16 @@ def test_a_wrong_insert_changes_nothing() -> None:
     owned = cache.match((), list(range(8))).pages
     fresh = cache.allocate(1)
     before = cache.stats()
-    wrong: list[tuple[list[int], list[int], Any]] = [
-        (list(range(3)), fresh, None),  # too few tokens
-        ([9] * 4, owned[:1], None),  # a page of another prefix
-        ([9] * 8, fresh * 2, None),  # the same page twice
-        ([9] * 4, [15], None),  # a free page
-        ([9] * 5, fresh, "state"),  # a snapshot inside of a page
-        ([], [], "state"),
+    wrong: list[tuple[list[int], list[int], Any, str]] = [
+        (list(range(3)), fresh, None, "3 tokens only"),
+        ([9] * 4, owned[:1], None, "lies elsewhere"),
+        ([9] * 8, fresh * 2, None, "twice"),
+        ([9] * 4, [15], None, "is free"),
+        ([9] * 5, fresh, "state", "snapshot"),  # inside of a page
+        ([], [], "state", "snapshot"),
     ]
-    for tokens, pages, snapshot in wrong:
-        with pytest.raises(ValueError):
+    for tokens, pages, snapshot, reason in wrong:
+        with pytest.raises(ValueError, match=reason):
             cache.insert((), tokens, pages, snapshot)
     assert cache.stats() == before
     cache.pool.free_pages(fresh)
@@ -290,7 +290,7 @@ def test_a_failing_spill_leaks_nothing() -> None:
         raise OSError("disk")
 
     cache.spill = fail
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="disk"):
         cache.evict(1)
     assert cache.pool.num_free == 3
     cache.check_integrity(idle=True)

@@ -216,10 +216,14 @@ def serve(
     st.lists(st.tuples(NAMESPACES, PROMPTS.filter(len)), min_size=1, max_size=40),
 )
 def test_radix_equals_naive(num_pages: int, requests: list[tuple[Key, list[int]]]) -> None:
-    pool = PagePool(num_pages)
-    radix, naive = RadixAttentionCache(pool, SIZE), NaiveCache(SIZE)
     storage: dict[int, list[Key]] = {}
-    pool.on_free = lambda pages: [storage.pop(page) for page in pages] and None
+
+    def forget(pages: list[int]) -> None:
+        for page in pages:
+            del storage[page]
+
+    pool = PagePool(num_pages, on_free=forget)
+    radix, naive = RadixAttentionCache(pool, SIZE), NaiveCache(SIZE)
     for namespace, tokens in requests:
         assert serve(radix, storage, namespace, tokens) == serve(naive, {}, namespace, tokens)
     radix.check_integrity(idle=True)

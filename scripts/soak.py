@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""Random clients on a server for a long time, and what must hold meanwhile and afterwards.
+
+    scripts/soak.py --model-path bundled --seconds 3600
+    scripts/soak.py --url http://127.0.0.1:8000 --clients 16
+
+Clients ask for whole answers and streams with random settings, hang up in mid-stream, and
+send nonsense. Checked: every request is answered once and completely, nonsense with a 4xx
+in OpenAI's envelope; a greedy and a seeded request give the same text whatever else runs;
+at rest no row is held, every accepted sequence is accounted for, and memory stays level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import bench_models
+from benchlib.http import Answer, Connection
+from benchlib.servers import SpawnedServer, SpawnError, our_command, spawn
+
+_WORDS = "one two three four five plus minus is the a cat dog hello what 1 2 3 ? . é 🙂".split()
+_MEMORY_SLACK = 64 << 20  # allocators and page caches breathe by so much
+_NONSENSE: list[bytes] = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b'{"prompt": 5}',
+    b'{"prompt": []}',
+    b'{"prompt": [999999999]}',
+    b'{"prompt": "a", "temperature": "hot"}',
+    b'{"prompt": "a", "temperature": NaN}',
+    b'{"prompt": "a", "max_tokens": -1}',
+    b'{"prompt": "a", "max_tokens": 1e400}',
+    b'{"prompt": "a", "n": 100000}',
+    b'{"prompt": "a", "logprobs": 1000}',
+    b'{"prompt": "a", "stop": [1]}',
+    b'{"prompt": "a", "model": "no such model"}',
+    b'{"prompt": "a", "logit_bias": {"x": 1}}',
+]
+
+
+class Broken(AssertionError):
+    """Something that must hold did not."""
+
+
+@dataclass
+class Soak:
+    """A soak of one server.
+
+    Attributes:
+        counts: requests by kind, and what came of them.
+        levels: resident bytes at each rest.
+    """
+
+    connection: Connection
+    model: str
+    seed: int
+    clients: int
+    spawned: SpawnedServer | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    levels: list[int] = field(default_factory=list)
+    probes: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+    async def run(self, seconds: float, rounds: int) -> None:
+        """Rounds of load, each followed by a rest at which the server is looked at.
+
+        Raises:
+            Broken: with what did not hold.
+        """
+        await self._record_probes()
+        for number in range(rounds):
+            end = time.monotonic() + seconds / rounds
+            clients = [self._client(self.seed + 1000 * number + i, end) for i in range(self.clients)]
+            await asyncio.gather(*clients)
+            await self._rest()
+        if self.levels and self.levels[-1] > 1.1 * self.levels[0] + _MEMORY_SLACK:
+            raise Broken(f"memory grew: {[level >> 20 for level in self.levels]} MiB at the rests")
+
+    async def _client(self, seed: int, end: float) -> None:
+        rng = random.Random(seed)
+        kinds: list[Callable[[random.Random], Awaitable[None]]] = [
+            self._whole,
+            self._stream,
+            self._hang_up,
+            self._nonsense,
+            self._probe,
+        ]
+        while time.monotonic() < end:
+            await rng.choices(kinds, weights=[3, 4, 2, 1, 1])[0](rng)
+
+    # Kinds of requests
+
+    async def _whole(self, rng: random.Random) -> None:
+        body = self._body(rng)
+        self._check_answer(body, await self._ask("whole", body))
+
+    async def _stream(self, rng: random.Random) -> None:
+        body = self._body(rng) | {"stream": True, "stream_options": {"include_usage": True}}
+        self._check_stream(body, await self._ask("stream", body))
+
+    async def _hang_up(self, rng: random.Random) -> None:
+        body = self._body(rng) | {"max_tokens": 200, "stream": rng.random() < 0.7}
+        self.counts["hang up"] += 1
+        if body["stream"]:
+            body.pop("logprobs", None)
+        await self.connection.hang_up(
+            "/v1/completions", json.dumps(body).encode(), rng.randrange(4), rng.random() * 0.3
+        )
+
+    async def _nonsense(self, rng: random.Random) -> None:
+        body = rng.choice(_NONSENSE)
+        self.counts["nonsense"] += 1
+        answer = await self.connection.post("/v1/completions", body)
+        error = answer.json().get("error", {})
+        complete = {"message", "type", "param", "code"} <= set(error)
+        if not (400 <= answer.status < 500 and answer.status != 422 and complete):
+            raise Broken(f"{body[:80]!r} was answered with {answer.status}: {answer.body[:300]!r}")
+
+    async def _probe(self, rng: random.Random) -> None:
+        body, expected = rng.choice(self.probes)
+        answer = await self._ask("probe", body)
+        if answer is not None and _text(answer) != expected:
+            raise Broken(f"{body} gave {_text(answer)!r}, alone it was {expected!r}")
+
+    async def _record_probes(self) -> None:
+        common = {"model": self.model, "max_tokens": 24, "ignore_eos": True}
+        for extra in ({"temperature": 0}, {"temperature": 1, "seed": 7}, {"top_p": 0.9, "seed": 8}):
+            body = {**common, "prompt": "two plus three is", **extra}
+            answer = await self._ask("probe", body)
+            if answer is None:
+                raise Broken("the server was full before there was any load")
+            self.probes.append((body, _text(answer)))
+
+    def _body(self, rng: random.Random) -> dict[str, Any]:
+        prompts = [" ".join(rng.choices(_WORDS, k=rng.randint(1, 60))) for _ in range(3)]
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": prompts if rng.random() < 0.2 else prompts[0],
+            "max_tokens": rng.randint(1, 40),
+            "temperature": rng.choice([0, 0.7, 1.0]),
+        }
+        options: list[dict[str, Any]] = [
+            {"n": rng.randint(2, 4)},
+            {"logprobs": rng.randint(0, 5)},
+            {"top_p": 0.9},
+            {"top_k": 20},
+            {"min_p": 0.1},
+            {"stop": ["a", "is"]},
+            {"seed": rng.randrange(1000)},
+            {"repetition_penalty": 1.2},
+            {"frequency_penalty": 0.5, "presence_penalty": 0.5},
+            {"ignore_eos": True},
+            {"echo": True},
+            {"logit_bias": {"5": 10}},
+        ]
+        for option in rng.sample(options, rng.randint(0, 4)):
+            body |= option
+        return body
+
+    # Checks
+
+    async def _ask(self, kind: str, body: dict[str, Any]) -> Answer | None:
+        """A complete answer, or None where the server said that it is full."""
+        self.counts[kind] += 1
+        answer = await self.connection.post("/v1/completions", json.dumps(body).encode())
+        if answer.status in (429, 503) and "retry-after" in answer.headers:
+            self.counts["told to come later"] += 1
+            return None
+        if answer.status != 200:
+            raise Broken(f"{body} was answered with {answer.status}: {answer.body[:300]!r}")
+        return answer
+
+    def _check_answer(self, body: dict[str, Any], answer: Answer | None) -> None:
+        if answer is None:
+            return
+        found = answer.json()
+        wanted = _choices(body)
+        if sorted(choice["index"] for choice in found["choices"]) != list(range(wanted)):
+            raise Broken(f"{body} has the choices {[c['index'] for c in found['choices']]}")
+        if not all(choice["finish_reason"] in ("stop", "length") for choice in found["choices"]):
+            raise Broken(f"{body} has a choice that did not finish")
+        self._check_usage(body, found["usage"])
+
+    def _check_stream(self, body: dict[str, Any], answer: Answer | None) -> None:
+        if answer is None:
+            return
+        events, done = answer.events()
+        if not done:
+            raise Broken(f"the stream of {body} was cut off: {answer.body[-300:]!r}")
+        ends = [c["index"] for e in events for c in e.get("choices", []) if c.get("finish_reason")]
+        if sorted(ends) != list(range(_choices(body))):
+            raise Broken(f"the stream of {body} ended the choices {ends}")
+        usages = [event["usage"] for event in events if event.get("usage")]
+        if len(usages) != 1:
+            raise Broken(f"the stream of {body} has {len(usages)} usages")
+        self._check_usage(body, usages[0])
+
+    def _check_usage(self, body: dict[str, Any], usage: dict[str, Any]) -> None:
+        made = usage["completion_tokens"]
+        if not 0 < made <= _choices(body) * body["max_tokens"]:
+            raise Broken(f"{body} says that it took {made} tokens")
+        self.counts["tokens"] += made
+
+    # At rest
+
+    async def _rest(self) -> None:
+        engine = await self._idle_engine()
+        ends = engine["finished"] + engine["aborted"] + engine["failed"]
+        if engine["accepted"] != ends:
+            raise Broken(f"{engine['accepted']} sequences were accepted and {ends} ended")
+        if engine["failed"]:
+            raise Broken(f"{engine['failed']} sequences failed")
+        if self.spawned is not None:
+            if "Traceback" in self.spawned.log.read_text(errors="replace"):
+                raise Broken(f"the log has a traceback:\n{self.spawned.log.read_text()[-3000:]}")
+            level = self.spawned.resident_bytes()
+            self.levels += [] if level is None else [level]
+
+    async def _idle_engine(self) -> dict[str, Any]:
+        """The engine's counters once it has come to rest.
+
+        Raises:
+            Broken: something is still held after ten seconds without a client.
+        """
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            answer = await self.connection.get("/debug/metrics")
+            engine: dict[str, Any] = answer.json()["engine"]
+            if not (engine["running"] or engine["waiting"] or engine["rows"]):
+                return engine
+        raise Broken(f"the server does not come to rest: {engine}")
+
+
+def _choices(body: dict[str, Any]) -> int:
+    prompts = len(body["prompt"]) if isinstance(body["prompt"], list) else 1
+    return prompts * int(body.get("n", 1))
+
+
+def _text(answer: Answer) -> str:
+    return str(answer.json()["choices"][0]["text"])
+
+
+def main() -> None:
+    """Soak the server of the command line; exit with 1 when something did not hold."""
+    args = _arguments()
+    with contextlib.ExitStack() as stack:
+        spawned, url = None, args.url
+        if url is None:
+            path = args.model_path
+            model = bench_models.ensure(path) if path in bench_models.SHAPES else path
+            try:
+                spawned = stack.enter_context(spawn("mlx_parallm", our_command(model)))
+            except SpawnError as error:
+                sys.exit(f"soak: {error}")
+            url = spawned.url
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as response:
+            name = json.load(response)["data"][0]["id"]
+        soak = Soak(Connection(url), name, args.seed, args.clients, spawned)
+        try:
+            asyncio.run(soak.run(args.seconds, args.rounds))
+        except (Broken, OSError, ValueError, KeyError) as error:
+            sys.exit(f"soak: {type(error).__name__}: {error}\nso far: {dict(soak.counts)}")
+    levels = [f"{level >> 20}" for level in soak.levels]
+    print(f"all held: {dict(soak.counts)}; MiB at the rests: {', '.join(levels) or 'not known'}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="a running server; default: one is started")
+    where.add_argument("--model-path", default="bundled", help="bundled, tiny, 27m, folder, hub id")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=4, help="rests to look at the server")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

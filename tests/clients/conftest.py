@@ -1,0 +1,70 @@
+"""A real server as its own process, with a real (random, tiny) model, for real clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bench_models
+import mlx.core as mx
+import pytest
+from benchlib.servers import our_command, spawn
+from mlx_lm import generate, load
+
+SERVED = "tiny"
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What plain mlx-lm computes with the same model, one request at a time."""
+
+    model: Any
+    tokenizer: Any
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return list(self.tokenizer.encode(text))
+
+    def generate(self, prompt: list[int] | str, tokens: int) -> str:
+        """Greedy text from mlx_lm.generate."""
+        return str(generate(self.model, self.tokenizer, prompt, max_tokens=tokens))
+
+    def chat_prompt(self, text: str) -> list[int]:
+        """Token ids of one user's message through the chat template."""
+        messages = [{"role": "user", "content": text}]
+        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+    def logprobs(self, ids: list[int]) -> list[float]:
+        """Natural log-probability of each token but the first, from one forward."""
+        rows = self.distribution(ids)[:-1]
+        return [row[token] for row, token in zip(rows, ids[1:], strict=True)]
+
+    def distribution(self, ids: list[int]) -> list[list[float]]:
+        """(tokens, vocabulary) log-probabilities of what follows each token."""
+        logits = self.model(mx.array([ids]))[0].astype(mx.float32)
+        found: list[list[float]] = (
+            logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        ).tolist()
+        return found
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in Hugging Face format."""
+    return bench_models.ensure("tiny", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def oracle(model_folder: Path) -> Oracle:
+    """The same model in this process."""
+    model, tokenizer, *_ = load(str(model_folder))
+    return Oracle(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def server_url(model_folder: Path) -> Iterator[str]:
+    """Root of a running server, without a slash at the end."""
+    with spawn(SERVED, our_command(model_folder, "--served-model-name", SERVED)) as server:
+        yield server.url

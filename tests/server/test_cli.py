@@ -1,0 +1,184 @@
+"""The command, as a process: it starts, says so, stops on Ctrl-C, and fails in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+import mlx_parallm
+
+COMMAND = [sys.executable, "-m", "mlx_parallm.cli"]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Path:
+    """A tiny random Llama in a folder."""
+    import json
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": helpers.VOCAB,
+        "max_position_embeddings": 4096,
+        "eos_token_id": helpers.END,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    helpers.make_tokenizer()._tokenizer.save_pretrained(folder)
+    return folder
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """start(*arguments) starts the command; it is killed at the end of the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        # Unbuffered output, and no stray options from the outside.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLX_PARALLM_")}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=environment,
+            cwd=Path(mlx_parallm.__file__).parents[1],
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def greeting(process: subprocess.Popen[str]) -> str:
+    """The line that says where the server is; returns the address."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert found, line + process.communicate()[1]
+    return found[0]
+
+
+def test_it_serves_and_ctrl_c_ends_it(start: Start, model_folder: Path) -> None:
+    process = start("--model-path", str(model_folder), "--port", "0", "--log-level", "warning")
+    url = greeting(process)
+    assert httpx.get(f"{url}/health").status_code == 200
+    body = {"model": str(model_folder), "prompt": "hello", "max_tokens": 4, "ignore_eos": True}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30).json()
+    assert answer["usage"]["completion_tokens"] == 4
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=15)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert output == ""
+
+
+def test_ctrl_c_answers_a_running_request_and_a_second_one_quits(
+    start: Start, model_folder: Path
+) -> None:
+    process = start("--model-path", str(model_folder), "--port", "0")
+    url = greeting(process)
+    body = {"prompt": "hello", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as response:
+        next(response.iter_bytes())
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=5)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+
+
+def test_a_terminated_server_ends(start: Start, model_folder: Path) -> None:
+    process = start("--model-path", str(model_folder), "--port", "0")
+    greeting(process)
+    process.terminate()
+    _, errors = process.communicate(timeout=15)
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--model-path", "/nowhere/at-all"], 1, "/nowhere/at-all"),
+        (["--model-path", "{empty}"], 1, "config.json"),
+        (["--model-path", "{broken}"], 1, "config.json"),
+        (["--model-path", "{model}", "--chat-template", "/nowhere/x.jinja"], 1, "x.jinja"),
+        (["--model-path", "{model}", "--host", "256.0.0.1"], 1, "256.0.0.1"),
+        (["--port", "abc"], 2, "--port"),
+        (["--frobnicate"], 2, "--frobnicate"),
+    ],
+)
+def test_failures_are_one_line(
+    start: Start, model_folder: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    names = {"model": model_folder, "empty": tmp_path / "empty", "broken": tmp_path / "broken"}
+    given = [argument.format(**names) for argument in arguments]
+    if "--port" not in given:
+        given += ["--port", "0"]
+    process = start(*given)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    lines = [line for line in errors.splitlines() if "error:" in line]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("mlx_parallm_serve: error: ")
+    assert said in lines[0]
+    assert "Traceback" not in errors
+    assert output == ""
+
+
+def test_a_port_in_use(start: Start, model_folder: Path) -> None:
+    from mlx_parallm.server.listener import listen
+
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        process = start("--model-path", str(model_folder), "--port", str(port))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"127.0.0.1:{port} is already in use" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_chat_template_of_ones_own(start: Start, model_folder: Path, tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("own template: {{ messages[0].content }}")
+    process = start(
+        *("--model-path", str(model_folder), "--port", "0", "--chat-template", str(template))
+    )
+    url = greeting(process)
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    tokens = httpx.post(f"{url}/tokenize", json=body).json()["tokens"]
+    text = httpx.post(f"{url}/detokenize", json={"tokens": tokens}).json()["prompt"]
+    assert text == "own template: hello"
