@@ -49,6 +49,11 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def parse_bytes_or_off(text: str) -> int:
+    """As parse_bytes; "off" and "0" are 0."""
+    return 0 if text.strip().lower() in ("0", "off") else parse_bytes(text)
+
+
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
     limits = f"of at least {low}" if high is None else f"from {low} to {high}"
 
@@ -140,6 +145,24 @@ class Settings:
     kv_cache_memory: int | None = _option(
         None, parse_bytes, "memory for K and V, such as 2GB or 512MiB", metavar="SIZE"
     )
+    prefix_cache_memory: int | None = _option(
+        None,
+        parse_bytes_or_off,
+        "memory for finished prefixes, or off; default: a quarter of the memory for K and V",
+        metavar="SIZE",
+    )
+    draft_model: str | None = _option(
+        None,
+        _text,
+        'smaller model with the same tokenizer that guesses ahead; "bundled": the bundled one\'s',
+        metavar="PATH",
+    )
+    speculative: str = _option(
+        "auto",
+        _choice("auto", "ngram", "off"),
+        "guess ahead: ngram from the text so far; auto: with --draft-model, if given",
+    )
+    num_draft_tokens: int = _option(4, _integer(1, 32), "the most tokens to guess in a step")
     max_model_len: int | None = _option(
         None, _integer(1), "longest prompt plus answer in tokens; default: the model's own"
     )
@@ -167,6 +190,13 @@ class Settings:
     cors_origin: tuple[str, ...] = _option(
         (), _text, 'web origin that browsers may call from; "*" is all', many=True, metavar="ORIGIN"
     )
+
+    @property
+    def speculation(self) -> str | None:
+        """The engine's kind of speculation."""
+        if self.speculative == "ngram":
+            return "ngram"
+        return "draft" if self.speculative == "auto" and self.draft_model is not None else None
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -90,6 +90,17 @@ class EngineStats:
     aborted: int = 0
     failed: int = 0
     preemptions: int = 0
+    prefix_lookups: int = 0
+    prefix_hits: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_evicted_pages: int = 0
+    prefix_pages: int = 0
+    prefix_bytes: int = 0
+    speculative_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    draft_length: int = 0
+    draft_time: float = 0.0
 
 
 @dataclass(slots=True)
@@ -515,6 +526,26 @@ class Engine:
         if launched is not None:
             stats.steps += 1
             stats.decode_rows += len(launched.decode)
+        self._count_prefixes()
+        self._count_speculation()
+
+    def _count_prefixes(self) -> None:
+        prefixes, stats = self._runner.prefixes, self._stats
+        if prefixes is None:
+            return
+        found = prefixes.tree.stats()
+        stats.prefix_lookups, stats.prefix_hits = found.lookups, found.hits
+        stats.prefix_hit_tokens = found.hit_tokens
+        stats.prefix_evicted_pages = found.evicted_pages
+        stats.prefix_pages, stats.prefix_bytes = found.cached_pages, prefixes.nbytes
+
+    def _count_speculation(self) -> None:
+        if self._runner.drafter is None:
+            return
+        stats, found = self._stats, self._runner.lengths.stats
+        stats.speculative_steps, stats.draft_length = found.steps, found.current_length
+        stats.drafted_tokens, stats.accepted_tokens = found.drafted, found.accepted
+        stats.draft_time = found.draft_time
 
     def _count_tokens(self, sequence: Sequence, taken: int, first: bool) -> None:
         self._stats.generated_tokens += taken

@@ -323,7 +323,10 @@ class ModelRunner:
         """Compute each row's last token and its guesses behind it, in one forward."""
         assert self.drafter is not None
         rows = [self._rows[s.id][-1] for s in sequences]
+        began = time.perf_counter()
         guesses, counts = self.drafter.propose(sequences, rows, most)
+        mx.eval(guesses)
+        self.lengths.stats.draft_time += time.perf_counter() - began
         counts = np.minimum(counts, [_room(s) for s in sequences]).astype(np.int32)
         last = mx.array(np.array([_last(s) for s in sequences], dtype=np.int32))
         inputs = mx.concatenate([last[:, None], guesses], axis=1)

@@ -27,6 +27,7 @@ MAX_LOGPROBS = 20
 _EXACT_HALVINGS = 31
 _NUCLEUS_HALVINGS = 21
 _STEEP = 2.0**100  # makes a step of a ramp; a power of two, so that products are exact
+_LARGEST = float(np.finfo(np.float32).max)
 _MASK64 = (1 << 64) - 1
 
 
@@ -251,8 +252,12 @@ class _Batch:
     def _draw(self, logits: mx.array) -> mx.array:
         positions = np.array([self._position(r) for r in self.sampled_rows])
         u = mx.array(uniforms(self._seeds, positions))[:, None]
-        cumulative = mx.cumsum(self._settings.probabilities(logits), axis=-1)
-        return (cumulative <= u * cumulative[:, -1:]).sum(axis=-1).astype(mx.int32)
+        p = self._settings.probabilities(logits)
+        cumulative = mx.cumsum(p, axis=-1)
+        # Only tokens that were kept: a parallel sum may round to less behind one of them.
+        # Where a broken model left none (NaN), this is token 0.
+        beyond = (cumulative > u * cumulative[:, -1:]) & (p > 0)
+        return mx.argmax(beyond, axis=-1).astype(mx.int32)
 
     def _forbidden(self) -> tuple[mx.array, mx.array, mx.array] | None:
         entries = [
@@ -295,7 +300,7 @@ class _Settings:
             return mx.array(values, dtype=mx.float32)[:, None]
 
         return cls(
-            mx.array([p.temperature for p in params], dtype=mx.float32)[:, None],
+            mx.array([max(p.temperature, 1e-30) for p in params], dtype=mx.float32)[:, None],
             column([float(p.top_k) for p in params], 0.0),
             column([p.top_p for p in params], 1.0),
             column([p.min_p for p in params], 0.0),
@@ -303,8 +308,9 @@ class _Settings:
 
     def probabilities(self, logits: mx.array) -> mx.array:
         """(R, V) unnormalised, relative to the best token's 1; 0 where cut off."""
-        scaled = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
-        p = mx.exp(scaled)
+        # Infinite logits are as likely as each other, and finite ones impossible beside them.
+        best = mx.minimum(logits.max(axis=-1, keepdims=True), _LARGEST)
+        p = mx.exp(mx.minimum(logits - best, 0.0) / self.temperature)
         if self.top_k is not None:
             p = _keep_top_k(p, self.top_k)
         if self.top_p is not None:

@@ -81,7 +81,7 @@ def create_app(
 def build_engine(settings: Settings) -> Engine:
     """An engine that will load the model of the settings on its own thread."""
     from mlx_parallm.engine.engine import Engine, EngineConfig
-    from mlx_parallm.models.loader import load_model
+    from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
 
     def load() -> LoadedModel:
         loaded = load_model(
@@ -94,13 +94,20 @@ def build_engine(settings: Settings) -> Engine:
             _use_chat_template(loaded, Path(settings.chat_template))
         return loaded
 
+    def load_draft() -> LoadedModel:
+        path = settings.draft_model or BUNDLED_DRAFT
+        return load_model(BUNDLED_DRAFT if path == BUNDLED else path, dtype=settings.dtype)
+
     config = EngineConfig(
         max_batch_size=settings.max_batch_size,
         max_queue=settings.max_queue,
         prefill_chunk=settings.prefill_chunk,
         kv_cache_memory=settings.kv_cache_memory,
+        prefix_cache_memory=settings.prefix_cache_memory,
+        speculative=settings.speculation,
+        num_draft_tokens=settings.num_draft_tokens,
     )
-    return Engine(load, config)
+    return Engine(load, config, load_draft)
 
 
 def _use_chat_template(loaded: LoadedModel, path: Path) -> None:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _PREFIX = "mlx_parallm"
 # Everything else in EngineStats only grows.
-_GAUGES = frozenset({"running", "waiting", "rows", "kv_tokens_used", "kv_tokens_total", "kv_bytes"})
+_GAUGES = frozenset(
+    {"running", "waiting", "rows", "kv_tokens_used", "kv_tokens_total", "kv_bytes"}
+    | {"prefix_pages", "prefix_bytes", "draft_length"}
+)
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2)

@@ -154,6 +154,7 @@ class Prompts:
             min_tokens=body.min_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            speculative=body.use_speculative,
         )
 
     def max_tokens(self, asked: int | None, default: int | None, prompt: Prompt) -> int:

@@ -11,7 +11,7 @@ import bench_models
 import mlx.core as mx
 import pytest
 from benchlib.servers import our_command, spawn
-from mlx_lm import generate, load
+from mlx_lm import load, stream_generate
 
 SERVED = "tiny"
 
@@ -28,8 +28,13 @@ class Oracle:
         return list(self.tokenizer.encode(text))
 
     def generate(self, prompt: list[int] | str, tokens: int) -> str:
-        """Greedy text from mlx_lm.generate."""
-        return str(generate(self.model, self.tokenizer, prompt, max_tokens=tokens))
+        """Greedy text of mlx_lm's tokens.
+
+        Decoded here, since mlx-lm's own text loses a space at its beginning.
+        """
+        made = stream_generate(self.model, self.tokenizer, prompt, max_tokens=tokens)
+        ids = [response.token for response in made]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def chat_prompt(self, text: str) -> list[int]:
         """Token ids of one user's message through the chat template."""

@@ -21,11 +21,13 @@ def client(server_url: str) -> Iterator[openai.OpenAI]:
 
 
 def test_completion_is_mlx_lms(client: openai.OpenAI, oracle: Any) -> None:
-    answer = client.completions.create(
-        model="tiny", prompt=[PROMPT, oracle.encode(" bexi bibe")], max_tokens=12, temperature=0
-    )
-    expected = [oracle.generate(PROMPT, 12), oracle.generate(" bexi bibe", 12)]
-    assert [choice.text for choice in answer.choices] == expected
+    texts = [PROMPT, " bexi bibe"]
+    expected = [oracle.generate(text, 12) for text in texts]
+    for prompt in (texts, [oracle.encode(text) for text in texts]):
+        answer = client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=12, temperature=0
+        )
+        assert [choice.text for choice in answer.choices] == expected
 
 
 def test_chat_is_mlx_lms_streamed_or_not(client: openai.OpenAI, oracle: Any) -> None:

@@ -118,6 +118,7 @@ class SamplingFields(RequestModel):
         None, ge=-1, le=MAX_TOKEN_ID, description="Keep this many last tokens; -1: what fits."
     )
     priority: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Lower is served first.")
+    use_speculative: bool | None = Field(None, description="false never guesses ahead.")
     stream: bool = False
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
 

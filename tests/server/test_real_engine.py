@@ -1,0 +1,158 @@
+"""The HTTP side on a real engine: what goes over the wire is what the model says alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def model(llama_factory: Callable[..., LoadedModel]) -> LoadedModel:
+    """A tiny random Llama. The engine's thread makes its own: arrays belong to a thread."""
+    return llama_factory()
+
+
+@pytest.fixture(scope="module")
+def real(llama_factory: Callable[..., LoadedModel], helpers: Any) -> Iterator[Any]:
+    """A server on a real engine."""
+    engine = Engine(llama_factory, EngineConfig(max_batch_size=8))
+    app = create_app(Settings(served_model_name=("tiny",)), engine)
+    served = helpers.Served(app, engine, 0.5)
+    served.wait_ready()
+    yield served
+    # Law 4: nothing is left in the engine.
+    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
+    served.stop()
+    served.join()
+
+
+def logprobs_of(model: LoadedModel, ids: list[int]) -> mx.array:
+    """(T - 1, V): of every next token, by one forward without a cache."""
+    logits = model.model(mx.array([ids]))[0, :-1].astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def direct_score(model: LoadedModel, ids: list[int]) -> list[float]:
+    """The logprob of every token but the first."""
+    if len(ids) == 1:
+        return []
+    table = logprobs_of(model, ids)
+    return [float(table[place, token].item()) for place, token in enumerate(ids[1:])]
+
+
+_ids = st.lists(st.integers(3, 258), min_size=1, max_size=40)
+
+
+@given(prompts=st.lists(_ids, min_size=1, max_size=8), top=st.integers(0, 5))
+@settings(max_examples=8)
+def test_echoed_logprobs_are_the_models(
+    real: Any, model: LoadedModel, prompts: list[list[int]], top: int
+) -> None:
+    answer = real.ok(
+        COMPLETIONS, prompt=prompts, max_tokens=1, temperature=0, echo=True, logprobs=top
+    )
+    assert [choice["index"] for choice in answer["choices"]] == list(range(len(prompts)))
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        logprobs = choice["logprobs"]
+        values = logprobs["token_logprobs"]
+        assert len(values) == len(prompt) + 1
+        assert values[0] is None
+        assert values[1:-1] == pytest.approx(direct_score(model, prompt), abs=1e-4)
+        if top:
+            # The generated token is the argmax, and every table contains its own.
+            assert values[-1] == pytest.approx(max(logprobs["top_logprobs"][-1].values()))
+            for table, place in zip(
+                logprobs["top_logprobs"][1:-1], range(len(prompt) - 1), strict=True
+            ):
+                best = float(logprobs_of(model, prompt)[place].max().item())
+                assert max(table.values()) == pytest.approx(best, abs=1e-4)
+
+
+def one(real: Any, place: int) -> tuple[Any, ...]:
+    """A request that depends on its place, whole or as a stream, and what came of it."""
+    request: dict[str, Any] = {
+        "prompt": f"request {place} " * (place % 4 + 1),
+        "max_tokens": 5 + place % 7,
+        "temperature": [0, 0.8, 1.3][place % 3],
+        "top_p": [1, 0.9][place % 2],
+        "top_k": [0, 20][place // 2 % 2],
+        "repetition_penalty": [1, 1.2][place // 3 % 2],
+        "seed": place,
+        "n": 1 + place % 2,
+        "logprobs": [None, 2][place // 5 % 2],
+        "ignore_eos": True,
+    }
+    if place % 2:
+        events = real.events(COMPLETIONS, **request, stream_options={"include_usage": True})
+        usage = events.pop()["usage"]
+        choices = [event["choices"][0] for event in events]
+        texts = [
+            "".join(c["text"] for c in choices if c["index"] == index)
+            for index in range(request["n"])
+        ]
+    else:
+        answer = real.ok(COMPLETIONS, **request)
+        texts, usage = [choice["text"] for choice in answer["choices"]], answer["usage"]
+    return (*texts, usage["completion_tokens"])
+
+
+def test_together_is_alone(real: Any) -> None:
+    places = range(24)
+    alone = [one(real, place) for place in places]
+    with ThreadPoolExecutor(24) as pool:
+        together = list(pool.map(lambda place: one(real, place), places))
+    assert together == alone
+    assert all(
+        count == (5 + place % 7) * (1 + place % 2) for place, (*_, count) in enumerate(alone)
+    )
+
+
+def test_a_disconnect_frees_the_rows(real: Any, helpers: Any) -> None:
+    body = {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 4}
+    with httpx.stream("POST", real.url + COMPLETIONS, json=body) as response:
+        next(response.iter_bytes())
+    helpers.wait_until(lambda: real.engine.num_live == 0 and real.engine.stats().rows == 0, 3)
+    assert real.engine.stats().aborted >= 4
+
+
+def test_lm_eval_agrees_with_a_direct_computation(
+    real: Any, model: LoadedModel, tmp_path: Path
+) -> None:
+    lm_eval = pytest.importorskip("lm_eval.models.openai_completions")
+    from lm_eval.api.instance import Instance
+
+    model.tokenizer._tokenizer.save_pretrained(tmp_path)
+    client = lm_eval.LocalCompletionsAPI(
+        model="tiny",
+        base_url=real.url + COMPLETIONS,
+        tokenizer_backend="huggingface",
+        tokenizer=str(tmp_path),
+        batch_size=3,
+        max_length=512,
+    )
+    texts = [("one two", " three"), ("a", "b"), ("Zürich ist", " schön"), ("x" * 50, "yz")]
+    requests = [
+        Instance("loglikelihood", {}, arguments=pair, idx=idx) for idx, pair in enumerate(texts)
+    ]
+    answers = client.loglikelihood(requests, disable_tqdm=True)
+    for (score, greedy), (context, continuation) in zip(answers, texts, strict=True):
+        start = len(model.tokenizer.encode(context))
+        ids = model.tokenizer.encode(context + continuation)
+        assert score == pytest.approx(sum(direct_score(model, ids)[start - 1 :]), abs=1e-4)
+        best = logprobs_of(model, ids)[start - 1 :].argmax(axis=-1).tolist()
+        assert greedy == (best == ids[start:])
