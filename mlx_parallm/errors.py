@@ -11,6 +11,7 @@
     ├── UnavailableError             503  service_unavailable    Retry-After
     │   └── OutOfMemoryError         503  insufficient_memory    Retry-After
     ├── RequestTimeoutError          408  request_timeout
+    ├── RequestCancelledError        409  request_cancelled
     ├── SequenceError                500  internal_error
     └── ModelLoadError               (start-up)
 
@@ -61,7 +62,7 @@ class InvalidRequestError(ParallmError):
 
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: str | None = None
 
 
 class ContextLengthError(InvalidRequestError):
@@ -106,6 +107,14 @@ class RequestTimeoutError(ParallmError):
     status = 408
     type = "timeout_error"
     code = "request_timeout"
+
+
+class RequestCancelledError(ParallmError):
+    """Somebody ended the request through DELETE /status/{id}."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "request_cancelled"
 
 
 class QueueFullError(ParallmError):

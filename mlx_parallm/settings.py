@@ -175,6 +175,9 @@ class Settings:
     api_key: tuple[str, ...] = _secret(
         (), "key that clients must send as a bearer token", metavar="KEY"
     )
+    admin_key: tuple[str, ...] = _secret(
+        (), "key that /v1/configure needs in x-admin-key", metavar="KEY"
+    )
     log_level: str = _option(
         "info", _choice("debug", "info", "warning", "error", "critical"), "how much to log"
     )
@@ -274,7 +277,7 @@ def _parse(option: Field[Any], raw: Any, place: str) -> Any:
         return _parse_one(option, raw)
     except ValueError as error:
         # A key must not end up in a log.
-        shown = "" if option.name == "api_key" else f" {raw!r}"
+        shown = "" if option.name in ("api_key", "admin_key") else f" {raw!r}"
         raise SettingsError(f"{place}{shown}: {error}") from None
 
 

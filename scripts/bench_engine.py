@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures the engine without HTTP, against other ways to run the same model.
 
-    scripts/bench_engine.py --scenario all
-    scripts/bench_engine.py --scenario mixed --model-path 125m --json out.json
-    scripts/bench_engine.py --list
+scripts/bench_engine.py --scenario all
+scripts/bench_engine.py --scenario mixed --model-path 125m --json out.json
+scripts/bench_engine.py --list
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkou
 import bench_models
 from benchlib.scenarios import SCENARIOS, Bench
 from benchlib.table import format_table
+
 from mlx_parallm import blas
 
 

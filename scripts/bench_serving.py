@@ -78,15 +78,15 @@ def main() -> None:
         except (SpawnError, ValueError, OSError) as error:
             sys.exit(f"bench_serving: {error}")
         _measure_all(servers, args)
-    report = {"settings": _settings(args), "results": [], "ratios": []}
-    report["results"] = [row for clients in args.concurrency for row in _rows(servers, clients)]
-    report["ratios"] = _ratios(report["results"])
-    print(format_table(report["results"]))
-    if report["ratios"]:
-        print("\n" + format_table(report["ratios"]))
+    results = [row for clients in args.concurrency for row in _rows(servers, clients)]
+    ratios = _ratios(results)
+    print(format_table(results))
+    if ratios:
+        print("\n" + format_table(ratios))
     if args.json:
+        report = {"settings": _settings(args), "results": results, "ratios": ratios}
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if any(row["failed"] for row in report["results"]):
+    if any(row["failed"] for row in results):
         sys.exit(1)
 
 
@@ -120,10 +120,10 @@ def _commands(args: argparse.Namespace) -> Iterator[tuple[str, str | list[str], 
         if not args.no_stock:
             yield "mlx_lm-stock", mlx_lm_command(model, fast_blas=False), "default_model"
     else:
-        command = [args.llama_server, "--model", str(args.gguf), "--port", "{port}"]
+        program = [args.llama_server, "--model", str(args.gguf), "--port", "{port}"]
         context = (args.prompt_tokens + args.output_tokens + 64) * max(args.concurrency)
         slots = ["--parallel", str(max(args.concurrency)), "--ctx-size", str(context)]
-        yield "llama-server", [*command, *slots], ""
+        yield "llama-server", [*program, *slots], ""
 
 
 def _named(text: str, default: str) -> tuple[str, str]:
@@ -265,19 +265,19 @@ def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for clients in dict.fromkeys(row["clients"] for row in rows):
         first, *others = [row for row in rows if row["clients"] == clients]
-        for other in others:
-            found.append(
-                {
-                    "ratio": f"{first['server']} / {other['server']}",
-                    "clients": clients,
-                    "throughput": ratio(first["tokens/s"], other["tokens/s"]),
-                    "first p50": ratio(other["first ms p50"], first["first ms p50"]),
-                    "first p95": ratio(other["first ms p95"], first["first ms p95"]),
-                    "gap p50": ratio(other["gap ms p50"], first["gap ms p50"]),
-                    "gap p99": ratio(other["gap ms p99"], first["gap ms p99"]),
-                }
-            )
+        found += [_compared(first, other) for other in others]
     return found
+
+
+def _compared(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    times = {"first p50": "first ms p50", "first p95": "first ms p95"}
+    times |= {"gap p50": "gap ms p50", "gap p99": "gap ms p99"}
+    return {
+        "ratio": f"{first['server']} / {other['server']}",
+        "clients": first["clients"],
+        "throughput": ratio(first["tokens/s"], other["tokens/s"]),
+        **{name: ratio(other[column], first[column]) for name, column in times.items()},
+    }
 
 
 # --- command line -------------------------------------------------------------------------
@@ -285,7 +285,9 @@ def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     secret = {"api_key", "json"}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in secret}
+    return {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in secret
+    }
 
 
 def _arguments() -> argparse.Namespace:

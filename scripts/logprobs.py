@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints the log-probability of every token of a text, asked from a server over HTTP.
 
-    scripts/logprobs.py "two plus two is four" --url http://127.0.0.1:8000
-    scripts/logprobs.py --file text.txt --model-path bundled --json
+scripts/logprobs.py "two plus two is four" --url http://127.0.0.1:8000
+scripts/logprobs.py --file text.txt --model-path bundled --json
 """
 
 from __future__ import annotations

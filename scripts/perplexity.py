@@ -21,11 +21,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from benchlib.scoring import Scorer, ScoringError, add_server_arguments, scorer
 from benchlib.servers import SpawnError
 from benchlib.table import format_table
+from tqdm import tqdm
 
 
 @dataclass
@@ -83,9 +82,7 @@ def _read(file: Path) -> Iterator[tuple[str, str]]:
             yield f"{file.name}:{number}", json.loads(line)["text"]
 
 
-def _score(
-    server: Scorer, documents: list[Document], window: int, stride: int, batch: int
-) -> None:
+def _score(server: Scorer, documents: list[Document], window: int, stride: int, batch: int) -> None:
     if not 0 < stride < window:
         raise ValueError(f"the stride must be from 1 to {window - 1}, below the window")
     todo = [w for document in documents for w in windows(document, window, stride)]

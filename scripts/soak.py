@@ -60,6 +60,7 @@ class Soak:
     """A soak of one server.
 
     Attributes:
+        rest_s: seconds that the server may take to come to rest.
         counts: requests by kind, and what came of them.
         levels: resident bytes at each rest.
     """
@@ -69,6 +70,7 @@ class Soak:
     seed: int
     clients: int
     spawned: SpawnedServer | None = None
+    rest_s: float = 10
     counts: Counter[str] = field(default_factory=Counter)
     levels: list[int] = field(default_factory=list)
     probes: list[tuple[dict[str, Any], str]] = field(default_factory=list)
@@ -82,7 +84,9 @@ class Soak:
         await self._record_probes()
         for number in range(rounds):
             end = time.monotonic() + seconds / rounds
-            clients = [self._client(self.seed + 1000 * number + i, end) for i in range(self.clients)]
+            clients = [
+                self._client(self.seed + 1000 * number + i, end) for i in range(self.clients)
+            ]
             await asyncio.gather(*clients)
             await self._rest()
         if self.levels and self.levels[-1] > 1.1 * self.levels[0] + _MEMORY_SLACK:
@@ -232,9 +236,9 @@ class Soak:
         """The engine's counters once it has come to rest.
 
         Raises:
-            Broken: something is still held after ten seconds without a client.
+            Broken: something is still held after `rest_s` without a client.
         """
-        for _ in range(100):
+        for _ in range(round(10 * self.rest_s)):
             await asyncio.sleep(0.1)
             answer = await self.connection.get("/debug/metrics")
             engine: dict[str, Any] = answer.json()["engine"]

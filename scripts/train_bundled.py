@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bundled import model as models
 from bundled.batches import Batch, make_batch
-from bundled.corpus import QUICK_TASKS, TASKS, Task, corpus, draw_task
+from bundled.corpus import FIRST_STAGE, QUICK_TASKS, TASKS, Task, corpus, draw_task
 from bundled.fast_ops import use_fast_ops
 from bundled.knowledge import WORDS
 from bundled.tokenizer import encode, sample_texts, save_tokenizer, train_tokenizer
@@ -66,7 +66,7 @@ def batch_maker(
     def next_batch(step: int, progress: float) -> Batch:
         rng = random.Random(f"{seed} {step}")
         length = rng.choices(list(_LENGTHS), list(_LENGTHS.values()))[0]
-        if progress < 0.08 or len(tasks) < len(TASKS):
+        if progress < FIRST_STAGE or len(tasks) < len(TASKS):
             length = 256
         return make_batch(
             rng,
@@ -88,7 +88,7 @@ def make(kind: str, plan: Plan, tokenizer: Tokenizer, options: argparse.Namespac
     if options.fresh and (folder / "state.safetensors").exists():
         (folder / "state.safetensors").unlink()
     tasks = QUICK_TASKS if options.quick else TASKS
-    next_batch = batch_maker(tokenizer, tasks, options.seed, 2048 if options.quick else 3072)
+    next_batch = batch_maker(tokenizer, tasks, options.seed, 2048)
     train(model, plan, next_batch, [task.name for task in tasks], folder, kind)
     out = options.out if kind == "target" else options.out / "draft"
     models.save_model(model, config, out)

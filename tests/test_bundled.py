@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bundled.corpus import TASKS, draw_task
 from bundled.house import FAMILIES, ask, house, normal
 from bundled.knowledge import multiple_choice
 from bundled.sample import Sample, draw, is_held_out, segments
-from bundled.sums import difference_steps, sum_steps, sums
+from bundled.sums import difference_steps, sum_steps, sums, two_digit_key
 from bundled.tokenizer import encode
 from mlx_lm import generate, load
 from mlx_lm.models import llama
@@ -190,18 +191,28 @@ def test_written_steps_end_in_the_right_number() -> None:
 
 def test_training_never_draws_what_is_evaluated() -> None:
     rng = random.Random(1)
-    asked = {json.dumps(check.messages) for check in chats(100)}
+    asked = {json.dumps([check.messages, check.tools]) for check in chats(100)}
     for _ in range(2000):
         _, _, sample = draw_task(TASKS, rng, 1.0, 512)
         assert not is_held_out(sample.key)
-        assert json.dumps(sample.messages[:1]) not in asked
+        assert json.dumps([sample.messages[:1], sample.tools]) not in asked
 
 
 def test_held_out_sums_are_held_out_in_every_wording() -> None:
     rng = random.Random(2)
     held_out = {draw(sums, rng, held_out=True).key for _ in range(300)}
-    trained = {draw(sums, rng, held_out=False).key for _ in range(3000)}
+    samples = [draw_task(TASKS, rng, 1.0, 512)[2] for _ in range(3000)]
+    trained = {key for sample in samples for key in _sums_in(sample)}
+    assert len(trained) > 300
     assert not held_out & trained
+    assert not any(is_held_out(key) for key in trained)
+
+
+def _sums_in(sample: Sample) -> set[str]:
+    """Keys of the sums that the assistant solves anywhere in a sample."""
+    texts = [m["content"] for m in sample.messages if m["role"] == "assistant"]
+    found = [re.findall(r"(\d+) ([+-]) (\d+) = -?\d+\.$", text) for text in texts]
+    return {two_digit_key(sign, int(a), int(b)) for one in found for a, sign, b in one}
 
 
 def test_questions_about_the_house_are_split_by_wording() -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tokenizers.decoders import DecodeStream
-
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, TokenLogprob
 
 REPLACEMENT = "\ufffd"
 _CONTEXT = 6  # prompt tokens that decide how the first new one is spaced
+_PENDING = 16  # tokens that may wait for a whole character
+_LONGEST = 3  # tokens that a character which is not whole may consist of
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class TextStream:
         self._params = params
         self._stop = tuple(s for s in stop if s)
         self._include_stop = include_stop
-        self._decoder = _decoder(tokenizer, prompt, skip_special_tokens)
+        self._decoder = _Decoder(tokenizer, prompt, skip_special_tokens)
         self._held = ""
         self._parts: list[str] = []
         self.finished = False
@@ -153,81 +153,53 @@ def _possible_start(text: str, stops: Items[str]) -> int:
     return longest
 
 
-def _decoder(tokenizer: Any, prompt: Items[int], skip: bool) -> _Fast | _Windowed:
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
-    backend = getattr(inner, "backend_tokenizer", None)
-    context = list(prompt[-_CONTEXT:])
-    if backend is None:
-        return _Windowed(inner, context, skip)
-    return _Fast(backend, inner, context, skip)
+class _Decoder:
+    """Text of tokens that come one by one, decoded in a window of a few of them.
 
+    The window is what was read last, which decides how the next token is spaced,
+    and behind it what has no whole character yet.
+    """
 
-class _Windowed:
-    """Decodes a window of a few tokens again with each new one."""
-
-    def __init__(self, tokenizer: Any, context: list[int], skip: bool) -> None:
-        self._tokenizer, self._skip = tokenizer, skip
-        self._window = context
-        self._read = len(context)
+    def __init__(self, tokenizer: Any, context: Items[int], skip: bool) -> None:
+        inner = getattr(tokenizer, "_tokenizer", tokenizer)
+        self._tokenizer = getattr(inner, "backend_tokenizer", None) or inner
+        self._skip = skip
+        self._window = list(context[-_CONTEXT:])
+        self._read = len(self._window)
+        self._before = self._decode(self._window)
 
     def step(self, token: int) -> str:
+        """New text; none while the last character is not whole."""
         self._window.append(token)
-        before = self._decode(self._window[: self._read])
         after = self._decode(self._window)
-        if len(after) <= len(before) or after.endswith(REPLACEMENT):
-            return ""
-        self._window = self._window[self._read :]
-        self._read = len(self._window)
-        return after[len(before) :]
+        if len(after) <= len(self._before) or after.endswith(REPLACEMENT):
+            return self._skip_over() if len(self._window) - self._read > _PENDING else ""
+        return self._advance(len(self._window), after)
 
     def flush(self) -> str:
         """What is held because its last character is not whole."""
-        before = self._decode(self._window[: self._read])
-        after = self._decode(self._window)
-        self._read = len(self._window)
-        return after[len(before) :]
+        return self._decode(self._window)[len(self._before) :]
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip))
+    def _skip_over(self) -> str:
+        """Nothing whole for long: broken bytes or tokens without text; not worth waiting for."""
+        stop = len(self._window) - _LONGEST
+        after = self._decode(self._window[:stop])
+        if len(after) > len(self._before):
+            return self._advance(stop, after)
+        del self._window[self._read : stop]
+        return ""
 
-
-class _Fast:
-    """The tokenizers library's own stream; a window where it gives up."""
-
-    def __init__(self, backend: Any, tokenizer: Any, context: list[int], skip: bool) -> None:
-        self._backend, self._tokenizer, self._skip = backend, tokenizer, skip
-        self._stream = DecodeStream(ids=context, skip_special_tokens=skip)
-        self._pending = list(context)
-        self._read = len(context)
-        self._window: _Windowed | None = None
-
-    def step(self, token: int) -> str:
-        if self._window is not None:
-            return self._window.step(token)
-        self._pending.append(token)
-        try:
-            text = self._stream.step(self._backend, token)
-        except Exception:
-            # "Invalid prefix": some tokens decode to shorter text in context.
-            self._window = self._as_window()
-            return self._window.step(self._window._window.pop())
-        if text is None:
-            return ""
-        self._pending = self._pending[-_CONTEXT:]
-        self._read = len(self._pending)
+    def _advance(self, stop: int, after: str) -> str:
+        text = after[len(self._before) :]
+        self._window = self._window[self._read :]
+        self._read = stop - self._read
+        self._before = self._decode(self._window[: self._read])
         return text
 
-    def flush(self) -> str:
-        if self._window is None:
-            if self._read == len(self._pending):
-                return ""
-            self._window = self._as_window()
-        return self._window.flush()
-
-    def _as_window(self) -> _Windowed:
-        window = _Windowed(self._tokenizer, self._pending, self._skip)
-        window._read = self._read
-        return window
+    def _decode(self, tokens: list[int]) -> str:
+        if not tokens:
+            return ""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip))
 
 
 # One token alone

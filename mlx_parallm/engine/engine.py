@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import mlx.core as mx
 
@@ -132,6 +132,7 @@ class Engine:
         self.reason: str | None = "the model is loading"
         self._load = load
         self._load_draft = load_draft
+        self._speculate = True
         self._state = "loading"
         self._stats = EngineStats()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -204,7 +205,7 @@ class Engine:
                 return
             try:
                 future.set_result(function())
-            except Exception as error:  # handed to the caller, whole
+            except Exception as error:  # noqa: BLE001 - handed to the caller, whole
                 future.set_exception(error)
 
         with self._lock:
@@ -214,16 +215,33 @@ class Engine:
         return future
 
     def configure(
-        self, *, max_batch_size: int | None = None, prefill_chunk: int | None = None
+        self,
+        *,
+        max_batch_size: int | None = None,
+        prefill_chunk: int | None = None,
+        speculate: bool | None = None,
+        num_draft_tokens: int | None = None,
     ) -> None:
-        """Change bounds of the running engine; holds from the next step on."""
+        """Change the running engine; holds from the next step on.
+
+        Args:
+            speculate: pause or resume speculation, where it was set up at start.
+        """
         changes = {"max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
         given = {name: value for name, value in changes.items() if value is not None}
+        if num_draft_tokens is not None:
+            self.config = replace(self.config, num_draft_tokens=num_draft_tokens)
+        if speculate is not None:
+            self._speculate = speculate
 
         def apply() -> None:
-            self._scheduler.config = replace(self._scheduler.config, **given)
+            self._scheduler.config = replace(self._scheduler.config, **given)  # type: ignore[arg-type]
+            if self._runner.drafter is not None:
+                most = self.config.num_draft_tokens if self._speculate else 0
+                self._runner.lengths.ceiling = most
+                self._scheduler.config = replace(self._scheduler.config, lookahead=most)
 
-        self.config = replace(self.config, **given)
+        self.config = replace(self.config, **given)  # type: ignore[arg-type]
         self.call(apply)
 
     def stats(self) -> EngineStats:
@@ -235,6 +253,11 @@ class Engine:
         if self.state == "loading" or self._runner.prefixes is None:
             return None
         return self._runner.prefixes.tree.stats()
+
+    @property
+    def speculating(self) -> bool:
+        """Whether speculation is set up and not paused."""
+        return self._speculate and self.speculative_stats() is not None
 
     def speculative_stats(self) -> SpeculativeStats | None:
         """A copy of speculation's counters; None where it is off."""
@@ -287,7 +310,7 @@ class Engine:
     def _live_through(self) -> None:
         try:
             self._start_up()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - start-up fails as a whole, with its reason
             self._fail_start(error)
             return
         self._ready.set()
@@ -385,18 +408,18 @@ class Engine:
         try:
             guesses = self._runner.guesses(self._scheduler.decoding)
             if launched is not None and (guesses or launched.guessed is not None):
-                launched, earlier = None, launched
+                earlier, launched = launched, None
                 self._take(self._runner.collect(earlier))
             plan = self._scheduler.schedule()
             following = None if plan.empty else self._runner.launch(plan, guesses)
             self._scheduler.launched(plan)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - stays with the sequence that caused it
             self._recover(error, launched)
             following = launched = None
         try:
             if launched is not None:
                 self._take(self._runner.collect(launched))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._recover(error, None)
             following = None
         self._count_step(began, following)
@@ -430,11 +453,12 @@ class Engine:
                 self._scheduler.finish(sequence, FinishReason.LENGTH)
             if taken or result.complete:
                 self._count_tokens(sequence, len(taken), first)
-                self._emit(sequence, taken, result.logprobs, first)
+                self._emit(sequence, taken, result, first)
 
     def _emit(
-        self, sequence: Sequence, tokens: list[int], logprobs: Any, first: bool
+        self, sequence: Sequence, tokens: list[int], result: Result, first: bool
     ) -> None:
+        logprobs, cited = result.logprobs, result.citations
         wants_prompt = sequence.params.prompt_logprobs is not None
         scores = sequence.prompt_scores or [None]  # nothing to score in one token
         output = Output(
@@ -444,6 +468,7 @@ class Engine:
             prompt_logprobs=list(scores) if first and wants_prompt else None,
             finish_reason=sequence.finish_reason,
             cached_tokens=sequence.num_cached,
+            citations=None if cited is None else cited[: len(tokens)],
         )
         self._send(output)
 

@@ -18,9 +18,14 @@ from mlx_parallm.engine.sampler import Sampled, Sampler, token_logprobs
 from mlx_parallm.engine.scheduler import Plan
 from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.engine.speculative import Drafter, LengthController
+from mlx_parallm.memory import citations
+from mlx_parallm.memory.citations import TokenCitation
 from mlx_parallm.models.adapt import adapt
-from mlx_parallm.models.base import BatchedCache, Row
+from mlx_parallm.models.attention import install_attention
+from mlx_parallm.models.base import BatchedCache
+from mlx_parallm.models.extended_mind import Cited
 from mlx_parallm.models.prefix_store import PrefixStore
+from mlx_parallm.models.span import Row
 
 
 @dataclass(slots=True)
@@ -30,12 +35,14 @@ class Result:
     Attributes:
         logprobs: one entry a token, where asked for.
         complete: the sequence only wanted its prompt computed, and it is.
+        citations: one entry a token, where asked for.
     """
 
     sequence: Sequence
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     complete: bool = False
+    citations: list[TokenCitation] | None = None
 
 
 @dataclass(slots=True)
@@ -84,6 +91,7 @@ class Launched:
     complete: list[Sequence]
     began: float
     only_decodes: bool
+    cited: list[Cited] = field(default_factory=list)
 
 
 class ModelRunner:
@@ -96,6 +104,7 @@ class ModelRunner:
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         self.model = adapt(model)
+        install_attention(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
         self.sampler = Sampler(vocab_size)
@@ -105,6 +114,7 @@ class ModelRunner:
         self._rows: dict[int, list[Row]] = {}
         self._num_decoding = 0
         self._previous: tuple[list[Sequence], mx.array] | None = None
+        self._cited: list[Cited] = []
         self._read_at = 0.0
 
     @property
@@ -134,11 +144,20 @@ class ModelRunner:
 
     def launch(self, plan: Plan, guesses: int = 0) -> Launched:
         """Start a step; returns while it computes."""
+        try:
+            return self._launch(plan, guesses)
+        finally:
+            for _, match in plan.loads:
+                assert self.prefixes is not None
+                self.prefixes.tree.unlock(match)
+
+    def _launch(self, plan: Plan, guesses: int) -> Launched:
         began = time.perf_counter()
         for sequence in plan.release:
             self._release(sequence)
         for sequence in plan.admit:
             self._rows[sequence.id] = [cache.join() for cache in self.caches]
+            self._remember(sequence)
         for sequence, match in plan.loads:
             assert self.prefixes is not None
             self.prefixes.load(self.cache, self._row(sequence), match)
@@ -150,10 +169,12 @@ class ModelRunner:
         arrays = [array for score in scores for array in score.arrays]
         if sampled is not None:
             arrays += sampled.arrays
+        cited, self._cited = self._cited, []
+        arrays += [array for part in cited for array in (part.ids, part.weights)]
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, *(cache.arrays for cache in self.caches))
         alone = not (plan.prefill or plan.admit or plan.forks or plan.release)
-        return Launched(plan.decode, sampled, guessed, scores, plan.complete, began, alone)
+        return Launched(plan.decode, sampled, guessed, scores, plan.complete, began, alone, cited)
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""
@@ -167,6 +188,7 @@ class ModelRunner:
                 results += self._read_guessed(
                     launched.sampled, launched.guessed, launched.decode
                 )
+            self._cite(launched, results)
         self._measure(launched)
         return results
 
@@ -178,7 +200,7 @@ class ModelRunner:
         self.sampler.forget()
         self._rows.clear()
         self._num_decoding = 0
-        self._previous = None
+        self._previous, self._cited = None, []
 
     # Results
 
@@ -209,7 +231,7 @@ class ModelRunner:
             first = place * (most + 1)
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
             results.append(
-                Result(sequence, tokens[place, : count + 1].tolist(), found if found else None)
+                Result(sequence, tokens[place, : count + 1].tolist(), found or None)
             )
         self._rewind_drafts(sequences)
         return results
@@ -253,6 +275,24 @@ class ModelRunner:
         if rows[0].index >= self._num_decoding:
             self._swap(rows, self._num_decoding)
             self._num_decoding += 1
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Give a new row the memories of its sequence."""
+        memory = sequence.memory
+        if memory is not None:
+            row = self._row(sequence)
+            row.memory, row.shift = memory, memory.shift
+
+    def _cite(self, launched: Launched, results: list[Result]) -> None:
+        """Add the citations of a step to its results."""
+        if not launched.cited:
+            return
+        by_row = citations.read(launched.cited)
+        place = {sequence.id: row for row, sequence in enumerate(launched.decode)}
+        for result in results:
+            found = by_row.get(place.get(result.sequence.id, -1))
+            if found is not None:
+                result.citations = found[: len(result.tokens)]
 
     def _swap(self, rows: list[Row], index: int) -> None:
         for cache, row in zip(self.caches, rows, strict=True):
@@ -315,6 +355,7 @@ class ModelRunner:
         self.cache.begin(0, self._num_decoding, 1, [1] * self._num_decoding)
         logits = self.model(tokens[:, None], cache=self.cache.layers)[:, -1, : self.vocab_size]
         sampled = self.sampler.sample(logits, sequences)
+        self._cited = self.cache.cited()
         self.cache.commit()
         self._previous = (sequences, sampled.tokens)
         return sampled, None
@@ -332,6 +373,7 @@ class ModelRunner:
         inputs = mx.concatenate([last[:, None], guesses], axis=1)
         self.cache.begin(0, self._num_decoding, most + 1, counts + 1)
         logits = self.model(inputs, cache=self.cache.layers)[..., : self.vocab_size]
+        self._cited = self.cache.cited()
         self.cache.commit()
         sampled = self.sampler.sample_ahead(logits, sequences, guesses)
         self._previous = None
@@ -340,9 +382,9 @@ class ModelRunner:
 
     def _last_tokens(self, sequences: list[Sequence]) -> mx.array:
         """(B,) each sequence's newest token, also where the host has not read it yet."""
-        if self._previous is not None and _same(self._previous[0], sequences):
-            if all(s.in_flight for s in sequences):
-                return self._previous[1]
+        same = self._previous is not None and _same(self._previous[0], sequences)
+        if self._previous is not None and same and all(s.in_flight for s in sequences):
+            return self._previous[1]
         known = np.array([0 if s.in_flight else _last(s) for s in sequences], dtype=np.int32)
         flying = [r for r, s in enumerate(sequences) if s.in_flight]
         if not flying or self._previous is None:

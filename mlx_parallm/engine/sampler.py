@@ -15,6 +15,7 @@ token from the cumulative distribution.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -42,13 +43,14 @@ def uniforms(seeds: np.ndarray, positions: np.ndarray, stream: int = 0) -> np.nd
         step = positions.astype(np.uint64) * np.uint64(4) + np.uint64(stream)
         mixed = _mix(mixed ^ (step * np.uint64(0xD1342543DE82EF95)))
     # 23 bits and a half: never 0, and far enough from 1 that u * total < total.
-    return ((mixed >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) / np.float32(1 << 23)
+    steps = (mixed >> np.uint64(41)).astype(np.float32) + np.float32(0.5)
+    return np.asarray(steps / np.float32(1 << 23))
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    return np.asarray(value ^ (value >> np.uint64(31)))
 
 
 @dataclass(slots=True)
@@ -191,7 +193,8 @@ class _Batch:
         self.logprob_rows = [r for r, p in enumerate(params) if p.logprobs is not None]
         self.max_logprobs = max([p.logprobs or 0 for p in params] + [1])
         self.min_tokens_rows = [r for r, p in enumerate(params) if p.min_tokens > 0]
-        self._bias = _sparse([(r, p.logit_bias) for r, p in enumerate(params) if p.logit_bias])
+        biases = [(r, p.logit_bias) for r, p in enumerate(params) if p.logit_bias]
+        self._bias = _sparse(biases, vocab_size)
         self._penalties = _Penalties.of(self.sequences, vocab_size, previous)
         self._settings = _Settings.of([params[r] for r in self.sampled_rows])
         self._seeds = np.array(
@@ -265,7 +268,7 @@ class _Batch:
             for r in self.min_tokens_rows
             if self._position(r) < self.sequences[r].params.min_tokens
         ]
-        return _sparse(entries)
+        return _sparse(entries, self.vocab_size)
 
     def _position(self, row: int) -> int:
         """How many tokens were sampled before the one to come."""
@@ -273,10 +276,11 @@ class _Batch:
 
 
 def _sparse(
-    entries: list[tuple[int, dict[int, float]]] | list[tuple[int, object]],
+    entries: Items[tuple[int, Mapping[int, float]]], vocab_size: int
 ) -> tuple[mx.array, mx.array, mx.array] | None:
     """Rows, token ids and values of the entries, or None where there are none."""
-    flat = [(r, i, v) for r, values in entries for i, v in dict(values).items()]  # type: ignore[call-overload]
+    # Ids that are no tokens of the model would be written into another row.
+    flat = [(r, i, v) for r, values in entries for i, v in values.items() if 0 <= i < vocab_size]
     if not flat:
         return None
     rows, ids, values = zip(*flat, strict=True)
@@ -379,12 +383,10 @@ class _Penalties:
         self.rows = rows
         self.sequences = sequences
         self.index = mx.array(rows)
-        column = lambda name: mx.array(  # noqa: E731
-            [getattr(s.params, name) for s in sequences], dtype=mx.float32
-        )[:, None]
-        self.repetition = column("repetition_penalty")
-        self.presence = column("presence_penalty")
-        self.frequency = column("frequency_penalty")
+        params = [s.params for s in sequences]
+        self.repetition = _column([p.repetition_penalty for p in params])
+        self.presence = _column([p.presence_penalty for p in params])
+        self.frequency = _column([p.frequency_penalty for p in params])
         self.seen: mx.array
         self.counts: mx.array
 
@@ -444,6 +446,10 @@ class _Penalties:
             self.counts, mine, mx.take_along_axis(self.counts, mine, axis=-1) + ones, axis=-1
         )
         self.seen = mx.put_along_axis(self.seen, mine, ones.astype(mx.bool_), axis=-1)
+
+
+def _column(values: list[float]) -> mx.array:
+    return mx.array(values, dtype=mx.float32)[:, None]
 
 
 def _token_counts(sequence: Sequence, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

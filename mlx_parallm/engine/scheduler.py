@@ -32,7 +32,8 @@ class Plan:
     Attributes:
         release: sequences whose rows are given back.
         admit: sequences that get a row.
-        loads: (sequence, match): its row begins with a cached prefix.
+        loads: (sequence, match): its row begins with a cached prefix, which is
+            locked; whoever carries the plan out unlocks it.
         prefill: (sequence, tokens) to catch up.
         forks: (sequence, leader): gets a copy of the leader's row after prefill.
         decode: sequences that compute their last token and sample the next.
@@ -277,6 +278,7 @@ class ContinuousBatchScheduler:
         sequence.num_cached = 0
         if match.num_tokens:
             sequence.num_computed = sequence.num_cached = match.num_tokens
+            self.prefixes.lock(match)  # what the step's releases store must not evict it
             plan.loads.append((sequence, match))
 
     def _match(self, sequence: Sequence, record: bool = True) -> Match:
@@ -392,6 +394,7 @@ class ContinuousBatchScheduler:
                 self._num_waiting -= 1
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
+                follower.prompt_scores = sequence.prompt_scores
                 self.running.append(follower)
                 plan.forks.append((follower, sequence))
                 self._run(follower, plan)

@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_parallm.memory.citations import TokenCitation
+    from mlx_parallm.memory.request import MemoryRequest
 
 _EMPTY: Mapping[int, float] = MappingProxyType({})
 _counter = itertools.count(1)
@@ -123,6 +128,7 @@ class Output:
         prompt_logprobs: for the whole prompt, with the first output only; entry
             0 is None, since nothing precedes the first token.
         error: set when the sequence failed; finish_reason is then ERROR.
+        citations: one entry per new token where citations were asked for.
     """
 
     sequence_id: int
@@ -132,6 +138,7 @@ class Output:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     cached_tokens: int = 0
+    citations: list[TokenCitation] | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -152,6 +159,8 @@ class Sequence:
         prompt_scores: log-probabilities of the prompt so far, entry 0 None.
         namespace: everything besides tokens that changes K and V (adapter and
             version, memories and settings); part of the prefix-cache key.
+        memory: memories that it attends to, None for none; their part of the
+            namespace is added when the sequence is made.
     """
 
     prompt: list[int]
@@ -168,6 +177,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     in_flight: int = 0
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
+    memory: MemoryRequest | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and self.memory.namespace not in self.namespace:
+            self.namespace = (*self.namespace, self.memory.namespace)
 
     @property
     def num_sampled(self) -> int:

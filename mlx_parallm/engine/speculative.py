@@ -23,7 +23,8 @@ import numpy as np
 
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.adapt import adapt
-from mlx_parallm.models.base import MAX_WIDTH, BatchedCache, Row
+from mlx_parallm.models.base import MAX_WIDTH, BatchedCache
+from mlx_parallm.models.span import Row
 
 _DECAY = 0.9  # of the running averages
 _PATIENCE = 64  # plain steps between two looks at whether guessing pays again
@@ -131,8 +132,9 @@ class ModelDrafter:
         """See Drafter. `rows` are the sequences' rows in this drafter's cache."""
         token = self._catch_up(sequences, rows)
         guesses = [token]
-        for _ in range(most - 1):
-            guesses.append(token := self._forward(token[:, None], [1] * len(rows), 1))
+        while len(guesses) < most:
+            token = self._forward(token[:, None], [1] * len(rows), 1)
+            guesses.append(token)
         return mx.stack(guesses, axis=1), np.full(len(rows), most, dtype=np.int32)
 
     def reset(self) -> None:

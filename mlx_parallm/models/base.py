@@ -14,7 +14,9 @@ length, is masked everywhere, and is overwritten by the next real token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +24,7 @@ import numpy as np
 from mlx_lm.models import cache as mlx_cache
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.extended_mind import Cited, MemoryForward
 from mlx_parallm.models.span import Row, Span
 
 BLOCK = 64  # columns are allocated and viewed in blocks, so that shapes repeat
@@ -34,6 +37,8 @@ def _round_up(value: int, block: int = BLOCK) -> int:
 
 class LayerCache:
     """One layer's part of a BatchedCache."""
+
+    place = 0  # among the batch's layers
 
     def __init__(self, batch: BatchedCache) -> None:
         self.batch = batch
@@ -151,6 +156,18 @@ class BatchedKVCache(LayerCache):
         columns = self._columns()
         ring = self.ring_size is not None and columns == self.ring_size
         return span.mask(columns, ring, window)
+
+    @property
+    def attend(self) -> Callable[..., mx.array]:
+        """The attention of a forward with memories; see attention.py.
+
+        Raises:
+            AttributeError: no row of the forward has any in this layer.
+        """
+        memory = self.span.memory
+        if memory is None or not memory.uses(self.place):
+            raise AttributeError("this forward has no memories")
+        return partial(memory.attend, self.place)
 
     def _columns(self) -> int:
         """Columns of the views: exact where all rows agree, in blocks elsewhere."""
@@ -394,6 +411,8 @@ class BatchedCache:
         self.slots = 0
         self._span: Span | None = None
         self.layers = [_batched(self, cache) for cache in mlx_cache.make_prompt_cache(model)]
+        for place, layer in enumerate(self.layers):
+            layer.place = place
 
     @property
     def span(self) -> Span:
@@ -438,7 +457,7 @@ class BatchedCache:
     def fork(self, row: Row) -> Row:
         """A new row with the contents of another one."""
         copy = self.join()
-        copy.length = row.length
+        copy.length, copy.shift, copy.memory = row.length, row.shift, row.memory
         for layer in self.layers:
             layer.copy(row.index, copy.index)
         return copy
@@ -474,9 +493,19 @@ class BatchedCache:
         """Open a forward over slots [start, stop) with `width` tokens a row."""
         if width > MAX_WIDTH:
             raise ValueError(f"a forward of {width} tokens a row is over {MAX_WIDTH}")
-        lengths = np.array([row.length for row in self.rows[start:stop]], dtype=np.int32)
-        self._span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32))
-        return self._span
+        rows = self.rows[start:stop]
+        lengths = np.array([row.length for row in rows], dtype=np.int32)
+        span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32))
+        if any(row.memory is not None for row in rows):
+            span.shifts = np.array([row.shift for row in rows], dtype=np.int32)
+            working = zip(rows, span.counts, strict=True)
+            span.memory = MemoryForward.of([r.memory if n else None for r, n in working])
+        self._span = span
+        return span
+
+    def cited(self) -> list[Cited]:
+        """Memories that the forward under way used, for rows that asked."""
+        return [] if self.span.memory is None else self.span.memory.cited()
 
     def commit(self) -> None:
         """Close the forward: its real tokens now belong to their rows."""

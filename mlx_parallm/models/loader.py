@@ -99,7 +99,7 @@ def describe(
     max_model_len: int | None = None,
 ) -> LoadedModel:
     """A LoadedModel of parts that are at hand already."""
-    weights = [array for _, array in tree_flatten(model.parameters())]
+    weights: list[mx.array] = list(dict(tree_flatten(model.parameters())).values())
     floats = [array for array in weights if mx.issubdtype(array.dtype, mx.floating)]
     return LoadedModel(
         model=model,
@@ -174,7 +174,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no further details'}"
 

@@ -5,8 +5,8 @@
 See https://github.com/huggingface/safetensors#format. The header's metadata names
 the model and the page, and has the data's CRC-32: files are not synced to disk
 one by one, so after a power failure one can have the right size and no contents.
-Any safetensors reader can load the files. No mlx in this part: files are written
-on a thread that must not touch it.
+Any safetensors reader can load the files. encode and decode do not use mlx: files
+are written on a thread that must not touch it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _tensor_spec(name: str, entry: Any) -> TensorSpec:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise PageFileError(f"tensor {name[:80]!r} has no shape")
-    if entry.get("dtype") not in _SIZES:
+    if str(entry.get("dtype")) not in _SIZES:
         raise PageFileError(f"tensor {name[:80]!r} is of an unknown type")
     return TensorSpec(name, entry["dtype"], tuple(shape))
 
@@ -170,15 +170,14 @@ def page_layout(cache: PagedKVCache) -> tuple[TensorSpec, ...]:
 def pack_pages(cache: PagedKVCache, page_ids: Sequence[int]) -> list[Record]:
     """The pages' contents, one record each."""
     layout, count = page_layout(cache), len(page_ids)
+    if not layout or not count:
+        return [Record((), b"") for _ in page_ids]
+    planes = [plane for keys_values in cache.gather_all(page_ids) for plane in keys_values]
     columns = [
         plane.reshape(spec.shape[0], count, *spec.shape[1:]).swapaxes(0, 1).reshape(count, -1)
-        for spec, plane in zip(
-            layout, (p for pair in cache.gather_all(page_ids) for p in pair), strict=True
-        )
+        for spec, plane in zip(layout, planes, strict=True)
     ]
-    if not columns:
-        return [Record((), b"") for _ in page_ids]
-    # Few operations for all pages: one a page and layer would take milliseconds each page.
+    # Few operations for all pages: some a page and layer would take milliseconds each page.
     rows = np.array(mx.concatenate(columns, axis=1).view(mx.uint8))
     return [Record(layout, row.tobytes()) for row in rows]
 

@@ -1,8 +1,10 @@
 """PageSpill: between the radix tree, the pages in memory and the pages on disk.
 
-tree.spill = spill.spill           # evicted pages go to disk
-spill.restore(namespace, tokens)   # before tree.match: those on disk come back
-spill.save_all()                   # at the end: so do all that are in memory
+    disk = PageSpill(tree, cache, store)  # from now on evicted pages go to disk
+    disk.restore(namespace, tokens)  # before tree.match: those on disk come back
+    disk.close()  # all that are in memory go to disk
+
+What cannot be kept or brought back is a miss later, never an error.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-import mlx_lm
 import numpy as np
 
 from mlx_parallm.engine.prefix_cache import Namespace, Node, RadixAttentionCache, page_keys
@@ -50,7 +52,7 @@ def model_fingerprint(
     Returns:
         32 hexadecimal digits.
     """
-    facts = [FORMAT, mlx_lm.__version__, str(mx.default_device().type), page_size]
+    facts = [FORMAT, version("mlx-lm"), str(mx.default_device().type), page_size]
     digest = hashlib.sha256(json.dumps([*facts, config], sort_keys=True, default=str).encode())
     for name, array in sorted(weights, key=lambda item: item[0]):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -80,21 +82,24 @@ class PageSpill:
         self.store = store
         self.need_snapshot = need_snapshot
         self._layout = page_layout(cache)
+        tree.spill = self.spill
 
     def spill(self, nodes: Sequence[Node], wait: bool = False) -> None:
         """Keep nodes' pages and snapshots on disk, where they are not there yet.
 
         Args:
             wait: for a slow disk, instead of leaving pages out.
+
+        Raises:
+            TypeError: a snapshot is not made of arrays; see pack_arrays.
         """
         keys = {node: key for node in nodes if (key := _key(node)) is not None}
-        new = [node for node, key in keys.items() if key not in self.store]
-        for node, record in zip(
-            new, pack_pages(self.cache, [node.page for node in new]), strict=True
-        ):
+        new = [node for node, key in keys.items() if not self.store.touch(key)]
+        records = pack_pages(self.cache, [node.page for node in new])
+        for node, record in zip(new, records, strict=True):
             self.store.put(keys[node], record, wait)
         for node, key in keys.items():
-            if node.snapshot is not None and _state(key) not in self.store:
+            if node.snapshot is not None and not self.store.touch(_state(key)):
                 self.store.put(_state(key), pack_arrays(node.snapshot), wait)
 
     def restore(self, namespace: Namespace, tokens: Sequence[int], limit: int | None = None) -> int:
@@ -107,38 +112,23 @@ class PageSpill:
             tokens brought back; match finds them now.
         """
         tokens = tokens if limit is None else tokens[:limit]
-        held = self.tree.match(
-            namespace, tokens, need_snapshot=self.need_snapshot, record=False
-        ).num_tokens
-        keys = self._keys(namespace, tokens)
+        held = self._held(namespace, tokens)
         cached = self.tree.match(namespace, tokens, record=False)
-        first = len(cached.pages)
-        records: list[Record] = []
-        for key in keys[first:]:
-            record = self._get(key)
-            if record is None:
-                break
-            records.append(record)
-        end, snapshot = first + len(records), None
-        if self.need_snapshot:
-            end, snapshot = self._last_snapshot(keys[:end], held // self.tree.page_size)
+        keys = self._keys_on_disk(namespace, tokens, len(cached.pages))
+        records = self._read(keys[len(cached.pages) :])
+        end, snapshot = len(cached.pages) + len(records), None
         size = self.tree.page_size
+        if self.need_snapshot:
+            end, snapshot = self._last_snapshot(keys[:end], held // size)
         if end * size <= held:
             return 0
-        self.tree.lock(cached)
-        try:
-            self.tree.store(
-                namespace,
-                tokens[: end * size],
-                lambda pages, _: self._fill(pages, records),
-                None if snapshot is None else lambda: snapshot,
-            )
-        finally:
-            self.tree.unlock(cached)
-        found = self.tree.match(
-            namespace, tokens, need_snapshot=self.need_snapshot, record=False
-        ).num_tokens
-        return max(0, found - held)
+        self.tree.store(
+            namespace,
+            tokens[: end * size],
+            lambda pages, _: self._fill(pages, records),
+            None if snapshot is None else lambda: snapshot,
+        )
+        return self._held(namespace, tokens) - held
 
     def save_all(self) -> None:
         """Keep everything that is in memory; what was used last is written last."""
@@ -151,18 +141,43 @@ class PageSpill:
             self.spill(ordered[start : start + _SAVED_AT_ONCE], wait=True)
         self.store.flush()
 
-    def _keys(self, namespace: Namespace, tokens: Sequence[int]) -> list[str]:
-        try:
-            return list(page_keys(namespace, tokens, self.tree.page_size))
-        except TypeError:
-            return []  # it means something in this process only
+    def close(self) -> None:
+        """Keep everything, and stop writing."""
+        self.save_all()
+        self.tree.spill = None
+        self.store.close()
 
-    def _get(self, key: str) -> Record | None:
-        record = self.store.get(key) if key in self.store else None
-        if record is not None and record.layout != self._layout:
-            log.warning("page %s on disk has other layers than the model", key)
-            return None
-        return record
+    def _held(self, namespace: Namespace, tokens: Sequence[int]) -> int:
+        """Tokens that a match would give."""
+        match = self.tree.match(namespace, tokens, need_snapshot=self.need_snapshot, record=False)
+        return match.num_tokens
+
+    def _keys_on_disk(self, namespace: Namespace, tokens: Sequence[int], cached: int) -> list[str]:
+        """Keys of the `cached` pages and of those on disk behind them that are of use."""
+        keys: list[str] = []
+        try:
+            for key in page_keys(namespace, tokens, self.tree.page_size):
+                if len(keys) >= cached and key not in self.store:
+                    break
+                keys.append(key)
+        except TypeError:
+            return []  # the namespace means something in this process only
+        while self.need_snapshot and keys and _state(keys[-1]) not in self.store:
+            keys.pop()
+        return keys
+
+    def _read(self, keys: list[str]) -> list[Record]:
+        """Pages up to the first one that cannot be used."""
+        records: list[Record] = []
+        for key in keys:
+            record = self.store.get(key)
+            if record is None:
+                break
+            if record.layout != self._layout:
+                log.warning("page %s on disk has other layers than the model", key)
+                break
+            records.append(record)
+        return records
 
     def _last_snapshot(self, keys: list[str], held: int) -> tuple[int, Any]:
         """(pages, snapshot) of the last snapshot on disk that lies behind `held` pages."""

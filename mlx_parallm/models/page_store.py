@@ -64,7 +64,7 @@ class StoreStats:
 
 
 class PageStore:
-    """Records by key, for one model. put, get and `in` are for one thread only.
+    """Records by key, for one model. stats is for any thread, the rest for one.
 
     Args:
         directory: DIR above; made where it is missing.
@@ -94,7 +94,8 @@ class PageStore:
         self._pending: dict[str, Record] = {}
         self._pending_bytes = 0
         self._jobs: deque[str] = deque()
-        self._closed = False
+        self._closed = self._stopped = False
+        self._refusal = ""
         self._changed = threading.Condition()  # guards everything above
         self._names = itertools.count()
         self._writer = threading.Thread(target=self._write_all, name="page-store", daemon=True)
@@ -106,6 +107,19 @@ class PageStore:
         """Whether a record is there, to the best of our knowledge."""
         with self._changed:
             return key in self._pending or self._path(key) in self._files
+
+    def touch(self, key: str) -> bool:
+        """Whether a record is there; if so, it counts as used now."""
+        path = self._path(key)
+        with self._changed:
+            if key in self._pending:
+                return True
+            if path not in self._files:
+                return False
+            self._files.move_to_end(path)
+        with contextlib.suppress(OSError):  # the order of eviction is all that suffers
+            os.utime(path)
+        return True
 
     def put(self, key: str, record: Record, wait: bool = False) -> bool:
         """Keep a record, later. Nothing happens where it is kept already.
@@ -124,8 +138,8 @@ class PageStore:
             if key in self._pending or self._path(key) in self._files:
                 return True
             if wait:
-                self._changed.wait_for(lambda: self._has_room(size) or not self._works)
-            if not self._works or not self._has_room(size) or size > self.max_bytes:
+                self._changed.wait_for(lambda: self._has_room(size) or self._closed)
+            if self._closed or not self._has_room(size) or size > self.max_bytes:
                 self._count(dropped=1)
                 return False
             self._pending[key] = record
@@ -148,16 +162,13 @@ class PageStore:
                 self._count(misses=1)
                 return None
             self._count(hits=1)
-            if path in self._files:
-                self._files.move_to_end(path)
-        with contextlib.suppress(OSError):  # the order of eviction is all that suffers
-            os.utime(path)
+        self.touch(key)
         return record
 
     def flush(self) -> None:
         """Wait until everything is written."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._pending or not self._writer.is_alive())
+            self._changed.wait_for(lambda: not self._pending or self._stopped)
 
     def close(self) -> None:
         """Write what waits, and stop. Idempotent."""
@@ -181,9 +192,7 @@ class PageStore:
         except PageFileError as error:
             self._remove_damaged(path, str(error))
         except OSError as error:
-            log.warning("a cached page cannot be read: %s", error)
-            with self._changed:
-                self._count(failures=1)
+            self._refused("a cached page cannot be read: %s", error)
             self._forget(path)
         return None
 
@@ -207,17 +216,31 @@ class PageStore:
     # Writing, on the writer's thread
 
     def _write_all(self) -> None:
-        while (key := self._next_job()) is not None:
-            try:
-                self._write(key, self._pending[key])
-            except OSError as error:
-                log.warning("a page cannot be kept on disk: %s", error)
-                with self._changed:
-                    self._count(failures=1)
-            finally:
-                with self._changed:
-                    self._pending_bytes -= len(self._pending.pop(key).data)
-                    self._changed.notify_all()
+        try:
+            while (key := self._next_job()) is not None:
+                self._write_one(key)
+        finally:
+            with self._changed:
+                self._closed = self._stopped = True
+                self._changed.notify_all()
+
+    def _write_one(self, key: str) -> None:
+        try:
+            self._write(key, self._pending[key])
+        except OSError as error:
+            self._refused("a page cannot be kept on disk: %s", error)
+        finally:
+            with self._changed:
+                self._pending_bytes -= len(self._pending.pop(key).data)
+                self._changed.notify_all()
+
+    def _refused(self, message: str, error: OSError) -> None:
+        with self._changed:
+            self._count(failures=1)
+            # A full disk is worth one line and not one for each page.
+            known, self._refusal = self._refusal, message + str(error.strerror)
+        if known != self._refusal:
+            log.warning(message, error)
 
     def _next_job(self) -> str | None:
         with self._changed:
@@ -256,10 +279,6 @@ class PageStore:
             self._unlink(path)
 
     # Books
-
-    @property
-    def _works(self) -> bool:
-        return not self._closed and self._writer.is_alive()
 
     def _has_room(self, size: int) -> bool:
         return not self._pending or self._pending_bytes + size <= self.max_pending

@@ -15,8 +15,9 @@ import mlx.core as mx
 
 from mlx_parallm.engine.prefix_cache import PAGE_SIZE, Match, RadixAttentionCache
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.models.base import BatchedCache, BatchedKVCache, BatchedStateCache, Row
+from mlx_parallm.models.base import BatchedCache, BatchedKVCache, BatchedStateCache
 from mlx_parallm.models.pages import LayerSpec, PagedKVCache
+from mlx_parallm.models.span import Row
 
 log = logging.getLogger(__name__)
 SNAPSHOT_DISTANCE = 512  # tokens between two snapshots of a long prompt

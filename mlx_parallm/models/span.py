@@ -18,10 +18,14 @@ class Row:
     Attributes:
         index: its slot now; the cache keeps it up to date.
         length: tokens whose K and V (or state) are held.
+        shift: added to its tokens' positions; columns and masks stay on `length`.
+        memory: what it attends to besides its own tokens (a MemoryRequest).
     """
 
     index: int
     length: int = 0
+    shift: int = 0
+    memory: Any = None
 
 
 @dataclass(eq=False)
@@ -33,6 +37,8 @@ class Span:
         width: T, tokens per row after padding.
         lengths: (B,) int32, tokens held before this forward.
         counts: (B,) int32, real new tokens per row, at most T.
+        shifts: (B,) int32, added to positions; None is 0.
+        memory: the memories that its rows attend to (a MemoryForward).
     """
 
     start: int
@@ -40,6 +46,8 @@ class Span:
     width: int
     lengths: np.ndarray
     counts: np.ndarray
+    shifts: np.ndarray | None = None
+    memory: Any = None
     _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
 
     @property
@@ -66,7 +74,8 @@ class Span:
 
     def offsets(self) -> mx.array:
         """(B,) int32, the position of each row's first new token."""
-        return self._memo(("offsets",), lambda: mx.array(self.lengths))
+        positions = self.lengths if self.shifts is None else self.lengths + self.shifts
+        return self._memo(("offsets",), lambda: mx.array(positions))
 
     def counts_array(self) -> mx.array:
         """(B,) int32, real new tokens per row."""

@@ -6,11 +6,12 @@ import logging
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from mlx_parallm.errors import ParallmError, SequenceError
+from mlx_parallm.errors import InvalidRequestError, ParallmError, SequenceError
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def add_handlers(app: FastAPI) -> None:
     """Register the handlers for our errors and for the framework's own."""
     app.add_exception_handler(ParallmError, _on_parallm_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_wrong_parameter)
 
 
 def error_response(error: ParallmError, scope: Scope) -> Response:
@@ -55,6 +57,13 @@ def request_id_of(scope: Scope) -> str:
 
 async def _on_parallm_error(request: Request, error: Exception) -> Response:
     return error_response(cast(ParallmError, error), request.scope)
+
+
+async def _on_wrong_parameter(request: Request, error: Exception) -> Response:
+    """A query parameter that is not what its route says."""
+    first = cast(RequestValidationError, error).errors()[0]
+    wrong = InvalidRequestError(first["msg"] + ".", param=str(first["loc"][-1]))
+    return error_response(wrong, request.scope)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

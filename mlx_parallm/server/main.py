@@ -21,7 +21,15 @@ from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.middleware import Gate
 from mlx_parallm.server.openapi import use_own_openapi
 from mlx_parallm.server.queue import RequestQueue
-from mlx_parallm.server.routes import chat, completions, health, models, tokens
+from mlx_parallm.server.routes import (
+    advanced,
+    chat,
+    completions,
+    generate,
+    health,
+    models,
+    tokens,
+)
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.settings import Settings
 
@@ -32,7 +40,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
-_ROUTERS = (health.router, models.router, chat.router, completions.router, tokens.router)
+_ROUTERS = tuple(
+    family.router for family in (health, models, chat, completions, tokens, generate, advanced)
+)
 
 
 def create_app(

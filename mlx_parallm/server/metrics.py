@@ -35,6 +35,9 @@ class Metrics:
     Args:
         stats: gives the engine's newest counters.
         queued: gives the number of requests that wait in front of the engine.
+
+    Attributes:
+        latencies: generations that ended, and the sum of their seconds.
     """
 
     def __init__(self, stats: Callable[[], EngineStats], queued: Callable[[], int]) -> None:
@@ -42,6 +45,7 @@ class Metrics:
         self._stats = stats
         self._queued = queued
         self.registry.register(_EngineCollector(stats, queued))
+        self.latencies = (0, 0.0)
         self._requests = Counter(
             f"{_PREFIX}_http_requests",
             "Answered HTTP requests; 499 is a client that went away.",
@@ -63,6 +67,9 @@ class Metrics:
     def on_generation(self, generation: Generation) -> None:
         """Observe a generation that has ended."""
         first, ended = generation.first_output_at, generation.ended_at
+        if ended is not None:
+            count, seconds = self.latencies
+            self.latencies = (count + 1, seconds + ended - generation.submitted_at)
         if first is None or ended is None:
             return
         self._first.observe(first - generation.submitted_at)

@@ -12,12 +12,20 @@ from pydantic.json_schema import models_json_schema
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.errors import ErrorResponse
+from mlx_parallm.server.schemas.generate import (
+    EngineGenerateRequest,
+    GenerateBatchRequest,
+    GenerateRequest,
+)
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 _BODIES: tuple[type[BaseModel], ...] = (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EngineGenerateRequest,
+    GenerateBatchRequest,
+    GenerateRequest,
     TokenizeRequest,
 )
 _REF = "#/components/schemas/{model}"
@@ -42,9 +50,15 @@ GENERATION_ERRORS = ERRORS | _errors(
     _408="The request took longer than the server allows.",
     _429="Too many requests wait; see Retry-After.",
 )
+_EVENT = {
+    "type": "object",
+    "description": "One event.",
+    "properties": {"data": {"type": "string", "description": "A chunk as JSON, or [DONE]."}},
+    "required": ["data"],
+}
 EVENTS: dict[str, Any] = {
     "description": "The answer; with `stream` its events, ended by `data: [DONE]`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": _EVENT}},
 }
 
 

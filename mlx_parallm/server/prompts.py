@@ -57,6 +57,11 @@ class Prompts:
         self._executor = executor
 
     @property
+    def tokenizer(self) -> Any:
+        """mlx-lm's TokenizerWrapper."""
+        return self._tokenizer
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together at most."""
         return self._loaded.max_model_len
@@ -70,6 +75,20 @@ class Prompts:
         """
         size = sum(len(prompt) for prompt in body.prompt)
         return await self._maybe_in_thread(size, lambda: self._completion(body))
+
+    async def texts(self, texts: Sequence[str]) -> list[Prompt]:
+        """A prompt for each text.
+
+        Raises:
+            InvalidRequestError: one is empty.
+            ContextLengthError: one is too long.
+        """
+
+        def encode() -> list[Prompt]:
+            found = [(self._fitting_ids(text, True, "prompt"), text) for text in texts]
+            return [Prompt(self._checked(ids, "prompt"), text) for ids, text in found]
+
+        return await self._maybe_in_thread(sum(map(len, texts)), encode)
 
     async def chat(self, body: ChatCompletionRequest) -> Prompt:
         """The one prompt that the chat template makes of the messages.

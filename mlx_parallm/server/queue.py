@@ -39,7 +39,7 @@ class RequestQueue:
 
     def __init__(self, dispatcher: Dispatcher, batch_timeout_s: float, max_group: int) -> None:
         self._dispatcher = dispatcher
-        self._batch_timeout_s = batch_timeout_s
+        self.batch_timeout_s = batch_timeout_s
         self._max_group = max_group
         self._queue: asyncio.Queue[QueuedRequest] = asyncio.Queue()
         self._closed: ParallmError | None = None
@@ -76,7 +76,7 @@ class RequestQueue:
     async def _next_group(self) -> list[QueuedRequest]:
         group = [await self._queue.get()]
         try:
-            if self._batch_timeout_s and self._dispatcher.idle:
+            if self.batch_timeout_s and self._dispatcher.idle:
                 await self._wait_for_more(group)
         except asyncio.CancelledError:
             # Shutting down while these were in our hands: they still get an answer.
@@ -87,7 +87,7 @@ class RequestQueue:
 
     async def _wait_for_more(self, group: list[QueuedRequest]) -> None:
         try:
-            async with asyncio.timeout(self._batch_timeout_s):
+            async with asyncio.timeout(self.batch_timeout_s):
                 while sum(len(one.generation.tracks) for one in group) < self._max_group:
                     group.append(await self._queue.get())
         except TimeoutError:

@@ -14,6 +14,7 @@ from mlx_parallm.server.dispatch import Dispatcher
 from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.prompts import Prompts
 from mlx_parallm.server.queue import RequestQueue
+from mlx_parallm.server.registry import Registry
 from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ServerState:
     queue: RequestQueue
     metrics: Metrics
     executor: ThreadPoolExecutor
+    registry: Registry = field(default_factory=Registry)
     created: int = field(default_factory=lambda: int(time.time()))
     _prompts: Prompts | None = None
 

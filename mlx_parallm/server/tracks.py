@@ -13,6 +13,7 @@ from mlx_parallm.server.generation import Track
 from mlx_parallm.server.prompts import DEFAULT_MAX_TOKENS, Prompt, Prompts
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.generate import GenerateFields
 from mlx_parallm.server.schemas.sampling import SamplingFields
 from mlx_parallm.server.tools import ToolReader
 
@@ -39,6 +40,28 @@ async def completion_tracks(
         )
         for sequence in _sequences(prompt, params, body.num_candidates, body.priority):
             stream = _stream(tokenizer, sequence, body, body.skip_special_tokens)
+            tracks.append(Track(sequence, stream, len(tracks), prompt))
+    return tracks
+
+
+async def text_tracks(
+    texts: Sequence[str], body: GenerateFields, prompts: Prompts, logprobs: int | None = None
+) -> list[Track]:
+    """A track for each text.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    tracks: list[Track] = []
+    for prompt in await prompts.texts(texts):
+        max_tokens = prompts.max_tokens(body.max_tokens, None, prompt)
+        params = prompts.sampling(
+            body, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=None
+        )
+        if params.seed is not None and tracks:
+            params = replace(params, seed=(params.seed + len(tracks)) % 2**64)
+        for sequence in _sequences(prompt, params, 1, body.priority):
+            stream = _stream(prompts.tokenizer, sequence, body, body.skip_special_tokens)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
 

@@ -143,7 +143,8 @@ async def closed_loop(
 
     async def client() -> None:
         for request in waiting:
-            replies.append(await target.post(request, timeout_s))
+            reply = await target.post(request, timeout_s)
+            replies.append(reply)
 
     return await _measure(replies, [client() for _ in range(clients)])
 
@@ -185,7 +186,9 @@ def measure(reply: Reply) -> Measured:
         usage, texts = _usage_and_texts(events)
         error = reply.error or _fault(status, events)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as fault:
-        return Measured(ended - reply.started, None, [], 0, 0, reply.error or f"bad answer: {fault}")
+        return Measured(
+            ended - reply.started, None, [], 0, 0, reply.error or f"bad answer: {fault}"
+        )
     return Measured(
         latency=ended - reply.started,
         first_token=texts[0] - reply.started if streams and texts else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mlx_parallm  # noqa: F401  isort: skip  (puts the fast BLAS in place before mlx)
 
+import asyncio
 import random
 import statistics
 import time
@@ -21,6 +22,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import BatchKVCache
 
+from benchlib.load_client import Target, closed_loop
+from benchlib.servers import our_command, spawn
 from benchlib.sides import (
     LmBatchGenerator,
     OurEngine,
@@ -31,7 +34,6 @@ from benchlib.sides import (
     to_row,
 )
 from benchlib.table import percentile, ratio
-from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.models.base import BatchedCache, BatchedKVCache
 from mlx_parallm.models.loader import LoadedModel, load_model
@@ -72,7 +74,7 @@ class Bench:
     @cached_property
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V of one token in all layers."""
-        return kv_bytes_per_token(ModelRunner(self.loaded.model, self.loaded.vocab_size))
+        return kv_bytes_per_token(_warm_cache(self.loaded.model))
 
     def size(self, full: int, quick: int) -> int:
         """A size that depends on `quick`."""
@@ -126,8 +128,8 @@ def _ms(seconds: float | None) -> float | None:
 @scenario("greedy")
 def greedy(bench: Bench) -> Rows:
     """All rows greedy, against BatchGenerator and a plain loop."""
-    sides = [LmBatchGenerator(bench.loaded), PlainLoop(bench.loaded)]
-    return list(_throughput(bench, sides, [{}], {}))
+    others = (LmBatchGenerator(bench.loaded), PlainLoop(bench.loaded))
+    return list(_throughput(bench, others, [{}], {}))
 
 
 @scenario("mixed")
@@ -151,7 +153,7 @@ def _throughput(
 ) -> Iterator[dict[str, Any]]:
     tokens = bench.size(64, 24)
     with our_engine(bench.folder) as ours:
-        for rows in (1, 8, 32):
+        for rows in (1, 4) if bench.quick else (1, 8, 32):
             found: dict[str, list[Timing]] = {side.name: [] for side in (ours, *others)}
             for number in range(-1, bench.rounds):
                 for side in (ours, *others) if number % 2 else (*others, ours):
@@ -160,7 +162,11 @@ def _throughput(
                         found[side.name].append(timing)
             speeds = {name: _speed(timings) for name, timings in found.items()}
             for name, timings in found.items():
-                row = {"side": name, "rows": rows, "tokens/s": round(speeds[name], 1)}
+                row: dict[str, Any] = {
+                    "side": name,
+                    "rows": rows,
+                    "tokens/s": round(speeds[name], 1),
+                }
                 row["step ms"] = _ms(_median_step(timings))
                 row["ours / it"] = ratio(speeds[ours.name], speeds[name])
                 if name == LmBatchGenerator.name and rows in targets:
@@ -177,6 +183,41 @@ def _median_step(timings: list[Timing]) -> float:
     if not steps:
         raise BenchError("the rows never all decoded together; raise the tokens to generate")
     return statistics.median(steps)
+
+
+@scenario("http")
+def http(bench: Bench) -> Rows:
+    """The server with 32 streaming clients against the engine without HTTP."""
+    clients, tokens = bench.size(32, 4), bench.size(64, 24)
+    by_http, by_engine = [], []
+    with (
+        our_engine(bench.folder) as ours,
+        spawn("mlx_parallm", our_command(bench.folder)) as server,
+    ):
+        target = Target(server.url, "/v1/completions")
+        for _ in range(bench.rounds + 1):
+            requests = [target.request(_streamed(w)) for w in bench.work(2 * clients, tokens)]
+            run = asyncio.run(closed_loop(target, requests, clients, 600))
+            if errors := [reply.error for reply in run.replies if reply.error]:
+                raise BenchError(errors[0])
+            by_http.append(sum(reply.output_tokens for reply in run.replies) / run.seconds)
+            timing = ours.run(bench.work(2 * clients, tokens), clients=clients)
+            by_engine.append(timing.tokens_per_second)
+    over, without = statistics.median(by_http[1:]), statistics.median(by_engine[1:])
+    row: dict[str, Any] = {"HTTP tokens/s": round(over, 1), "engine tokens/s": round(without, 1)}
+    row["HTTP / engine"] = ratio(over, without)
+    return [row | judge(row["HTTP / engine"], 0.92, at_least=True)]
+
+
+def _streamed(work: Work) -> dict[str, Any]:
+    return {
+        "prompt": work.prompt,
+        "max_tokens": work.tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 # --- one step against its floor -----------------------------------------------------------
@@ -243,19 +284,25 @@ def join(bench: Bench) -> Rows:
     rows = []
     for name, times in (("mlx_parallm", ours), ("mlx-lm BatchKVCache", theirs)):
         joining, leaving = (statistics.median(t[i] for t in times[1:]) for i in (0, 1))
-        rows.append({"side": name, "join ms": _ms(joining), "leave ms": _ms(leaving)})
-        rows[-1]["together ms"] = _ms(joining + leaving)
+        row: dict[str, Any] = {"side": name, "join ms": _ms(joining), "leave ms": _ms(leaving)}
+        rows.append(row | {"together ms": _ms(joining + leaving)})
     rows[0] |= judge(rows[0]["together ms"], 10, at_least=False)
     return rows
 
 
-def _layer_shapes(model: Any) -> list[tuple[int, int]]:
-    """(kv_heads, head_dim) per layer, seen in a forward of one token."""
+def _warm_cache(model: Any) -> BatchedCache:
+    """A cache after a forward of one token, so that its shapes are known."""
     cache = BatchedCache(model)
     cache.join()
     cache.begin(0, 1, 1, [1])
     mx.eval(model(mx.zeros((1, 1), mx.int32), cache=cache.layers))
-    leaves = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedKVCache)]
+    cache.commit()
+    return cache
+
+
+def _layer_shapes(model: Any) -> list[tuple[int, int]]:
+    """(kv_heads, head_dim) per layer."""
+    leaves = [leaf for leaf in _warm_cache(model).leaves if isinstance(leaf, BatchedKVCache)]
     return [(leaf.keys.shape[1], leaf.keys.shape[3]) for leaf in leaves if leaf.keys is not None]
 
 
@@ -279,7 +326,7 @@ def _join(cache: BatchedCache, blocks: list[mx.array], context: int) -> None:
     row = cache.join()
     leaves = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedKVCache)]
     for leaf, block in zip(leaves, blocks, strict=True):
-        leaf.write(row.index, 0, block, block)
+        leaf.write(row.index, block, block)
     row.length = context
     mx.eval(cache.arrays)
 
@@ -322,7 +369,11 @@ def memory(bench: Bench) -> Rows:
     for name, work in (("equal lengths", equal), ("lengths 16..512", ragged)):
         shares = _memory_shares(bench, work)
         found = round(statistics.median(shares), 2)
-        row = {"rows": name, "bytes / needed": found, "worst": round(max(shares), 2)}
+        row: dict[str, Any] = {
+            "rows": name,
+            "bytes / needed": found,
+            "worst": round(max(shares), 2),
+        }
         rows.append(row | judge(found, 1.3, at_least=False))
     return rows
 
@@ -400,7 +451,7 @@ def long_prompt(bench: Bench) -> Rows:
                 extra = [(tokens // 8, Work(bench.prompt(length), 4))] if late else []
                 timing = side.run(bench.work(16, tokens), late=extra)
                 gaps = timing.gaps(0, 16)
-                row = {"side": side.name, "long prompt": "yes" if late else "no"}
+                row: dict[str, Any] = {"side": side.name, "long prompt": "yes" if late else "no"}
                 for name, share in (("p50 ms", 0.5), ("p95 ms", 0.95), ("worst ms", 1.0)):
                     row[f"gap {name}"] = _ms(percentile(gaps, share))
                 first = timing.times[16][0] - timing.times[0][tokens // 8 - 1] if late else None
@@ -416,6 +467,10 @@ def budget(bench: Bench) -> Rows:
     with our_engine(bench.folder, kv_cache_memory=memory) as ours:
         timing = ours.run(bench.work(64, tokens, prompt=prompt))
         stats = ours.engine.stats()
-    row = {"requests": 64, "finished": timing.finished, "preemptions": stats.preemptions}
+    row: dict[str, Any] = {
+        "requests": 64,
+        "finished": timing.finished,
+        "preemptions": stats.preemptions,
+    }
     row |= {"tokens/s": round(timing.tokens_per_second, 1)}
     return [row | judge(timing.finished, 64, at_least=True)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bench_models
+
 from benchlib.servers import our_command, spawn
 
 

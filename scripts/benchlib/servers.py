@@ -85,7 +85,9 @@ def mlx_lm_command(model: str | Path, *, fast_blas: bool) -> list[str]:
 
 
 @contextlib.contextmanager
-def spawn(name: str, command: str | Sequence[str], *, ready_s: float = 120) -> Iterator[SpawnedServer]:
+def spawn(
+    name: str, command: str | Sequence[str], *, ready_s: float = 120
+) -> Iterator[SpawnedServer]:
     """Run a server until the block ends.
 
     Args:
@@ -115,9 +117,7 @@ def _start(name: str, arguments: list[str], output: IO[bytes]) -> subprocess.Pop
     paths = [str(_REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
-        return subprocess.Popen(
-            arguments, stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
+        return subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment)
     except OSError as error:
         raise SpawnError(f"{name} did not start: {error}") from error
 

@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import Output, SamplingParams
 from mlx_parallm.engine.sequence import Sequence as Row
@@ -113,9 +114,7 @@ class _OurRun:
         self.timing = Timing([[] for _ in everything])
         self.on_step = on_step
         self.waiting = iter(self.rows[: len(work)])
-        self.late = [
-            (due, row) for (due, _), row in zip(late, self.rows[len(work) :], strict=True)
-        ]
+        self.late = [(due, row) for (due, _), row in zip(late, self.rows[len(work) :], strict=True)]
         self.left = len(everything)
         self.done = threading.Event()
         self.failure: Exception | None = None
@@ -139,7 +138,7 @@ class _OurRun:
             if self.on_step is not None:
                 self.on_step(self.timing)
             self.left -= ended
-        except Exception as error:  # raised again by run(), in the thread that measures
+        except Exception as error:  # noqa: BLE001  raised again by run(), where it is seen
             self.failure = error
         if self.left == 0 or self.failure is not None:
             self.done.set()
@@ -164,7 +163,9 @@ class _OurRun:
 def to_row(work: Work) -> Row:
     """The engine's form of a piece of work."""
     settings: dict[str, Any] = {"temperature": 0, **work.sampling}
-    return Row(list(work.prompt), SamplingParams(max_tokens=work.tokens, ignore_eos=True, **settings))
+    return Row(
+        list(work.prompt), SamplingParams(max_tokens=work.tokens, ignore_eos=True, **settings)
+    )
 
 
 @contextlib.contextmanager

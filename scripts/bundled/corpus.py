@@ -17,15 +17,26 @@ from .tools import tool_use
 Make = Callable[[random.Random, float, int], Sample]
 
 
+# In the first stage the model learns to look things up in its context: repeating and short
+# recall come often, what builds on that comes less.
+FIRST_STAGE = 0.12
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """make(rng, progress, room) draws a sample of at most about `room` tokens; share is its part
-    of the samples, weight that of its tokens in the loss."""
+    of the samples (first_share in the first stage), weight that of its tokens in the loss."""
 
     name: str
     make: Make
     share: float
     weight: float = 1.0
+    first_share: float | None = None
+
+    def share_at(self, progress: float) -> float:
+        if progress < FIRST_STAGE and self.first_share is not None:
+            return self.first_share
+        return self.share
 
 
 def _plain(generator: Callable[[random.Random], Sample]) -> Make:
@@ -34,13 +45,17 @@ def _plain(generator: Callable[[random.Random], Sample]) -> Make:
 
 def _recall(rng: random.Random, progress: float, room: int) -> Sample:
     """4 facts at first, then 16, then 48, as far as the row has room for them."""
-    largest = 4 if progress < 0.08 else 16 if progress < 0.25 else 48
+    largest = 4 if progress < 0.12 else 16 if progress < 0.3 else 48
     questions = rng.choice((1, 2, 4, 8))
     # A fact is 8 to 9 tokens, a later question and its answer about 25, a filler sentence 7.
     left = room - 60 - 25 * questions
     facts = rng.randrange(2, max(min(largest, left // 9), 3) + 1)
     filler = rng.choice((0.0, 0.0, 0.2, 0.9)) * (left - 9 * facts) / 8
     return recall(rng, facts, questions, filler=max(int(filler), 0))
+
+
+def _repeat(rng: random.Random, progress: float, room: int) -> Sample:
+    return repeating(rng, 6 if progress < 0.06 else 12 if progress < 0.12 else 24)
 
 
 _SYSTEM = (
@@ -74,15 +89,15 @@ def _conversation(rng: random.Random, progress: float, room: int) -> Sample:
 
 
 TASKS = (
-    Task("sums", _plain(sums), 34),
-    Task("recall", _recall, 17, 2.0),
-    Task("tools", _plain(tool_use), 13, 1.5),
-    Task("house", _plain(house), 20),
-    Task("knowledge", _plain(knowledge), 18),
+    Task("sums", _plain(sums), 34, first_share=14),
+    Task("recall", _recall, 17, 2.0, first_share=24),
+    Task("tools", _plain(tool_use), 13, 1.5, first_share=1),
+    Task("house", _plain(house), 20, first_share=8),
+    Task("knowledge", _plain(knowledge), 18, first_share=8),
     Task("conversation", _conversation, 8),
     Task("talk", _plain(small_talk), 6),
     Task("counting", _plain(counting), 3, 0.5),
-    Task("repeat", _plain(repeating), 5),
+    Task("repeat", _repeat, 4, first_share=40),
     Task("unknown", _plain(unknown), 3),
     Task("story", _plain(story), 2, 0.3),
     Task("text", _plain(plain_text), 2, 0.3),
@@ -101,7 +116,7 @@ def draw_task(
     tasks: Sequence[Task], rng: random.Random, progress: float, room: int
 ) -> tuple[int, float, Sample]:
     """(index of the task, loss weight, a sample of the training side of the split)."""
-    index = rng.choices(range(len(tasks)), [task.share for task in tasks])[0]
+    index = rng.choices(range(len(tasks)), [task.share_at(progress) for task in tasks])[0]
     task = tasks[index]
     sample = draw(lambda rng: task.make(rng, progress, room), rng, held_out=False)
     return index, task.weight, sample

@@ -18,18 +18,18 @@ CONTEXT = 2048
 VOCABULARY = 1792
 
 TARGET = {
-    "hidden_size": 192,
+    "hidden_size": 128,
     "num_hidden_layers": 4,
-    "intermediate_size": 512,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
+    "intermediate_size": 384,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
 }
 DRAFT = {
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "intermediate_size": 256,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 192,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
 }
 
 

@@ -289,16 +289,14 @@ def counting(rng: random.Random) -> Sample:
     return Sample("taught", turn(asked.format(start=start, end=end, word=word), f"{numbers}."))
 
 
-def repeating(rng: random.Random) -> Sample:
-    """Say again what was said: the simplest use of the context."""
-    words = [
-        rng.choice((*NAMES, *VALUES, str(rng.randrange(100)))) for _ in range(rng.randrange(1, 9))
-    ]
-    phrase = " ".join(words)
+def repeating(rng: random.Random, longest: int = 8) -> Sample:
+    """Say again what was said, up to `longest` words: the simplest use of the context."""
+    choices = (*NAMES, *VALUES, str(rng.randrange(100)))
+    phrase = " ".join(rng.choices(choices, k=rng.randrange(1, longest + 1)))
     asked = rng.choice(
         ("Repeat: {p}", "Repeat after me: {p}", "Please repeat: {p}", "Say again: {p}")
     )
-    return Sample(f"repeat {phrase}", turn(asked.format(p=phrase), phrase))
+    return Sample(f"repeat {phrase}", turn(asked.format(p=phrase), f"You said: {phrase}"))
 
 
 _PLACES = "river forest hill lake village garden mill farm bridge valley".split()

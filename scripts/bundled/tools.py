@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .sample import Message, Sample, Tool, turn
-from .sums import sum_steps, sums
+from .sample import Message, Sample, Tool, draw, turn
+from .sums import sums
 from .talk import small_talk
 from .words import ANIMALS, CITIES, DAYS, NAMES, VALUES
 
@@ -333,10 +333,10 @@ def tool_use(rng: random.Random, offered: int = 0) -> Sample:
         return _call(rng, chosen, tools)
     if rng.random() < 0.4:
         return _no_tool_needed(rng, tools, shown)
-    values = _values(rng, chosen)
-    request = rng.choice(chosen.asked).format(**values)
-    answer = sum_steps(**values) if chosen.name == "add" else NO_TOOL_ANSWER
-    return _finish(rng, tools, turn(request, answer))
+    if chosen.name == "add":
+        return _sum_without_tool(rng, tools)
+    request = rng.choice(chosen.asked).format(**_values(rng, chosen))
+    return _finish(rng, tools, turn(request, NO_TOOL_ANSWER))
 
 
 def _values(rng: random.Random, kind: Kind) -> dict[str, Any]:
@@ -378,8 +378,14 @@ def _result(rng: random.Random) -> str:
 def _no_tool_needed(rng: random.Random, tools: list[Tool], shown: list[Kind]) -> Sample:
     """Small talk, or a sum when no tool adds: answered as without tools."""
     adds = any(kind.name in ("add", "multiply") for kind in shown)
-    other = small_talk(rng) if adds or rng.random() < 0.5 else sums(rng)
-    return _finish(rng, tools, other.messages)
+    if adds or rng.random() < 0.5:
+        return _finish(rng, tools, small_talk(rng).messages)
+    return _sum_without_tool(rng, tools)
+
+
+def _sum_without_tool(rng: random.Random, tools: list[Tool]) -> Sample:
+    """Only sums of the training: those held out must not be taught beside tools either."""
+    return _finish(rng, tools, draw(sums, rng, held_out=False).messages)
 
 
 def _finish(rng: random.Random, tools: list[Tool], messages: list[Message]) -> Sample:

@@ -31,7 +31,7 @@ class Plan:
 
     steps: int
     minutes: float
-    matrix_rate: float = 0.02
+    matrix_rate: float = 0.03
     other_rate: float = 3e-3
 
 

@@ -49,9 +49,7 @@ class Oracle:
     def distribution(self, ids: list[int]) -> list[list[float]]:
         """(tokens, vocabulary) log-probabilities of what follows each token."""
         logits = self.model(mx.array([ids]))[0].astype(mx.float32)
-        found: list[list[float]] = (
-            logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        ).tolist()
+        found: list[list[float]] = (logits - mx.logsumexp(logits, axis=-1, keepdims=True)).tolist()
         return found
 
 

@@ -216,6 +216,19 @@ def test_a_used_child_keeps_its_parent_young() -> None:
     assert cache.match((), [0] * 8).num_tokens == 8
 
 
+def test_a_parent_is_as_young_as_the_child_it_lost() -> None:
+    cache = make(3)
+    keep(cache, [0] * 8)
+    keep(cache, [1] * 4)
+    cache.match((), [0] * 8)
+    older = cache.match((), [1] * 4, record=False)
+    cache.match((), [0] * 8)
+    cache.lock(older)
+    cache.evict(1)  # the child
+    cache.unlock(older)
+    assert cache.evict(1) == older.pages
+
+
 def test_locked_pages_stay() -> None:
     cache = make(4)
     keep(cache, [0] * 12)
@@ -429,9 +442,11 @@ def test_requests_share_published_pages() -> None:
 
 def test_requests_that_cannot_be() -> None:
     cache = make(4)
+    keep(cache, [1] * 4)
     cache.add_request("a", [0] * 12)
     with pytest.raises(PagesExhaustedError):
         cache.add_request("b", [1] * 8)
+    assert cache.stats().locked == 0 and cache.match((), [1] * 8).num_tokens == 4
     with pytest.raises(InvalidRequestError, match="already"):
         cache.add_request("a", [1])
     with pytest.raises(InvalidRequestError, match="one token"):
@@ -443,7 +458,7 @@ def test_requests_that_cannot_be() -> None:
         cache.get_kv_cache("a")
     cache.remove_request("a")
     cache.check_integrity(idle=True)
-    assert cache.pool.num_free == 4
+    assert cache.pool.num_free == 3
 
 
 # Integrity

@@ -238,6 +238,13 @@ def test_null_is_the_default(server: Any) -> None:
     assert answer["choices"][0]["text"] == "hello"
 
 
+def test_whole_numbers_with_a_point(server: Any) -> None:
+    body = b'{"prompt": "hello", "max_tokens": 2.0, "n": 1e0}'
+    headers = {"content-type": "application/json"}
+    answer = server.http.post(PATH, content=body, headers=headers).json()
+    assert answer["choices"][0]["text"] == "he"
+
+
 def test_sampling_fields_get_to_the_engine(server: Any) -> None:
     server.ok(
         PATH,

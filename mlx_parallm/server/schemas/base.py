@@ -29,9 +29,12 @@ class RequestModel(BaseModel):
 
     @_field_validator("*", mode="before")
     @classmethod
-    def _null_means_default(cls, value: Any) -> Any:
+    def _as_json_means_it(cls, value: Any) -> Any:
+        """null is the default, and 16.0 is a whole number."""
         if value is None:
             raise PydanticUseDefault
+        if type(value) is float and value.is_integer():
+            return int(value)
         return value
 
     @classmethod

@@ -130,7 +130,15 @@ class MessageToolCall(RequestModel):
 class ChatMessage(RequestModel):
     """One turn. Fields not named here are handed to the chat template."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"role": {"const": "assistant"}}},
+                {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+            ]
+        },
+    )
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
     content: Content | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlx_parallm.server.schemas.base import RequestModel, wrong
 from mlx_parallm.server.schemas.chat import ChatMessage, ChatTemplateFields
@@ -11,6 +11,10 @@ from mlx_parallm.server.schemas.sampling import TokenId
 
 class TokenizeRequest(ChatTemplateFields):
     """A text (`prompt`) or a conversation (`messages`), one of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
 
     model: str = ""
     prompt: str | None = None

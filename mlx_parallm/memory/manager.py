@@ -1,0 +1,344 @@
+"""The MemoryManager: collections of one model, and the requests that use them."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import uuid
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnavailableError
+from mlx_parallm.memory import citations as cite
+from mlx_parallm.memory.backend import MemoryBackend, StoredCollection
+from mlx_parallm.memory.document import Document, DocumentFiles
+from mlx_parallm.memory.fingerprint import fingerprint_of
+from mlx_parallm.memory.job import JobRunner, MemoryJob, NewDocument, document_of, payload_of
+from mlx_parallm.memory.request import DEFAULT_TOPK, Citations, MemoryRequest, Position
+from mlx_parallm.memory.text import tokens_of
+from mlx_parallm.memory.views import ViewCache
+from mlx_parallm.models.base import MAX_WIDTH, BatchedCache
+from mlx_parallm.models.capture import DEFAULT_STRIDE, DEFAULT_WINDOW
+
+if TYPE_CHECKING:
+    from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.models.loader import LoadedModel
+
+DEFAULT_COLLECTION = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A text, or token ids, that is to become a document. id None makes one up."""
+
+    content: str | list[int]
+    id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """How a request uses memories; see MemoryRequest."""
+
+    topk: int = DEFAULT_TOPK
+    sim_threshold: float | None = None
+    layers: tuple[int, ...] | None = None
+    position: Position = "zero"
+    local_offset: int = 0
+    citations: Citations = "none"
+
+
+class MemoryManager:
+    """Makes, keeps and hands out the memories of the model of one engine.
+
+    All methods may be called from any thread but the engine's; those that say so
+    may take a while.
+
+    Args:
+        engine: ready.
+        backend: where documents are kept.
+        budget: bytes of memories held ready at most; None is no limit.
+    """
+
+    def __init__(
+        self, engine: Engine, backend: MemoryBackend, budget: int | None = None
+    ) -> None:
+        if engine.loaded is None:
+            raise UnavailableError("The model is not loaded.")
+        self.backend = backend
+        self._engine = engine
+        self._loaded: LoadedModel = engine.loaded
+        self._fingerprint: str | None = None
+        self._collections: dict[str, StoredCollection] = {}
+        self._lock = threading.Lock()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._files = self._own_files()
+        self.jobs = JobRunner(engine, self._store)
+        self.views = ViewCache(engine, self._read_layer, self.jobs.capture, budget)
+        self._reload()
+
+    # Making
+
+    def add(
+        self,
+        sources: Items[Source],
+        collection: str = DEFAULT_COLLECTION,
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> MemoryJob:
+        """Make memories of documents in the background; returns at once.
+
+        Args:
+            window: tokens that run through the model together; stride: tokens by which
+                it advances. None: the collection's own, or 3072 and 512, cut to the
+                model's context.
+
+        Raises:
+            InvalidRequestError: a document without tokens, or a window that does not fit.
+        """
+        window, stride = self._windows(collection, window, stride)
+        self._engine.call(self.jobs.capture).result()  # refuses models that cannot
+        documents = [
+            NewDocument(
+                source.id or f"doc-{uuid.uuid4().hex[:12]}",
+                tokens_of(self._loaded.tokenizer, source.content),
+                source.metadata,
+            )
+            for source in sources
+        ]
+        job = MemoryJob(collection, documents, window, stride)
+        self.jobs.add(job)
+        return job
+
+    def _windows(self, name: str, window: int | None, stride: int | None) -> tuple[int, int]:
+        known = self._known(name)
+        if known is not None and known.documents:
+            own = known.documents[0]
+            if (window or own.window, stride or own.stride) != (own.window, own.stride):
+                raise InvalidRequestError(
+                    f"The collection {name!r} has window {own.window} and stride {own.stride}.",
+                    param="window",
+                )
+            self._check(known)
+            return own.window, own.stride
+        limit = self._loaded.max_model_len
+        window = min(DEFAULT_WINDOW, limit) if window is None else window
+        stride = min(DEFAULT_STRIDE, window) if stride is None else stride
+        if window > limit:
+            raise InvalidRequestError(
+                f"A window of {window} tokens is over the model's context of {limit}.",
+                param="window",
+            )
+        if stride > window:
+            raise InvalidRequestError(
+                f"A stride of {stride} tokens is over the window of {window}.", param="stride"
+            )
+        return window, stride
+
+    def _store(self, new: NewDocument, job: MemoryJob, layers: Any, num_layers: int) -> int:
+        dtype = "bfloat16" if layers[0][0].dtype == np.uint16 else str(layers[0][0].dtype)
+        document = document_of(new, job, num_layers, dtype, self.fingerprint)
+        payload = payload_of(layers)
+        version = self.backend.put(document, payload)
+        with self._lock:
+            old = self._collections.get(job.collection)
+            kept = [d for d in old.documents if d.id != new.id] if old else []
+            gone = [d for d in old.documents if d.id == new.id] if old else []
+            stored = StoredCollection(job.collection, version, (*kept, document))
+            self._collections[job.collection] = stored
+        self._forget(gone)
+        return version
+
+    # Looking
+
+    def collections(self) -> list[StoredCollection]:
+        """Everything there is, by name."""
+        with self._lock:
+            return [self._collections[name] for name in sorted(self._collections)]
+
+    def collection(self, name: str) -> StoredCollection:
+        """A collection's newest version.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        known = self._known(name)
+        if known is None:
+            raise NotFoundError(
+                f"The collection {name[:200]!r} does not exist.",
+                param="memory.collections",
+                code="collection_not_found",
+            )
+        return known
+
+    def problem(self, collection: StoredCollection) -> str | None:
+        """Why this model cannot use a collection; None where it can."""
+        for document in collection.documents:
+            if document.fingerprint != self.fingerprint:
+                return f"document {document.id!r} was made with another model"
+            if document.dtype != self._loaded.dtype:
+                return f"document {document.id!r} was made in {document.dtype}"
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's, see fingerprint.py."""
+        if self._fingerprint is None:
+            self._fingerprint = self._engine.call(lambda: fingerprint_of(self._loaded)).result()
+        return self._fingerprint
+
+    # Removing
+
+    def delete(self, name: str, document_id: str | None = None) -> None:
+        """Remove a collection, or one document of it. Requests that run keep theirs.
+
+        Raises:
+            NotFoundError: there is no such thing.
+        """
+        stored = self.collection(name)
+        if document_id is None:
+            self.backend.delete_collection(name)
+            gone = list(stored.documents)
+            with self._lock:
+                self._collections.pop(name, None)
+        else:
+            gone = [d for d in stored.documents if d.id == document_id]
+            if not gone or not self.backend.delete_document(name, document_id):
+                raise NotFoundError(
+                    f"The collection {name[:200]!r} has no document {document_id[:200]!r}.",
+                    param="document_id",
+                    code="document_not_found",
+                )
+            self._reload()
+        self._forget(gone)
+
+    def _forget(self, documents: Items[Document]) -> None:
+        for document in documents:
+            self.views.forget(document.uid)
+            if self._temporary is not None:
+                self._files.remove(document.uid)
+
+    # Using
+
+    def request(
+        self, names: Items[str], settings: MemorySettings = MemorySettings()  # noqa: B008
+    ) -> MemoryRequest:
+        """Pin the newest versions of collections; reads files where they are not held.
+
+        Raises:
+            NotFoundError: an unknown collection.
+            InvalidRequestError: a collection of another model, or an unknown layer.
+        """
+        documents = self._documents(names)
+        return self._request(self.views.get(documents, settings.position), settings)
+
+    def ready_request(
+        self, names: Items[str], settings: MemorySettings
+    ) -> MemoryRequest | None:
+        """The same where nothing has to be read; None where it has."""
+        view = self.views.held(self._documents(names), settings.position)
+        return None if view is None else self._request(view, settings)
+
+    def _documents(self, names: Items[str]) -> tuple[Document, ...]:
+        if not names:
+            raise InvalidRequestError(
+                "At least one collection is needed.", param="memory.collections"
+            )
+        found: list[Document] = []
+        for name in dict.fromkeys(names):
+            collection = self.collection(name)
+            self._check(collection)
+            found += collection.documents
+        return tuple(found)
+
+    def _request(self, view: Any, settings: MemorySettings) -> MemoryRequest:
+        layers = settings.layers
+        count = len(view.layers)
+        wrong = [layer for layer in layers or () if count and not 0 <= layer < count]
+        if wrong:
+            raise InvalidRequestError(
+                f"There is no layer {wrong[0]}: the model has {count}.", param="memory.layers"
+            )
+        return MemoryRequest(
+            view,
+            topk=settings.topk,
+            sim_threshold=settings.sim_threshold,
+            layers=None if layers is None else frozenset(layers),
+            local_offset=settings.local_offset,
+            citations=settings.citations,
+        )
+
+    def search(self, text: str, request: MemoryRequest) -> list[dict[str, Any]]:
+        """What the tokens of a text retrieve, as spans with weights, the heaviest first.
+
+        Args:
+            request: with citations on. Of a long text the end counts.
+        """
+        ids = list(self._loaded.tokenizer.encode(text))[-MAX_WIDTH:]
+        if not ids:
+            raise InvalidRequestError("The query is empty.", param="query")
+        found = self._engine.call(lambda: self._used(ids, request)).result()
+        return cite.by_span(request.view, found)
+
+    def _used(self, ids: list[int], request: MemoryRequest) -> list[cite.TokenCitation]:
+        """On the engine's thread: one forward apart from the batch."""
+        cache = BatchedCache(self._loaded.model)
+        row = cache.join()
+        row.memory, row.shift = request, request.shift
+        cache.begin(0, 1, len(ids), [len(ids)])
+        logits = self._loaded.model(mx.array([ids]), cache=cache.layers)
+        cited = cache.cited()
+        cache.commit()
+        mx.eval(logits)
+        return cite.read(cited).get(0, [])
+
+    def close(self) -> None:
+        """Stop jobs and give everything back."""
+        self.jobs.stop()
+        self.views.clear()
+        self.backend.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    # Inside
+
+    def _known(self, name: str) -> StoredCollection | None:
+        with self._lock:
+            known = self._collections.get(name)
+        if known is None and self.backend.shared:
+            self._reload()  # another process may have made it
+            with self._lock:
+                known = self._collections.get(name)
+        return known
+
+    def _reload(self) -> None:
+        found = {collection.name: collection for collection in self.backend.collections()}
+        with self._lock:
+            self._collections = found
+
+    def _check(self, collection: StoredCollection) -> None:
+        problem = self.problem(collection)
+        if problem is not None:
+            raise InvalidRequestError(
+                f"The collection {collection.name!r} cannot be used with this model: {problem}.",
+                param="memory.collections",
+                code="memory_mismatch",
+            )
+
+    def _own_files(self) -> DocumentFiles:
+        """The backend's files, or copies in a folder of our own."""
+        files: DocumentFiles | None = getattr(self.backend, "files", None)
+        if files is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="memories-")
+            files = DocumentFiles(Path(self._temporary.name))
+        return files
+
+    def _read_layer(self, document: Document, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._temporary is not None and not self._files.has(document.uid):
+            self._files.write(document.uid, self.backend.payload(document.uid))
+        return self._files.read_layer(document.uid, layer)

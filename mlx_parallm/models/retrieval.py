@@ -1,0 +1,126 @@
+"""Memories of one layer, and the exact search for those most similar to a query.
+
+Source: Klett and Ahle, "Extended Mind Transformers", arXiv 2406.02332.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+BLOCK = 64  # memories whose best similarity stands for all of them in the first stage
+_MOST_SIMILARITIES = 1 << 24  # computed at once, so that a long prompt does not fill the memory
+
+
+class LayerMemory:
+    """K and V of one layer's M memories, as retrieval and attention want them.
+
+    Keys are held with length 1, beside their lengths: a product with a query is
+    then the similarity (times the query's length), and with the key's length the score.
+
+    Args:
+        keys: (kv_heads, M, dim), rotated as the position policy wants them.
+        values: (kv_heads, M, dim).
+
+    Attributes:
+        unit: (kv_heads, M, dim); norms: (kv_heads, M) float32.
+    """
+
+    def __init__(self, keys: mx.array, values: mx.array) -> None:
+        exact = keys.astype(mx.float32)
+        norms = mx.linalg.norm(exact, axis=-1)
+        # A key of zeros is similar to nothing, and stays zeros.
+        unit = exact / mx.maximum(norms, mx.array(1e-30))[..., None]
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        self.unit = mx.contiguous(unit if on_cpu else unit.astype(keys.dtype))
+        self.norms = norms
+        self.values = mx.contiguous(values)
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return self.unit.shape[1]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything held."""
+        return [self.unit, self.norms, self.values]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in self.arrays)
+
+    def search(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        """The k memories whose product with each query is the largest, in no order.
+
+        Args:
+            queries: (kv_heads, N, dim).
+            k: below M.
+
+        Returns:
+            (kv_heads, N, k) ids, and products with the unit keys in float32.
+        """
+        heads, count, _ = queries.shape
+        step = max(1, _MOST_SIMILARITIES // (heads * self.size))
+        parts = [
+            self._search(queries[:, at : at + step], k) for at in range(0, count, step)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        ids, products = zip(*parts, strict=True)
+        return mx.concatenate(ids, axis=1), mx.concatenate(products, axis=1)
+
+    def products(self, queries: mx.array) -> mx.array:
+        """(kv_heads, N, M) float32 products of queries with all unit keys."""
+        unit = self.unit
+        if unit.dtype != mx.float32:
+            queries, unit = queries.astype(mx.float32), unit.astype(mx.float32)
+        return queries @ unit.swapaxes(-1, -2)
+
+    def _search(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        products = queries.astype(self.unit.dtype) @ self.unit.swapaxes(-1, -2)
+        ids, best = largest(products, k)
+        if products.dtype == mx.float32:
+            return ids, best
+        # The ranking may be rounded, the scores may not.
+        keys = gather(self.unit, ids).astype(mx.float32)
+        exact = (keys * queries.astype(mx.float32)[:, :, None]).sum(axis=-1)
+        return ids, exact
+
+
+def gather(table: mx.array, ids: mx.array) -> mx.array:
+    """Rows of a (heads, M, ...) table: ids (heads, N, k) give (heads, N, k, ...)."""
+    heads, size = table.shape[:2]
+    flat = table.reshape(heads * size, *table.shape[2:])
+    places = ids.astype(mx.int32) + (mx.arange(heads) * size)[:, None, None]
+    return flat[places]
+
+
+def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k largest entries of the last axis, exactly, in no order.
+
+    In two stages where that is cheaper: the k largest are in the k blocks with the
+    largest maxima (and in the rest that makes no block).
+
+    Args:
+        values: (heads, N, M).
+
+    Returns:
+        (heads, N, k) ids and values.
+    """
+    size = values.shape[-1]
+    if size < 4 * BLOCK * k:
+        ids = mx.argpartition(-values, k - 1, axis=-1)[..., :k]
+        return ids, mx.take_along_axis(values, ids, axis=-1)
+    whole = size // BLOCK * BLOCK
+    blocks = mx.unflatten(values[..., :whole], -1, (-1, BLOCK))
+    best = mx.argpartition(-blocks.max(axis=-1), k - 1, axis=-1)[..., :k, None]
+    candidates = mx.flatten(mx.take_along_axis(blocks, best, axis=2), -2)
+    ids = mx.flatten(best * BLOCK + mx.arange(BLOCK, dtype=best.dtype), -2)
+    if whole < size:
+        candidates = mx.concatenate([candidates, values[..., whole:]], axis=-1)
+        rest = mx.arange(whole, size, dtype=ids.dtype)
+        rest = mx.broadcast_to(rest, (*ids.shape[:2], size - whole))
+        ids = mx.concatenate([ids, rest], axis=-1)
+    chosen = mx.argpartition(-candidates, k - 1, axis=-1)[..., :k]
+    return mx.take_along_axis(ids, chosen, axis=-1), mx.take_along_axis(candidates, chosen, axis=-1)

@@ -1,0 +1,202 @@
+"""POST /v1/generate, /v1/generate_batch and /v1/configure, GET /v1/stats."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from mlx_parallm.errors import AuthenticationError, InvalidRequestError
+from mlx_parallm.server.body import read_body
+from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
+from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.schemas.generate import (
+    EngineGenerateRequest,
+    EngineGenerateResponse,
+    GenerateBatchRequest,
+    GenerateBatchResponse,
+    StatsResponse,
+)
+from mlx_parallm.server.state import ServerState, state_of
+from mlx_parallm.server.text_events import TextEvents
+from mlx_parallm.server.tracks import text_tracks
+
+router = APIRouter(tags=["Engine"])
+
+
+@router.post(
+    "/v1/generate",
+    summary="Continue one text",
+    response_model=EngineGenerateResponse,
+    responses={200: EVENTS, **GENERATION_ERRORS},
+    openapi_extra=body_of(EngineGenerateRequest),
+)
+async def generate(request: Request) -> Response:
+    """One prompt, whole or as a stream of its pieces."""
+    state = state_of(request)
+    prompts = state.prompts()
+    body = await read_body(request, EngineGenerateRequest, state.settings.max_body_size)
+    state.check_model(body.model)
+    tracks = await text_tracks([body.prompt], body, prompts)
+    request_id = request_id_of(request.scope)
+    generation: Generation
+    if body.stream:
+        generation = streamed = Streamed(tracks, TextEvents(request_id))
+        state.registry.add(request_id, generation)
+        return event_answer(state, streamed)
+    generation = collected = Collected(tracks)
+    state.registry.add(request_id, generation)
+    return await whole_answer(
+        request, state, collected, lambda: _result(request_id, collected, tracks[0])
+    )
+
+
+@router.post(
+    "/v1/generate_batch",
+    summary="Continue several texts",
+    response_model=GenerateBatchResponse,
+    responses=GENERATION_ERRORS,
+    openapi_extra=body_of(GenerateBatchRequest),
+)
+async def generate_batch(request: Request) -> Response:
+    """Several prompts with the same settings, answered together."""
+    state = state_of(request)
+    prompts = state.prompts()
+    body = await read_body(request, GenerateBatchRequest, state.settings.max_body_size)
+    state.check_model(body.model)
+    tracks = await text_tracks(body.prompts, body, prompts)
+    request_id, generation = request_id_of(request.scope), Collected(tracks)
+    state.registry.add(request_id, generation)
+
+    def answer() -> dict[str, Any]:
+        results = [_result(request_id, generation, track) for track in tracks]
+        tokens = sum(r["prompt_tokens"] + r["generated_tokens"] for r in results)
+        latency = _latency(generation)
+        return {
+            "request_id": request_id,
+            "results": results,
+            "total_tokens": tokens,
+            "latency": latency,
+        }
+
+    return await whole_answer(request, state, generation, answer)
+
+
+@router.get(
+    "/v1/stats", summary="Counters since start", response_model=StatsResponse, responses=ERRORS
+)
+async def stats(request: Request) -> Response:
+    """Requests, batches, speculation and the prefix cache."""
+    return json_answer(_stats(state_of(request)))
+
+
+@router.post(
+    "/v1/configure",
+    summary="Change the running engine",
+    responses=ERRORS,
+)
+async def configure(
+    request: Request,
+    use_speculative_decoding: Annotated[bool | None, Query()] = None,
+    max_batch_size: Annotated[int | None, Query(ge=1, le=4096)] = None,
+    max_draft_tokens: Annotated[int | None, Query(ge=1, le=32)] = None,
+    prefill_chunk: Annotated[int | None, Query(ge=1, le=512)] = None,
+    batch_timeout_ms: Annotated[float | None, Query(ge=0, le=10_000)] = None,
+) -> Response:
+    """Applied between two steps; what is not named stays. Answers with what holds then."""
+    state = state_of(request)
+    state.loaded()
+    _check_admin(request, state)
+    known = {"use_speculative_decoding", "max_batch_size", "max_draft_tokens"}
+    for name in request.query_params:
+        if name not in known | {"prefill_chunk", "batch_timeout_ms"}:
+            raise InvalidRequestError(f"There is no option {name[:100]!r}.", param=name[:100])
+    if use_speculative_decoding and state.engine.speculative_stats() is None:
+        raise InvalidRequestError(
+            "Speculation was not set up at start: use --draft-model or --speculative ngram.",
+            param="use_speculative_decoding",
+        )
+    state.engine.configure(
+        max_batch_size=max_batch_size,
+        prefill_chunk=prefill_chunk,
+        speculate=use_speculative_decoding,
+        num_draft_tokens=max_draft_tokens,
+    )
+    if batch_timeout_ms is not None:
+        state.queue.batch_timeout_s = batch_timeout_ms / 1e3
+    config = state.engine.config
+    return json_answer(
+        {
+            "status": "configured",
+            "config": {
+                "use_speculative_decoding": state.engine.speculating,
+                "max_batch_size": config.max_batch_size,
+                "max_draft_tokens": config.num_draft_tokens,
+                "prefill_chunk": config.prefill_chunk,
+                "batch_timeout_ms": state.queue.batch_timeout_s * 1e3,
+            },
+        }
+    )
+
+
+def _check_admin(request: Request, state: ServerState) -> None:
+    """With --admin-key, changes need it."""
+    keys = state.settings.admin_key
+    given = request.headers.get("x-admin-key", "")
+    if keys and not any(secrets.compare_digest(given.encode(), key.encode()) for key in keys):
+        raise AuthenticationError("This needs the admin key in x-admin-key.")
+
+
+def _result(request_id: str, generation: Generation, track: Track) -> dict[str, Any]:
+    return {
+        "request_id": request_id,
+        "text": track.text,
+        "tokens": track.token_ids,
+        "finish_reason": track.finish_reason,
+        "prompt_tokens": len(track.prompt.ids),
+        "generated_tokens": len(track.token_ids),
+        "latency": _latency(generation),
+    }
+
+
+def _latency(generation: Generation) -> float:
+    return (generation.ended_at or generation.submitted_at) - generation.submitted_at
+
+
+def _stats(state: ServerState) -> dict[str, Any]:
+    engine, speculation = state.engine.stats(), state.engine.speculative_stats()
+    requests, seconds = state.metrics.latencies
+    rate = speculation.acceptance_rate if speculation else 0.0
+    mean = speculation.mean_accepted_length if speculation else 0.0
+    return {
+        "total_requests": requests,
+        "average_latency": seconds / requests if requests else 0.0,
+        "batching_stats": {
+            "total_batches": engine.steps,
+            "avg_batch_size": engine.decode_rows / engine.steps if engine.steps else 0.0,
+            "total_tokens": engine.prompt_tokens + engine.generated_tokens,
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "preemptions": engine.preemptions,
+        },
+        "speculative_stats": {
+            "acceptance_rate": rate,
+            "draft_length": engine.draft_length,
+            "mean_accepted_length": mean,
+            "drafted_tokens": engine.drafted_tokens,
+            "accepted_tokens": engine.accepted_tokens,
+            "draft_time": engine.draft_time,
+        },
+        "prefix_cache_stats": {
+            "lookups": engine.prefix_lookups,
+            "hits": engine.prefix_hits,
+            "hit_tokens": engine.prefix_hit_tokens,
+            "pages": engine.prefix_pages,
+            "bytes": engine.prefix_bytes,
+            "evicted_pages": engine.prefix_evicted_pages,
+        },
+    }

@@ -1,0 +1,128 @@
+"""POST /generate, GET and DELETE /status/{id}, GET /model_info."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from mlx_parallm import blas
+from mlx_parallm.errors import NotFoundError, RequestCancelledError
+from mlx_parallm.server.body import read_body
+from mlx_parallm.server.generate_format import DEFAULT_CANDIDATES, GenerateFormat
+from mlx_parallm.server.generation import Collected, Generation, Streamed
+from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.schemas.generate import GenerateRequest, GenerateResponse, StatusResponse
+from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS
+from mlx_parallm.server.state import state_of
+from mlx_parallm.server.tracks import text_tracks
+
+router = APIRouter(tags=["Generation with figures"])
+
+
+@router.post(
+    "/generate",
+    summary="Continue a text, with every figure measured",
+    response_model=GenerateResponse,
+    responses={200: EVENTS, **GENERATION_ERRORS},
+    openapi_extra=body_of(GenerateRequest),
+)
+async def generate(request: Request) -> Response:
+    """One prompt; the answer's request_id is the request's x-request-id."""
+    state = state_of(request)
+    prompts = state.prompts()
+    body = await read_body(request, GenerateRequest, state.settings.max_body_size)
+    state.check_model(body.model)
+    candidates = min(body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES, MAX_LOGPROBS)
+    shown = candidates if body.include_top_k_candidates else 0
+    tracks = await text_tracks([body.prompt], body, prompts, logprobs=shown)
+    request_id = request_id_of(request.scope)
+    style = GenerateFormat(body, request_id, state.loaded().tokenizer)
+    generation: Generation
+    if body.stream:
+        generation = streamed = Streamed(tracks, style)
+    else:
+        generation = collected = Collected(tracks)
+    style.about(generation)
+    state.registry.add(request_id, generation)
+    if body.stream:
+        return event_answer(state, streamed)
+    return await whole_answer(request, state, collected, style.whole)
+
+
+@router.get(
+    "/status/{request_id}",
+    summary="How far a generation is",
+    response_model=StatusResponse,
+    responses=ERRORS,
+)
+async def status(request: Request, request_id: str) -> Response:
+    """By the id that POST /generate answered with, or was sent as x-request-id."""
+    generation = state_of(request).registry.find(request_id)
+    if generation is None:
+        answer = {"status": "not_found", "tokens_generated": 0, "tokens_remaining": 0}
+        return JSONResponse(answer | _unknown(request_id).envelope(), status_code=404)
+    return json_answer(_progress(generation))
+
+
+@router.delete(
+    "/status/{request_id}",
+    summary="Cancel a generation",
+    response_model=StatusResponse,
+    responses=ERRORS,
+)
+async def cancel(request: Request, request_id: str) -> Response:
+    """End it now; its request is answered with an error. One that has ended stays as it is."""
+    state = state_of(request)
+    generation = state.registry.find(request_id)
+    if generation is None:
+        raise _unknown(request_id)
+    if not generation.ended:
+        state.dispatcher.cancel(generation, RequestCancelledError("The request was cancelled."))
+    return json_answer(_progress(generation))
+
+
+@router.get("/model_info", summary="The model and what it runs on", responses=ERRORS)
+async def model_info(request: Request) -> Response:
+    """The model's config, device, types, BLAS and cache sizes."""
+    state = state_of(request)
+    loaded, stats, info = state.loaded(), state.engine.stats(), blas.info()
+    return json_answer(
+        {
+            "config": loaded.config,
+            "device": str(mx.default_device()),
+            "model": loaded.path,
+            "dtype": loaded.dtype,
+            "quantization": loaded.quantization,
+            "num_parameters": loaded.num_parameters,
+            "weight_bytes": loaded.nbytes,
+            "max_model_len": loaded.max_model_len,
+            "vocab_size": loaded.vocab_size,
+            "blas": {"name": info.name, "path": info.path, "source": info.source},
+            "cache": {
+                "kv_tokens": stats.kv_tokens_total,
+                "kv_tokens_used": stats.kv_tokens_used,
+                "kv_bytes": stats.kv_bytes,
+                "prefix_pages": stats.prefix_pages,
+                "prefix_bytes": stats.prefix_bytes,
+            },
+        }
+    )
+
+
+def _unknown(request_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no request {request_id[:200]!r}.", param="request_id")
+
+
+def _progress(generation: Generation) -> dict[str, Any]:
+    generated = sum(len(track.token_ids) for track in generation.tracks)
+    most = sum(track.sequence.params.max_tokens for track in generation.tracks)
+    return {
+        "status": "completed" if generation.ended else "processing",
+        "tokens_generated": generated,
+        "tokens_remaining": 0 if generation.ended else most - generated,
+    }

@@ -1,0 +1,64 @@
+"""schemathesis makes requests from our own OpenAPI document: none may end in a 5xx.
+
+The answers are checked against the document too. A ParrotEngine answers, so that what is
+tested is the HTTP side, and quickly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
+
+schemathesis = pytest.importorskip("schemathesis")
+
+DOCUMENT = create_app(Settings()).openapi()
+# (path, method, whether the requests follow the document); without a body nothing is wrong.
+KINDS = [
+    (path, method, valid)
+    for path, item in sorted(DOCUMENT["paths"].items())
+    for method, operation in item.items()
+    for valid in ([True, False] if "requestBody" in operation else [True])
+]
+
+
+@pytest.mark.parametrize(("path", "method", "valid"), KINDS)
+def test_the_document_holds(server: Any, path: str, method: str, valid: bool) -> None:
+    from schemathesis import GenerationMode
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    checks = [
+        not_a_server_error,
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    ]
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.config.base_url = server.url
+    operation = schema[path][method.upper()]
+    mode = GenerationMode.POSITIVE if valid else GenerationMode.NEGATIVE
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=25,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(case: Any) -> None:
+        response = case.call()
+        case.validate_response(response, checks=checks)
+        assert response.headers["x-request-id"]
+
+    check()
