@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
-import os
 import socket
 import sys
 import time
@@ -26,6 +26,7 @@ _ANSWER_S = 2
 
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,10 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0 after Ctrl-C, 1 when the server cannot run, 2 for wrong options.
+        The exit code: 0 after Ctrl-C, 130 after a second one, 1 when the server cannot run, 2 for wrong options.
     """
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv)
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        # Before the server ran; later ones are handled there.
+        return _EXIT_INTERRUPTED
+
+
+def _main(argv: Sequence[str]) -> int:
+    try:
+        settings = load_settings(argv)
     except SettingsError as error:
         return _complain(str(error), _EXIT_USAGE)
     _set_up_logging(settings.log_level)
@@ -60,6 +69,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     failures: list[Exception] = []
 
     def on_ready(state: ServerState) -> None:
+        # What was loaded stays: the collector need not look at a hundred thousand objects again,
+        # which would stop all streams for a moment each time.
+        gc.collect()
+        gc.freeze()
         _say(_greeting(state, listener, time.perf_counter() - began))
 
     def on_failure(error: Exception) -> None:
@@ -68,17 +81,9 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
     app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
     runner = Runner(app, drain_s=_DRAIN_S, answer_s=_ANSWER_S)
-    try:
-        runner.run(sockets=[listener])
-    except KeyboardInterrupt:
-        # uvicorn has ended cleanly and passes the signal on.
-        logging.getLogger(__name__).debug("stopped by the keyboard")
+    runner.run(sockets=[listener])
     if failures:
         return _complain(str(failures[0]), _EXIT_FAILURE)
-    if runner.force_exit:
-        # A second Ctrl-C: not even the engine's thread is waited for.
-        sys.stdout.flush()
-        os._exit(_EXIT_FAILURE)
     return 0
 
 

@@ -151,6 +151,12 @@ class Settings:
         "memory for finished prefixes, or off; default: a quarter of the memory for K and V",
         metavar="SIZE",
     )
+    prefix_cache_dir: str | None = _option(
+        None, _text, "folder that keeps prefixes over a restart", metavar="DIR"
+    )
+    prefix_cache_disk: int = _option(
+        4 * 1000**3, parse_bytes, "the most bytes in --prefix-cache-dir", metavar="SIZE"
+    )
     draft_model: str | None = _option(
         None,
         _text,
@@ -171,6 +177,21 @@ class Settings:
     )
     prefill_chunk: int | None = _option(
         None, _integer(1), "prompt tokens that one step adds at most; default: by device"
+    )
+    use_extended_mind: bool = _option(
+        False, _switch, "refuse to start with a model that cannot use memories; they are always on"
+    )
+    memory_dir: str | None = _option(
+        None, _text, "folder in which memories outlive the server", metavar="FOLDER"
+    )
+    memory_store: str | None = _option(
+        None,
+        _text,
+        "other store of memories: redis://, postgresql:// or neo4j://; default: --memory-dir",
+        metavar="URL",
+    )
+    memory_budget: int | None = _option(
+        None, parse_bytes, "memories held ready at most; default: no limit", metavar="SIZE"
     )
     api_key: tuple[str, ...] = _secret(
         (), "key that clients must send as a bearer token", metavar="KEY"

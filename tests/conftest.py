@@ -117,11 +117,17 @@ def engine(make_engine: EngineFactory) -> Engine:
 
 
 def assert_no_leaks(engine: Engine, timeout_s: float = 10.0) -> None:
-    """Law 4: once everything is answered, no row, no bytes and no sequence is held."""
+    """Law 4: once everything is answered, no row, no bytes and no sequence is held.
+
+    Every page of the prefix cache is free or cached, and none is locked.
+    """
     until = time.monotonic() + timeout_s
     while time.monotonic() < until and _held(engine) != _NOTHING:
         time.sleep(0.005)
     assert _held(engine) == _NOTHING
+    if engine.state == "ready" and engine._runner.prefixes is not None:
+        tree = engine._runner.prefixes.tree
+        engine.call(lambda: tree.check_integrity(idle=True)).result(10)
 
 
 _NOTHING = {

@@ -16,12 +16,15 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_parallm.engine.model_runner import Launched, ModelRunner, Result
-from mlx_parallm.engine.prefix_contract import CacheStats
+from mlx_parallm.engine.prefix_contract import PAGE_SIZE, CacheStats
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.speculative import Drafter, ModelDrafter, NgramDrafter, SpeculativeStats
@@ -35,6 +38,7 @@ from mlx_parallm.errors import (
 )
 from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
 from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token, warm_up
+from mlx_parallm.models.page_spill import model_fingerprint
 from mlx_parallm.models.prefix_store import PrefixStore
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,8 @@ class EngineConfig:
             what the weights leave.
         prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is
             a quarter of kv_cache_memory.
+        prefix_cache_dir: a folder that keeps prefixes over a restart, at most
+            prefix_cache_disk bytes of them.
         speculative: "ngram" guesses tokens from the text so far, "draft" with a
             draft model; None decodes one token a step.
         num_draft_tokens: the most tokens to guess.
@@ -65,6 +71,8 @@ class EngineConfig:
     prefill_chunk: int | None = None
     kv_cache_memory: int | None = None
     prefix_cache_memory: int | None = None
+    prefix_cache_dir: Path | None = None
+    prefix_cache_disk: int = 4 << 30
     speculative: str | None = None
     num_draft_tokens: int = 4
 
@@ -326,7 +334,7 @@ class Engine:
         warm_up(self._runner)
         per_token = kv_bytes_per_token(self._runner.cache)
         memory = self.config.kv_cache_memory or available_kv_bytes(loaded.nbytes)
-        prefixes = self._start_prefixes(memory)
+        prefixes = self._start_prefixes(loaded, memory)
         self._runner.reset()
         guesses = self._start_drafter(loaded)
         self._scheduler = ContinuousBatchScheduler(
@@ -340,19 +348,26 @@ class Engine:
             ),
             prefixes.tree if prefixes is not None else None,
         )
+        if prefixes is not None and prefixes.disk is not None:
+            self._scheduler.restore = prefixes.disk.restore
         self.loaded = loaded
         self._running = True
         self._state, self.reason = "ready", None
 
-    def _start_prefixes(self, kv_memory: int) -> PrefixStore | None:
+    def _start_prefixes(self, loaded: LoadedModel, kv_memory: int) -> PrefixStore | None:
         """Set the prefix cache up; the runner's caches have computed a token."""
         memory = self.config.prefix_cache_memory
         if memory is None:
             memory = kv_memory // 4
         if memory <= 0:
             return None
-        self._runner.prefixes = PrefixStore(self._runner.cache, memory)
-        return self._runner.prefixes
+        prefixes = self._runner.prefixes = PrefixStore(self._runner.cache, memory)
+        if self.config.prefix_cache_dir is not None:
+            weights = dict(tree_flatten(loaded.model.parameters())).items()
+            fingerprint = model_fingerprint(loaded.config, weights, PAGE_SIZE)
+            folder = self.config.prefix_cache_dir
+            prefixes.keep_on_disk(folder, fingerprint, self.config.prefix_cache_disk)
+        return prefixes
 
     def _start_drafter(self, loaded: LoadedModel) -> int:
         """Set speculation up; returns the most tokens to guess, 0 where it is off."""
@@ -391,6 +406,8 @@ class Engine:
             launched = self._step(launched)
             self._deliver()
         self._die("the server has stopped")
+        if self._runner.prefixes is not None:
+            self._runner.prefixes.close()
 
     def _drain_inbox(self, block: bool) -> None:
         if block:
@@ -468,6 +485,7 @@ class Engine:
             prompt_logprobs=list(scores) if first and wants_prompt else None,
             finish_reason=sequence.finish_reason,
             cached_tokens=sequence.num_cached,
+            pooled=None if result.pooled is None else np.array(result.pooled),
             citations=None if cited is None else cited[: len(tokens)],
         )
         self._send(output)

@@ -24,6 +24,7 @@ from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.attention import install_attention
 from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.extended_mind import Cited
+from mlx_parallm.models.hidden import HiddenTap
 from mlx_parallm.models.prefix_store import PrefixStore
 from mlx_parallm.models.span import Row
 
@@ -36,12 +37,14 @@ class Result:
         logprobs: one entry a token, where asked for.
         complete: the sequence only wanted its prompt computed, and it is.
         citations: one entry a token, where asked for.
+        pooled: (D,) float32 of a pooling sequence.
     """
 
     sequence: Sequence
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     complete: bool = False
+    pooled: mx.array | None = None
     citations: list[TokenCitation] | None = None
 
 
@@ -88,7 +91,7 @@ class Launched:
     sampled: Sampled | None
     guessed: Guessed | None
     scores: list[PromptScores]
-    complete: list[Sequence]
+    complete: list[tuple[Sequence, mx.array | None]]
     began: float
     only_decodes: bool
     cited: list[Cited] = field(default_factory=list)
@@ -108,6 +111,8 @@ class ModelRunner:
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
         self.sampler = Sampler(vocab_size)
+        self.hidden = HiddenTap(model)
+        self._sums: dict[int, mx.array] = {}
         self.prefixes: PrefixStore | None = None
         self.drafter: Drafter | None = None
         self.lengths = LengthController(0)
@@ -172,15 +177,16 @@ class ModelRunner:
         cited, self._cited = self._cited, []
         arrays += [array for part in cited for array in (part.ids, part.weights)]
         # The caches too: a graph that is not evaluated grows from step to step.
-        mx.async_eval(arrays, *(cache.arrays for cache in self.caches))
+        mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
         alone = not (plan.prefill or plan.admit or plan.forks or plan.release)
-        return Launched(plan.decode, sampled, guessed, scores, plan.complete, began, alone, cited)
+        complete = [(s, self._sums.get(s.id)) for s in plan.complete]
+        return Launched(plan.decode, sampled, guessed, scores, complete, began, alone, cited)
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""
         for scores in launched.scores:
             _keep_scores(scores)
-        results = [Result(s, complete=True) for s in launched.complete]
+        results = [Result(s, complete=True, pooled=v) for s, v in launched.complete]
         if launched.sampled is not None:
             if launched.guessed is None:
                 results += self._read_plain(launched.sampled, launched.decode)
@@ -199,6 +205,7 @@ class ModelRunner:
             self.drafter.reset()
         self.sampler.forget()
         self._rows.clear()
+        self._sums.clear()
         self._num_decoding = 0
         self._previous, self._cited = None, []
 
@@ -260,6 +267,7 @@ class ModelRunner:
         if rows is None:
             return
         self.lengths.forget(sequence)
+        self._sums.pop(sequence.id, None)
         if self.prefixes is not None:
             self.prefixes.save(self.cache, rows[0], sequence)
             self.prefixes.forget(sequence)
@@ -316,7 +324,12 @@ class ModelRunner:
             first = self._row(sequence).length
             inputs[index - start, :count] = _slice(sequence, first, first + count)
         self.cache.begin(start, stop, width, counts)
+        pooled = [(index - start, s, n) for index, (s, n) in by_row.items() if s.pooling]
+        if pooled:
+            self.hidden.open()
         logits = self.model(mx.array(inputs), cache=self.cache.layers)
+        if pooled:
+            self._pool(self.hidden.take(), pooled)
         scores = [
             self._score(logits[index - start], sequence, count)
             for index, (sequence, count) in by_row.items()
@@ -327,6 +340,17 @@ class ModelRunner:
             for sequence, _ in chunks:
                 self.prefixes.save_chunk(self.cache, self._row(sequence), sequence)
         return scores
+
+    def _pool(self, hidden: mx.array, rows: list[tuple[int, Sequence, int]]) -> None:
+        """Add a chunk's hidden states, (B, T, D), to its pooling rows' results."""
+        for row, sequence, count in rows:
+            mine = hidden[row, :count].astype(mx.float32)
+            if sequence.pooling == "mean":
+                size = len(sequence.prompt) - 1
+                before = 0.0 if self._row(sequence).length == 0 else self._sums[sequence.id]
+                self._sums[sequence.id] = before + mine.sum(axis=0) / size
+            else:
+                self._sums[sequence.id] = mine[-1]
 
     def _wants_scores(self, sequence: Sequence) -> bool:
         return (

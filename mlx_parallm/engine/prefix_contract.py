@@ -118,6 +118,7 @@ class PrefixCache(Protocol):
         tokens: Sequence[int],
         write: Write,
         make_snapshot: Callable[[], Any] | None = None,
+        available_from: int = 0,
     ) -> int: ...
 
     def evict(self, num_pages: int) -> list[int]: ...
@@ -176,6 +177,7 @@ class NaiveCache:
         tokens: Sequence[int],
         write: Write,
         make_snapshot: Callable[[], Any] | None = None,
+        available_from: int = 0,
     ) -> int:
         """Nothing is kept."""
         return 0

@@ -236,6 +236,7 @@ class RadixTree:
         tokens: Sequence[int],
         write: Write,
         make_snapshot: Callable[[], Any] | None = None,
+        available_from: int = 0,
     ) -> int:
         """Keep the full pages of `tokens` that are not cached yet, as many as fit.
 
@@ -244,11 +245,16 @@ class RadixTree:
                 K and V of the tokens from `start` on. If it raises, nothing is kept.
             make_snapshot: called if all pages are cached then and len(tokens) is a
                 multiple of the page size: the state behind the last token.
+            available_from: tokens before this one cannot be written any more (a
+                sliding window has passed them); nothing is kept where they are
+                missing, because they were never stored or are evicted again.
 
         Returns:
             how many pages were new.
         """
         path = self._walk(namespace, tokens)
+        if len(path) * self.page_size < min(available_from, len(tokens)):
+            return 0
         held = path[-1] if path else None
         if held is not None:
             self._lock(held)  # allocating must not evict what it continues

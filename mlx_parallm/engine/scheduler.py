@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from mlx_parallm.engine.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
+# Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
+Restore = Callable[[tuple[object, ...], list[int], int], int]
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
 
 
@@ -94,6 +96,7 @@ class ContinuousBatchScheduler:
     def __init__(self, config: SchedulerConfig, prefixes: PrefixCache | None = None) -> None:
         self.config = config
         self.prefixes: PrefixCache = prefixes or NaiveCache()
+        self.restore: Restore | None = None
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
@@ -274,6 +277,8 @@ class ContinuousBatchScheduler:
         sequence.status = Status.PREFILL
         self.running.append(sequence)
         plan.admit.append(sequence)
+        if self.restore is not None:
+            self.restore(sequence.namespace, sequence.tokens, sequence.num_tokens - 1)
         match = self._match(sequence)
         sequence.num_cached = 0
         if match.num_tokens:
@@ -283,7 +288,7 @@ class ContinuousBatchScheduler:
 
     def _match(self, sequence: Sequence, record: bool = True) -> Match:
         """The cached prefix; the last token is always computed, scored ones too."""
-        if sequence.params.prompt_logprobs is not None:
+        if sequence.params.prompt_logprobs is not None or sequence.pooling is not None:
             return Match()
         return self.prefixes.match(
             sequence.namespace,
@@ -326,7 +331,7 @@ class ContinuousBatchScheduler:
 
     def _worth_waiting(self, sequence: Sequence, leader: Sequence) -> bool:
         """Whether the other one will give clearly more than the cache has already."""
-        if sequence.params.prompt_logprobs is not None:
+        if sequence.params.prompt_logprobs is not None or sequence.pooling is not None:
             return False
         shared = _common(sequence.tokens, leader.tokens, self.prefixes.page_size)
         cached = self._match(sequence, record=False).num_tokens

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
 
@@ -129,6 +131,7 @@ class Output:
             0 is None, since nothing precedes the first token.
         error: set when the sequence failed; finish_reason is then ERROR.
         citations: one entry per new token where citations were asked for.
+        pooled: (D,) float32, the pooled hidden states of a pooling sequence.
     """
 
     sequence_id: int
@@ -139,6 +142,7 @@ class Output:
     error: Exception | None = None
     cached_tokens: int = 0
     citations: list[TokenCitation] | None = None
+    pooled: np.ndarray | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -161,6 +165,8 @@ class Sequence:
             version, memories and settings); part of the prefix-cache key.
         memory: memories that it attends to, None for none; their part of the
             namespace is added when the sequence is made.
+        pooling: "last" or "mean" pools the last hidden states of all prompt tokens
+            but the last, which only marks the end (`pooled` makes such a sequence).
     """
 
     prompt: list[int]
@@ -178,10 +184,22 @@ class Sequence:
     in_flight: int = 0
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     memory: MemoryRequest | None = None
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory.namespace not in self.namespace:
             self.namespace = (*self.namespace, self.memory.namespace)
+
+    @classmethod
+    def pooled(cls, tokens: list[int], pooling: str, priority: int = 0) -> Sequence:
+        """A sequence that is pooled and samples nothing.
+
+        Args:
+            tokens: all of them are pooled.
+            pooling: "last" or "mean".
+        """
+        params = SamplingParams(max_tokens=0)
+        return cls([*tokens, tokens[-1]], params, priority=priority, pooling=pooling)
 
     @property
     def num_sampled(self) -> int:

@@ -68,12 +68,9 @@ class MemoryJob:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.total = sum(
-            part.stop - part.start for document in self.documents for part in self._windows(document)
-        )
-
-    def _windows(self, document: NewDocument) -> list[Any]:
-        return windows(len(document.tokens.ids), self.window, self.stride)
+        for document in self.documents:
+            parts = windows(len(document.tokens.ids), self.window, self.stride)
+            self.total += sum(part.stop - part.start for part in parts)
 
     def wait(self, timeout: float | None = None) -> None:
         """Until it has ended.

@@ -102,7 +102,7 @@ class MemoryManager:
             InvalidRequestError: a document without tokens, or a window that does not fit.
         """
         window, stride = self._windows(collection, window, stride)
-        self._engine.call(self.jobs.capture).result()  # refuses models that cannot
+        self.check_model()
         documents = [
             NewDocument(
                 source.id or f"doc-{uuid.uuid4().hex[:12]}",
@@ -114,6 +114,10 @@ class MemoryManager:
         job = MemoryJob(collection, documents, window, stride)
         self.jobs.add(job)
         return job
+
+    def check_model(self) -> None:
+        """Raise UnsupportedError where the model cannot use memories."""
+        self._engine.call(self.jobs.capture).result()
 
     def _windows(self, name: str, window: int | None, stride: int | None) -> tuple[int, int]:
         known = self._known(name)
@@ -226,7 +230,7 @@ class MemoryManager:
     # Using
 
     def request(
-        self, names: Items[str], settings: MemorySettings = MemorySettings()  # noqa: B008
+        self, names: Items[str], settings: MemorySettings = MemorySettings()
     ) -> MemoryRequest:
         """Pin the newest versions of collections; reads files where they are not held.
 

@@ -3,7 +3,8 @@
 mlx-lm's models import `scaled_dot_product_attention` by name into their own modules.
 `install_attention` replaces it there with a hook:
 
-1. a cache with a method `attend` computes the attention (extended mind);
+1. a cache with a method `attend` computes the attention (extended mind); it is given
+   `plain`, which computes what 2. or 3. would have;
 2. a cache with `bits` is quantised and goes to mlx-lm's function;
 3. everything else goes to the installed attention, mlx-lm's function by default.
 
@@ -44,18 +45,21 @@ class AttentionHook:
         values: mx.array,
         cache: Any,
         scale: float,
-        mask: mx.array | str | None,
+        mask: Any,  # an array, "causal" or None
         sinks: mx.array | None = None,
     ) -> mx.array:
-        attend = getattr(cache, "attend", None)
-        if attend is None and self.computed is not None and not hasattr(cache, "bits"):
-            attend = self.computed
+        def plain() -> mx.array:
+            if self.computed is None or hasattr(cache, "bits"):
+                output: mx.array = scaled_dot_product_attention(
+                    queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
+                )
+                return output
+            return self.computed(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+
+        attend: Attention | None = getattr(cache, "attend", None)
         if attend is None:
-            return scaled_dot_product_attention(
-                queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
-            )
-        output: mx.array = attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-        return output
+            return plain()
+        return attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks, plain=plain)
 
 
 attention = AttentionHook()

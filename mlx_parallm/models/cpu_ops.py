@@ -79,9 +79,7 @@ def install(model: Any) -> bool:
         _replace(module, nn, _FASTER_NN)
         for original, faster in _FUNCTIONS:
             _replace(module, original, faster)
-    for part in model.modules():
-        if type(part) is nn.RMSNorm:
-            part.__class__ = RowRMSNorm
+    _swap_class(model, nn.RMSNorm, RowRMSNorm)
     use_tables(model)
     optimize_linears(model)
     return True
@@ -94,10 +92,14 @@ def uninstall(model: Any) -> None:
         _replace(module, _FASTER_NN, nn)
         for original, faster in _FUNCTIONS:
             _replace(module, faster, original)
-    for part in model.modules():
-        if type(part) is RowRMSNorm:
-            part.__class__ = nn.RMSNorm
+    _swap_class(model, RowRMSNorm, nn.RMSNorm)
     drop_tables(model)
+
+
+def _swap_class(model: Any, old: type, new: type) -> None:
+    for part in model.modules():
+        if type(part) is old:
+            part.__class__ = new
 
 
 def _replace(module: ModuleType, old: Any, new: Any) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.utils import _get_classes, load_tokenizer
 from mlx_lm.utils import load_model as mlx_lm_load_model
-from mlx_lm.utils import load_tokenizer
 
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.adapt import check_supported
+from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.memory import total_memory
 
 BUNDLED = "bundled"
@@ -38,6 +39,7 @@ class LoadedModel:
         vocab_size: columns of the logits.
         dtype: of the weights that compute; nbytes: of all weights.
         quantization: config.json's quantization, None where weights are plain.
+        head: of a sequence classifier or reward model.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class LoadedModel:
     num_parameters: int
     nbytes: int
     quantization: dict[str, Any] | None
+    head: ClassificationHead | None = None
 
 
 def load_model(
@@ -76,7 +79,7 @@ def load_model(
     config = _read_config(folder)
     check_supported(config)
     try:
-        model, config = mlx_lm_load_model(folder, lazy=True)
+        model, config = _load_body(folder, config)
         tokenizer = load_tokenizer(
             folder,
             {"trust_remote_code": trust_remote_code},
@@ -87,7 +90,43 @@ def load_model(
     quantization = config.get("quantization")
     _convert(model, dtype, quantization)
     mx.eval(model.parameters())
-    return describe(model, tokenizer, config, path, folder, max_model_len)
+    loaded = describe(model, tokenizer, config, path, folder, max_model_len)
+    if is_classifier(config):
+        loaded.head = load_head(folder, config)
+        if loaded.head is None:
+            raise ModelLoadError(f"{path}: a sequence classifier without its score.weight")
+    return loaded
+
+
+def _load_body(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """mlx-lm's model; also of checkpoints that have another head, or none."""
+    names = _weight_names(folder)
+    bare = any(name.startswith("layers.") for name in names)
+    if not bare and not is_classifier(config):
+        return mlx_lm_load_model(folder, lazy=True)
+
+    def classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, args_class = _get_classes(config)
+
+        def sanitize(self: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            if bare:  # saved without the causal model around it
+                weights = {f"model.{name}": array for name, array in weights.items()}
+            heads = tuple(f"{prefix}{name}." for prefix in ("", "model.") for name in HEAD_NAMES)
+            weights = {n: a for n, a in weights.items() if not n.startswith(heads)}
+            inner = getattr(super(kind, self), "sanitize", None)
+            return inner(weights) if inner is not None else weights
+
+        kind = type(model_class.__name__, (model_class,), {"sanitize": sanitize})
+        return kind, args_class
+
+    # Without a language model head there is nothing to load into one.
+    tied = {"tie_word_embeddings": True}
+    return mlx_lm_load_model(folder, lazy=True, model_config=tied, get_model_classes=classes)
+
+
+def _weight_names(folder: Path) -> set[str]:
+    files = folder.glob("model*.safetensors")
+    return {str(name) for file in files for name in dict(mx.load(str(file)))}  # type: ignore[arg-type]
 
 
 def describe(

@@ -9,6 +9,7 @@ is released.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,8 @@ import mlx.core as mx
 from mlx_parallm.engine.prefix_cache import PAGE_SIZE, Match, RadixAttentionCache
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.base import BatchedCache, BatchedKVCache, BatchedStateCache
+from mlx_parallm.models.page_spill import PageSpill
+from mlx_parallm.models.page_store import PageStore
 from mlx_parallm.models.pages import LayerSpec, PagedKVCache
 from mlx_parallm.models.span import Row
 
@@ -56,12 +59,23 @@ class PrefixStore:
             storage=self.pages,
             max_snapshots=memory // state_bytes if state_bytes else 0,
         )
+        self.disk: PageSpill | None = None
         self._stored: dict[int, int] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes that pages hold."""
         return self.pages.nbytes
+
+    def keep_on_disk(self, folder: Path, fingerprint: str, max_bytes: int) -> None:
+        """Spill evicted pages to a folder, and find them there after a restart."""
+        store = PageStore(folder, fingerprint, max_bytes)
+        self.disk = PageSpill(self.tree, self.pages, store, need_snapshot=self.has_state)
+
+    def close(self) -> None:
+        """Write what is worth keeping to disk."""
+        if self.disk is not None:
+            self.disk.close()
 
     def load(self, cache: BatchedCache, row: Row, match: Match) -> None:
         """Fill a new row with a cached prefix."""
@@ -99,7 +113,11 @@ class PrefixStore:
                     [leaves[p].read(row.index, start, stop) for p in self._kv_places],  # type: ignore[attr-defined]
                 )
 
-        self.tree.store(sequence.namespace, sequence.tokens[:full], write, snapshot)
+        # What a ring has overwritten cannot be stored any more.
+        oldest = 0 if self.ring is None else max(0, row.length - self.ring)
+        self.tree.store(
+            sequence.namespace, sequence.tokens[:full], write, snapshot, available_from=oldest
+        )
         self._stored[sequence.id] = full
 
     def save_chunk(self, cache: BatchedCache, row: Row, sequence: Sequence) -> None:

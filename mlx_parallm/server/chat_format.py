@@ -50,13 +50,14 @@ class ChatFormat:
         if track.calls:
             message["content"] = track.text or None
             message["tool_calls"] = [_call(call) for call in track.calls]
-        return {
+        choice = {
             "index": track.index,
             "message": message,
             "logprobs": self._logprobs(track.logprobs),
             "finish_reason": track.finish_reason,
             "stop_reason": track.stop_reason,
         }
+        return choice if track.cited is None else {**choice, "citations": track.cited}
 
     def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:
         if self._top is None:
@@ -93,7 +94,9 @@ class ChatFormat:
         if finish is None:
             choice += '"finish_reason":null}'
         else:
-            choice += f'"finish_reason":"{finish}","stop_reason":{compact(track.stop_reason)}}}'
+            cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
+            stop = compact(track.stop_reason)
+            choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks)
 
     def end(self, tracks: Sequence[Track]) -> bytes:

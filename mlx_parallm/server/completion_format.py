@@ -63,6 +63,8 @@ class CompletionFormat:
         }
         if self._top is not None:
             choice["logprobs"] = self._whole_logprobs(track, prompt, text, self._top)
+        if track.cited is not None:
+            choice["citations"] = track.cited
         wanted = self._body.prompt_logprobs
         if wanted is not None:
             choice["prompt_logprobs"] = prompt_logprobs(track.prompt_logprobs, self._names, wanted)
@@ -139,7 +141,9 @@ class CompletionFormat:
         if finish is None:
             choice += '"finish_reason":null}'
         else:
-            choice += f'"finish_reason":"{finish}","stop_reason":{compact(track.stop_reason)}}}'
+            cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
+            stop = compact(track.stop_reason)
+            choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks)
 
     def end(self, tracks: Sequence[Track]) -> bytes:

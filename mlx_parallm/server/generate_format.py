@@ -63,6 +63,8 @@ class GenerateFormat:
             answer["generation_steps"] = [
                 self._step(place, entry) for place, entry in enumerate(track.logprobs)
             ]
+        if track.cited is not None:
+            answer["citations"] = track.cited
         return answer | self._figures(generation, track)
 
     # Events

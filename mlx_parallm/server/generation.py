@@ -10,13 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Items
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from mlx_parallm.engine.detokenizer import TextDelta, TextStream
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence, TokenLogprob
-from mlx_parallm.errors import ParallmError, SequenceError, UnavailableError
+from mlx_parallm.errors import (
+    ParallmError,
+    RequestTimeoutError,
+    SequenceError,
+    UnavailableError,
+)
+from mlx_parallm.memory.citations import TokenCitation, by_span, by_token
 from mlx_parallm.server.prompts import Prompt
 from mlx_parallm.server.tools import Found, ParsedCall, ToolReader
+
+# Bytes of a stream that are kept for a client that does not read them.
+_MAX_UNREAD = 32 * 1024**2
 
 
 class Track:
@@ -31,11 +42,13 @@ class Track:
     __slots__ = (
         "cached_tokens",
         "calls",
+        "citations",
         "content",
         "finish_reason",
         "index",
         "logprobs",
         "one_call",
+        "pooled",
         "prompt",
         "prompt_logprobs",
         "reader",
@@ -65,14 +78,26 @@ class Track:
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.content: list[str] = []
         self.calls: list[ParsedCall] = []
+        self.citations: list[TokenCitation] = []
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.cached_tokens = 0
+        self.pooled: np.ndarray | None = None
 
     @property
     def text(self) -> str:
         """The text so far, without what became tool calls."""
         return "".join(self.content)
+
+    @property
+    def cited(self) -> list[dict[str, Any]] | None:
+        """The memories that the answer used, as a response shows them; None if not asked."""
+        memory = self.sequence.memory
+        if memory is None or memory.citations == "none":
+            return None
+        if memory.citations == "token":
+            return by_token(memory.view, self.citations, self.token_ids)
+        return by_span(memory.view, self.citations)
 
     @property
     def mean_logprob(self) -> float:
@@ -116,8 +141,12 @@ class Track:
         self.token_ids.extend(delta.token_ids)
         if delta.logprobs is not None:
             self.logprobs.extend(delta.logprobs)
+        if output.pooled is not None:
+            self.pooled = output.pooled
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
+        if output.citations is not None:
+            self.citations.extend(output.citations)
         if output.cached_tokens > self.cached_tokens:
             self.cached_tokens = output.cached_tokens
         if delta.text:
@@ -233,13 +262,18 @@ class Streamed(Generation):
         self._style = style
         style.follow(tracks)
         self._pieces: list[bytes] = []
+        self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def on_delta(self, track: Track, delta: TextDelta, calls: Items[ParsedCall]) -> None:
         piece = self._style.delta(track, delta, calls)
-        if piece:
-            self._pieces.append(piece)
-            self._wake()
+        if not piece:
+            return
+        self._unread += len(piece)
+        if self._unread > _MAX_UNREAD:
+            raise RequestTimeoutError("The client does not read its stream.")
+        self._pieces.append(piece)
+        self._wake()
 
     def on_end(self) -> None:
         if self.error is None:
@@ -262,6 +296,7 @@ class Streamed(Generation):
         # A reader that is slower than the engine gets several steps at once.
         piece = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
         self._pieces.clear()
+        self._unread = 0
         return piece
 
     def _wake(self) -> None:

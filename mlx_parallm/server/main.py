@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from mlx_parallm import __version__
-from mlx_parallm.errors import ModelLoadError, UnavailableError
+from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
 from mlx_parallm.server.dispatch import Dispatcher
 from mlx_parallm.server.handlers import add_handlers
+from mlx_parallm.server.memories import in_thread
 from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.middleware import Gate
 from mlx_parallm.server.openapi import use_own_openapi
@@ -27,7 +28,9 @@ from mlx_parallm.server.routes import (
     completions,
     generate,
     health,
+    memories,
     models,
+    pooling,
     tokens,
 )
 from mlx_parallm.server.state import ServerState
@@ -40,9 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
-_ROUTERS = tuple(
-    family.router for family in (health, models, chat, completions, tokens, generate, advanced)
-)
+_FAMILIES = (health, memories, models, chat, completions, tokens, generate, advanced, pooling)
+_ROUTERS = tuple(family.router for family in _FAMILIES)
 
 
 def create_app(
@@ -69,11 +71,13 @@ def create_app(
     )
     app.state.server = None
     add_handlers(app)
-    app.add_middleware(
-        Gate,
-        api_keys=settings.api_key,
-        on_answer=lambda *facts: app.state.server.metrics.on_answer(*facts),
-    )
+
+    def on_answer(method: str, route: str, status: int, seconds: float) -> None:
+        state: ServerState | None = app.state.server
+        if state is not None:
+            state.metrics.on_answer(method, route, status, seconds)
+
+    app.add_middleware(Gate, api_keys=settings.api_key, on_answer=on_answer)
     if settings.cors_origin:
         app.add_middleware(
             CORSMiddleware,
@@ -114,6 +118,8 @@ def build_engine(settings: Settings) -> Engine:
         prefill_chunk=settings.prefill_chunk,
         kv_cache_memory=settings.kv_cache_memory,
         prefix_cache_memory=settings.prefix_cache_memory,
+        prefix_cache_dir=Path(settings.prefix_cache_dir) if settings.prefix_cache_dir else None,
+        prefix_cache_disk=settings.prefix_cache_disk,
         speculative=settings.speculation,
         num_draft_tokens=settings.num_draft_tokens,
     )
@@ -171,7 +177,8 @@ async def _watch_loading(
         await asyncio.sleep(_POLL_S)
     try:
         state.engine.wait_ready(0)
-    except (ModelLoadError, TimeoutError) as error:
+        await _check_memories(state)
+    except (ParallmError, TimeoutError) as error:
         if on_failure is not None:
             on_failure(error)
         else:
@@ -181,6 +188,15 @@ async def _watch_loading(
         on_ready(state)
 
 
+async def _check_memories(state: ServerState) -> None:
+    """Fail now, not at the first request, where memories were asked for and cannot be had."""
+    settings = state.settings
+    if settings.use_extended_mind or settings.memory_dir or settings.memory_store:
+        manager = await in_thread(state, state.memories)
+        if settings.use_extended_mind:
+            await in_thread(state, manager.check_model)
+
+
 async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> None:
     state.drain()
     state.answer_all(UnavailableError("The server is shutting down."))
@@ -188,5 +204,6 @@ async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> Non
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+    await asyncio.to_thread(state.close_memories)
     await asyncio.to_thread(state.engine.stop)
     state.executor.shutdown(wait=False, cancel_futures=True)

@@ -17,15 +17,28 @@ from mlx_parallm.server.schemas.generate import (
     GenerateBatchRequest,
     GenerateRequest,
 )
+from mlx_parallm.server.schemas.memories import AddMemoriesRequest, SearchMemoriesRequest
+from mlx_parallm.server.schemas.pooling import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 _BODIES: tuple[type[BaseModel], ...] = (
+    AddMemoriesRequest,
     ChatCompletionRequest,
+    ClassifyRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     EngineGenerateRequest,
     GenerateBatchRequest,
     GenerateRequest,
+    RerankRequest,
+    ScoreRequest,
+    SearchMemoriesRequest,
     TokenizeRequest,
 )
 _REF = "#/components/schemas/{model}"

@@ -84,11 +84,30 @@ class Prompts:
             ContextLengthError: one is too long.
         """
 
-        def encode() -> list[Prompt]:
-            found = [(self._fitting_ids(text, True, "prompt"), text) for text in texts]
-            return [Prompt(self._checked(ids, "prompt"), text) for ids, text in found]
+        return await self.inputs(texts, True, "prompt")
 
-        return await self._maybe_in_thread(sum(map(len, texts)), encode)
+    async def inputs(
+        self,
+        inputs: Sequence[str | list[int]],
+        add_special_tokens: bool = True,
+        param: str = "input",
+    ) -> list[Prompt]:
+        """A prompt for each text or list of token ids.
+
+        Raises:
+            InvalidRequestError: one is empty, or a token id that the model does not have.
+            ContextLengthError: one is too long.
+        """
+
+        def encode(value: str | list[int]) -> Prompt:
+            if isinstance(value, str):
+                ids = self._fitting_ids(value, add_special_tokens, param)
+                return Prompt(self._checked(ids, param), value)
+            self._check_ids(value, param)
+            return Prompt(self._checked(value, param), None)
+
+        size = sum(map(len, inputs))
+        return await self._maybe_in_thread(size, lambda: [encode(value) for value in inputs])
 
     async def chat(self, body: ChatCompletionRequest) -> Prompt:
         """The one prompt that the chat template makes of the messages.
@@ -260,6 +279,10 @@ class Prompts:
             f"prompt has {tokens} tokens. Please shorten it.",
             param=param,
         )
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raise InvalidRequestError where an id is not the model's."""
+        self._check_ids(ids, param)
 
     def _check_ids(self, ids: Sequence[int], param: str) -> None:
         size = self._loaded.vocab_size

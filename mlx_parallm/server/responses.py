@@ -28,6 +28,9 @@ _EVENT_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 
+# Log-probabilities up to this many are written on the event loop: about 2 ms.
+_INLINE_LOGPROBS = 512
+
 
 class _ClientGoneError(ParallmError):
     """Ends a generation that nobody waits for any more; never sent."""
@@ -72,7 +75,18 @@ async def whole_answer(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if generation.error is not None:
         raise generation.error
-    return json_answer(make())
+    return Response(await _built(state, generation, make), media_type="application/json")
+
+
+async def _built(
+    state: ServerState, generation: Generation, make: Callable[[], dict[str, Any]]
+) -> bytes:
+    """The answer's JSON; a large one is made beside the event loop, so that streams go on."""
+    scored = sum(len(one.logprobs) + len(one.prompt_logprobs) for one in generation.tracks)
+    if scored <= _INLINE_LOGPROBS:
+        return to_json(make())
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(state.executor, lambda: to_json(make()))
 
 
 def event_answer(state: ServerState, generation: Streamed) -> Response:

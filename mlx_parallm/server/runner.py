@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from mlx_parallm.errors import UnavailableError
 from mlx_parallm.server.state import ServerState
+
+# What a shell reports for a program that Ctrl-C ended.
+_EXIT_INTERRUPTED = 130
 
 
 class Runner(uvicorn.Server):
@@ -36,6 +42,16 @@ class Runner(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._drain_s = drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn for SIGINT and SIGTERM: the first ends cleanly, a second Ctrl-C now.
+
+        uvicorn would raise the signal again after a clean end, and a second one would print the
+        traceback of everything that was interrupted.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(_EXIT_INTERRUPTED)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn once it has been told to stop."""

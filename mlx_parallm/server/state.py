@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
@@ -19,6 +20,7 @@ from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.memory.manager import MemoryManager
     from mlx_parallm.models.loader import LoadedModel
 
 
@@ -35,6 +37,11 @@ class ServerState:
     registry: Registry = field(default_factory=Registry)
     created: int = field(default_factory=lambda: int(time.time()))
     _prompts: Prompts | None = None
+    memory_executor: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="memories")
+    )
+    _memories: MemoryManager | None = None
+    _memories_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def loaded(self) -> LoadedModel:
         """The model, once it is there.
@@ -57,6 +64,28 @@ class ServerState:
         if self._prompts is None:
             self._prompts = Prompts(loaded, self.executor)
         return self._prompts
+
+    def memories(self) -> MemoryManager:
+        """The model's memories; may wait for a store, so not for the event loop.
+
+        Raises:
+            UnavailableError: as loaded().
+            MemoryStoreError: the store cannot be used.
+        """
+        self.loaded()
+        with self._memories_lock:
+            if self._memories is None:
+                from mlx_parallm.server.memories import open_memories
+
+                self._memories = open_memories(self.settings, self.engine)
+            return self._memories
+
+    def close_memories(self) -> None:
+        """Stop making memories; before the engine stops."""
+        with self._memories_lock:
+            if self._memories is not None:
+                self._memories.close()
+        self.memory_executor.shutdown(wait=False, cancel_futures=True)
 
     def check_model(self, name: str) -> str:
         """The served name that a request's `model` means; empty means the first.
@@ -84,5 +113,12 @@ class ServerState:
 
 
 def state_of(request: Request) -> ServerState:
-    """The state of the server that got this request."""
-    return cast(ServerState, request.app.state.server)
+    """The state of the server that got this request.
+
+    Raises:
+        UnavailableError: the app runs without its lifespan.
+    """
+    state: ServerState | None = request.app.state.server
+    if state is None:
+        raise UnavailableError("The server has not started.")
+    return state

@@ -9,6 +9,7 @@ from typing import Any
 from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
+from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.prompts import DEFAULT_MAX_TOKENS, Prompt, Prompts
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
@@ -19,7 +20,10 @@ from mlx_parallm.server.tools import ToolReader
 
 
 async def completion_tracks(
-    body: CompletionRequest, prompts: Prompts, tokenizer: Any
+    body: CompletionRequest,
+    prompts: Prompts,
+    tokenizer: Any,
+    memory: MemoryRequest | None = None,
 ) -> list[Track]:
     """num_candidates tracks for each prompt, in the prompts' order.
 
@@ -38,14 +42,18 @@ async def completion_tracks(
         params = prompts.sampling(
             body, max_tokens=max_tokens, logprobs=scored, prompt_logprobs=of_prompt
         )
-        for sequence in _sequences(prompt, params, body.num_candidates, body.priority):
+        for sequence in _sequences(prompt, params, body.num_candidates, body.priority, memory):
             stream = _stream(tokenizer, sequence, body, body.skip_special_tokens)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
 
 
 async def text_tracks(
-    texts: Sequence[str], body: GenerateFields, prompts: Prompts, logprobs: int | None = None
+    texts: Sequence[str],
+    body: GenerateFields,
+    prompts: Prompts,
+    logprobs: int | None = None,
+    memory: MemoryRequest | None = None,
 ) -> list[Track]:
     """A track for each text.
 
@@ -60,13 +68,18 @@ async def text_tracks(
         )
         if params.seed is not None and tracks:
             params = replace(params, seed=(params.seed + len(tracks)) % 2**64)
-        for sequence in _sequences(prompt, params, 1, body.priority):
+        for sequence in _sequences(prompt, params, 1, body.priority, memory):
             stream = _stream(prompts.tokenizer, sequence, body, body.skip_special_tokens)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
 
 
-async def chat_tracks(body: ChatCompletionRequest, prompts: Prompts, tokenizer: Any) -> list[Track]:
+async def chat_tracks(
+    body: ChatCompletionRequest,
+    prompts: Prompts,
+    tokenizer: Any,
+    memory: MemoryRequest | None = None,
+) -> list[Track]:
     """n tracks for the conversation.
 
     Raises:
@@ -85,7 +98,7 @@ async def chat_tracks(body: ChatCompletionRequest, prompts: Prompts, tokenizer: 
     # The markers of calls may be special tokens, which are needed to find the calls.
     skip = body.skip_special_tokens and not (reads_tools and _has_special_markers(tokenizer))
     tracks: list[Track] = []
-    for sequence in _sequences(prompt, params, body.n, body.priority):
+    for sequence in _sequences(prompt, params, body.n, body.priority, memory):
         stream = _stream(tokenizer, sequence, body, skip)
         reader = ToolReader(tokenizer, tools) if reads_tools else None
         one_call = not body.parallel_tool_calls
@@ -94,7 +107,11 @@ async def chat_tracks(body: ChatCompletionRequest, prompts: Prompts, tokenizer: 
 
 
 def _sequences(
-    prompt: Prompt, params: SamplingParams, count: int, priority: int
+    prompt: Prompt,
+    params: SamplingParams,
+    count: int,
+    priority: int,
+    memory: MemoryRequest | None,
 ) -> Iterator[EngineSequence]:
     """`count` sequences that share one prefill; with a seed each has its own, counted up."""
     group: int | None = None
@@ -102,7 +119,9 @@ def _sequences(
         own = params
         if params.seed is not None and place:
             own = replace(params, seed=(params.seed + place) % 2**64)
-        sequence = EngineSequence(prompt.ids, own, group=group, priority=priority)
+        sequence = EngineSequence(
+            prompt.ids, own, group=group, priority=priority, memory=memory
+        )
         if count > 1 and group is None:
             # A number that no other request has.
             group = sequence.group = sequence.id

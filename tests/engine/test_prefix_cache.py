@@ -1,4 +1,4 @@
-"""The page pool and the radix tree, without a model: contract, ownership, integrity."""
+"""The radix tree, without a model: contract, ownership, integrity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlx_parallm.engine.prefix_cache import (
     RadixAttentionCache,
     page_keys,
 )
-from mlx_parallm.errors import InvalidRequestError, NotFoundError, OutOfMemoryError
+from mlx_parallm.errors import InvalidRequestError, NotFoundError
 
 SIZE = 4
 
@@ -38,66 +38,6 @@ def test_no_mlx_is_imported() -> None:
         "sys.exit(any(n == 'mlx' or n.startswith('mlx.') for n in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# The pool
-
-
-def test_pages_are_free_again_when_their_last_reference_goes() -> None:
-    freed: list[int] = []
-    pool = PagePool(3, on_free=freed.extend)
-    pages = pool.allocate_pages(3)
-    assert pages is not None and sorted(pages) == [0, 1, 2]
-    pool.add_reference(pages[:1])
-    pool.free_pages(pages)
-    assert (pool.num_used, pool.num_free, pool.references(pages[0])) == (1, 2, 1)
-    assert freed == pages[1:]
-    pool.free_page(pages[0])
-    assert pool.num_free == 3
-    assert sorted(pool.allocate_pages(3) or []) == [0, 1, 2]
-    pool.check_integrity()
-
-
-def test_an_exhausted_pool_says_so() -> None:
-    pool = PagePool(2)
-    assert pool.allocate_pages(3) is None
-    assert pool.num_free == 2
-    assert {pool.allocate_page(), pool.allocate_page()} == {0, 1}
-    with pytest.raises(PagesExhaustedError, match="Insufficient pages") as caught:
-        pool.allocate_page()
-    assert {RuntimeError, OutOfMemoryError} <= set(type(caught.value).__mro__)
-
-
-def test_misuse_of_the_pool_changes_nothing() -> None:
-    pool = PagePool(4)
-    pages = pool.allocate_pages(2) or []
-    for wrong in ([3], [*pages, 3], [pages[0], pages[0]]):
-        with pytest.raises(ValueError, match="not in use"):
-            pool.free_pages(wrong)
-    with pytest.raises(ValueError, match="not in use"):
-        pool.add_reference([pages[0], 3])
-    with pytest.raises(ValueError, match="cannot allocate -1"):
-        pool.allocate_pages(-1)
-    with pytest.raises(ValueError, match="num_pages is -1"):
-        PagePool(-1)
-    assert [pool.references(page) for page in range(4)] == [1, 1, 0, 0]
-
-
-@pytest.mark.parametrize("damage", ["leak", "twice", "zero", "both"])
-def test_the_pool_notices_damage(damage: str) -> None:
-    pool = PagePool(4)
-    pages = pool.allocate_pages(3) or []
-    pool.free_page(pages[0])
-    if damage == "leak":
-        del pool._references[pages[1]]
-    elif damage == "twice":
-        pool._returned.append(pages[0])
-    elif damage == "zero":
-        pool._references[pages[1]] = 0
-    else:
-        pool._returned.append(pages[1])
-    with pytest.raises(IntegrityError):
-        pool.check_integrity()
 
 
 # Matching
@@ -280,6 +220,23 @@ def test_a_failed_write_keeps_nothing() -> None:
     with pytest.raises(MemoryError):
         cache.store((), [0] * 12, fail)
     assert cache.match((), [0] * 12).num_tokens == 4
+    cache.check_integrity(idle=True)
+
+
+def test_what_a_window_has_passed_is_not_stored() -> None:
+    cache = make()
+    starts: list[int] = []
+
+    def save(num_tokens: int, available_from: int) -> int:
+        return cache.store(
+            (), [0] * num_tokens, lambda pages, start: starts.append(start), None, available_from
+        )
+
+    assert save(8, 0) == 2 and save(12, 8) == 1
+    assert save(20, 13) == 0  # the fourth page begins at 12, which is gone
+    cache.evict(2)  # leaves the first page
+    assert save(12, 5) == 0 and save(12, 4) == 2
+    assert starts == [0, 8, 4]
     cache.check_integrity(idle=True)
 
 

@@ -11,6 +11,11 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HUGE = 10**400
 
 
+def values(param: str, *wrong: Any) -> list[tuple[str, Any]]:
+    """Pairs of a field and a value that it cannot have."""
+    return [(param, value) for value in wrong]
+
+
 def check(server: Any, response: Any, status: int = 400, param: str | None = None) -> None:
     """The envelope, the request id, and that the server still works."""
     assert response.status_code == status, response.text
@@ -29,35 +34,35 @@ def check(server: Any, response: Any, status: int = 400, param: str | None = Non
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        *(("prompt", v) for v in (None, 5, 1.5, True, {}, [], [[]], [None], ["a", 1], [1, "a"])),
-        *(("prompt", v) for v in ([1.5], [True], [-1], [2**31], [2**70], [259], [[1], [259]])),
-        *(("prompt", v) for v in ("", ["a", ""], [["a"]], ["a"] * 129, "x" * 513, [5] * 513)),
-        *(("max_tokens", v) for v in (-1, "5", 1.5, True, HUGE, 2**31, [], 1000)),
-        *(("temperature", v) for v in (-0.1, 2.1, "hot", True, HUGE, [])),
-        *(("top_p", v) for v in (-0.1, 1.1, HUGE, "x")),
-        *(("top_k", v) for v in (-2, 1.5, HUGE, "x")),
-        *(("min_p", v) for v in (-0.1, 1.1)),
-        *(("repetition_penalty", v) for v in (0, -1, 11)),
-        *(("presence_penalty", v) for v in (-2.1, 2.1)),
-        *(("frequency_penalty", v) for v in (-2.1, 2.1)),
-        *(("n", v) for v in (0, -1, 129, HUGE, "2", 1.5)),
-        *(("best_of", v) for v in (0, 129, "2")),
-        *(("logprobs", v) for v in (-1, 21, True, "1", HUGE)),
-        *(("prompt_logprobs", v) for v in (-1, 21, True)),
-        *(("stop", v) for v in (5, [5], "", [""], ["a"] * 17, {})),
-        *(("stop_token_ids", v) for v in ("a", [-1], [259], [1.5], 5)),
-        *(("logit_bias", v) for v in ([], "x", {"a": 1}, {"-1": 1}, {"259": 1}, {"1": 101})),
-        *(("logit_bias", v) for v in ({"1": "x"}, {"1": True}, {"1": HUGE}, {"9" * 30: 1})),
-        *(("seed", v) for v in (2**63, -(2**63) - 1, 1.5, "x", HUGE)),
-        *(("min_tokens", v) for v in (-1, 17, HUGE)),
-        *(("stream", v) for v in ("yes", 1, 0)),
-        *(("echo", v) for v in ("yes", 1)),
-        *(("stream_options", v) for v in ({"include_usage": True}, [], "x")),
-        *(("user", v) for v in (5, [])),
-        *(("model", v) for v in (5, [])),
-        *(("priority", v) for v in (HUGE, "x")),
-        *(("suffix", v) for v in ("x", 5)),
-        *(("no_such_field", v) for v in (1, {})),
+        *values("prompt", None, 5, 1.5, True, {}, [], [[]], [None], ["a", 1], [1, "a"]),
+        *values("prompt", [1.5], [True], [-1], [2**31], [2**70], [259], [[1], [259]]),
+        *values("prompt", "", ["a", ""], [["a"]], ["a"] * 129, "x" * 513, [5] * 513),
+        *values("max_tokens", -1, "5", 1.5, True, HUGE, 2**31, [], 1000),
+        *values("temperature", -0.1, 2.1, "hot", True, HUGE, []),
+        *values("top_p", -0.1, 1.1, HUGE, "x"),
+        *values("top_k", -2, 1.5, HUGE, "x"),
+        *values("min_p", -0.1, 1.1),
+        *values("repetition_penalty", 0, -1, 11),
+        *values("presence_penalty", -2.1, 2.1),
+        *values("frequency_penalty", -2.1, 2.1),
+        *values("n", 0, -1, 129, HUGE, "2", 1.5),
+        *values("best_of", 0, 129, "2"),
+        *values("logprobs", -1, 21, True, "1", HUGE),
+        *values("prompt_logprobs", -1, 21, True),
+        *values("stop", 5, [5], "", [""], ["a"] * 17, {}),
+        *values("stop_token_ids", "a", [-1], [259], [1.5], 5),
+        *values("logit_bias", [], "x", {"a": 1}, {"-1": 1}, {"259": 1}, {"1": 101}),
+        *values("logit_bias", {"1": "x"}, {"1": True}, {"1": HUGE}, {"9" * 30: 1}),
+        *values("seed", 2**63, -(2**63) - 1, 1.5, "x", HUGE),
+        *values("min_tokens", -1, 17, HUGE),
+        *values("stream", "yes", 1, 0),
+        *values("echo", "yes", 1),
+        *values("stream_options", {"include_usage": True}, [], "x"),
+        *values("user", 5, []),
+        *values("model", 5, []),
+        *values("priority", HUGE, "x"),
+        *values("suffix", "x", 5),
+        *values("no_such_field", 1, {}),
     ],
 )  # fmt: skip
 def test_wrong_values_of_a_completion(server: Any, param: str, value: Any) -> None:

@@ -60,7 +60,7 @@ def test_messages(server: Any, messages: Any, text: str) -> None:
 
 
 def test_what_the_sdk_returned_can_be_sent_back(server: Any) -> None:
-    message = {
+    message: dict[str, Any] = {
         "role": "assistant",
         "content": "y",
         "refusal": None,

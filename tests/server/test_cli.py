@@ -106,14 +106,16 @@ def test_ctrl_c_answers_a_running_request_and_a_second_one_quits(
 ) -> None:
     process = start("--model-path", str(model_folder), "--port", "0")
     url = greeting(process)
-    body = {"prompt": "hello", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    body = {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True, "n": 128}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as response:
         next(response.iter_bytes())
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        # More than one: signals that come close together may be seen as one.
+        until = time.monotonic() + 4
+        while process.poll() is None and time.monotonic() < until:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
         _, errors = process.communicate(timeout=5)
-    assert process.returncode != 0
+    assert process.returncode == 130
     assert "Traceback" not in errors
 
 
@@ -122,7 +124,7 @@ def test_a_terminated_server_ends(start: Start, model_folder: Path) -> None:
     greeting(process)
     process.terminate()
     _, errors = process.communicate(timeout=15)
-    assert process.returncode in (0, -signal.SIGTERM)
+    assert process.returncode == 0
     assert "Traceback" not in errors
 
 

@@ -297,6 +297,15 @@ def test_special_tokens_in_a_text(server: Any) -> None:
     assert shown["choices"][0]["text"] == "<|user|>aa"
 
 
+def test_many_logprobs(server: Any) -> None:
+    """Enough of them that the answer is written beside the event loop."""
+    answer = server.ok(PATH, prompt=["x" * 200] * 4, echo=True, logprobs=1, max_tokens=3)
+    lengths = [len(choice["logprobs"]["tokens"]) for choice in answer["choices"]]
+    assert lengths == [203] * 4
+    offsets = answer["choices"][0]["logprobs"]["text_offset"]
+    assert offsets == list(range(203))
+
+
 def test_impossible_tokens_are_numbers_in_json() -> None:
     from mlx_parallm.server.logprobs import finite
 

@@ -109,6 +109,38 @@ def test_a_slow_reader_gets_everything_and_stops_nobody(server: Any) -> None:
     assert b"[DONE]" in received
 
 
+def test_a_stream_that_nobody_reads_is_ended(
+    serve: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_parallm.server import generation
+
+    monkeypatch.setattr(generation, "_MAX_UNREAD", 100_000)
+    server = serve()
+    body = {**ENDLESS, "stream": True, "prompt": "ab" * 50, "max_tokens": 400, "n": 20}
+    client = raw_request(server, {**body, "logprobs": 20})
+    helpers.wait_until(lambda: bool(server.engine.live))
+    # The kernel's buffers take a few megabytes; then the server stops.
+    helpers.wait_until(lambda: not server.engine.live, 30)
+    assert len(server.engine.aborted) >= 1
+    client.close()
+
+
+def test_an_app_without_its_lifespan_says_so() -> None:
+    import asyncio
+
+    from mlx_parallm.server.main import create_app
+    from mlx_parallm.settings import Settings
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(Settings()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/health")
+
+    response = asyncio.run(ask())
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "service_unavailable"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_one_request_is_its_own(server: Any, helpers: Any, stream: bool) -> None:
     with ThreadPoolExecutor(8) as pool:
@@ -236,7 +268,8 @@ def test_both_kinds_in_one_batch(server: Any) -> None:
         if place % 2:
             events = server.events(COMPLETIONS, prompt=text, max_tokens=60)
             return "".join(event["choices"][0]["text"] for event in events) + text
-        return server.ok(COMPLETIONS, prompt=text, max_tokens=60)["choices"][0]["text"] + text
+        answer = server.ok(COMPLETIONS, prompt=text, max_tokens=60)
+        return str(answer["choices"][0]["text"]) + text
 
     with ThreadPoolExecutor(16) as pool:
         for answer in pool.map(one, range(64)):

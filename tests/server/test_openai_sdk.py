@@ -79,7 +79,8 @@ def test_tools_and_their_stream_helper(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": call}]
     answer = client.chat.completions.create(model="parrot", messages=messages, tools=tools)
     assert answer.choices[0].finish_reason == "tool_calls"
-    (found,) = answer.choices[0].message.tool_calls or ()
+    calls: Any = answer.choices[0].message.tool_calls
+    (found,) = calls
     assert found.type == "function"
     assert found.function.arguments == '{"a": 1}'
     # What the SDK gives back can be sent again.
@@ -89,7 +90,8 @@ def test_tools_and_their_stream_helper(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="parrot", messages=messages, tools=tools) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].finish_reason == "tool_calls"
-    (streamed,) = final.choices[0].message.tool_calls or ()
+    calls = final.choices[0].message.tool_calls
+    (streamed,) = calls
     assert streamed.function.name == "add"
 
 

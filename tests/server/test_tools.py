@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tool_parsers import json_tools
 
-from mlx_parallm.server.tools import ToolReader
+from mlx_parallm.server.tools import ParsedCall, ToolReader
 
 PATH = "/v1/chat/completions"
 TOOLS = [
@@ -159,7 +159,8 @@ def test_the_cuts_do_not_matter(pieces: list[str], sizes: list[int]) -> None:
     text = "".join(pieces)
     whole, cut = ToolReader(_Tokenizer(), []), ToolReader(_Tokenizer(), [])
     once, rest = whole.feed(text), whole.finish()
-    shown, calls, at, turn = "", [], 0, 0
+    shown, at, turn = "", 0, 0
+    calls: list[ParsedCall] = []
     while at < len(text):
         size = sizes[turn % len(sizes)]
         found = cut.feed(text[at : at + size])

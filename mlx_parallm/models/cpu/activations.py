@@ -32,7 +32,7 @@ def _gated(gate: mx.array, up: mx.array, e: mx.array) -> mx.array:
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, for finite gates; any shape, both the same."""
     if gate.dtype != mx.float32 or up.dtype != mx.float32 or gate.shape != up.shape:
-        return nn.silu(gate) * up
+        return mx.multiply(nn.silu(gate), up)
     if not is_small(gate):  # a strided input would make MLX compile another kernel
         gate, up = mx.contiguous(gate), mx.contiguous(up)
     product: mx.array = _gated(gate, up, exp_negated(gate))

@@ -92,7 +92,7 @@ def _add_mask(scores: mx.array, mask: mx.array, width: int) -> mx.array:
     while bias.ndim < 4:
         bias = bias[None]
     # The axis of heads becomes (kv_heads, group).
-    bias = bias[:, :, None] if bias.shape[1] == 1 else bias.unflatten(1, (kv_heads, group))
+    bias = bias[:, :, None] if bias.shape[1] == 1 else mx.unflatten(bias, 1, (kv_heads, group))
     grouped = scores.reshape(batch, kv_heads, group, width, columns) + bias
     return grouped.reshape(scores.shape)
 

@@ -26,10 +26,10 @@ def optimize_linears(model: Any) -> int:
     tied = bool(getattr(getattr(model, "args", None), "tie_word_embeddings", False))
     for module in model.modules():
         # A tied embedding is a linear layer at the output, where nearly all of its cost is.
-        if type(module) is nn.Linear or (tied and type(module) is nn.Embedding):
-            if _gains(module.weight):
-                module.weight = transposed_layout(module.weight)
-                changed += 1
+        is_linear = type(module) is nn.Linear or (tied and type(module) is nn.Embedding)
+        if is_linear and _gains(module.weight):
+            module.weight = transposed_layout(module.weight)
+            changed += 1
     return changed
 
 
@@ -44,7 +44,5 @@ def transposed_layout(weight: mx.array) -> mx.array:
 
 def _gains(weight: mx.array) -> bool:
     return (
-        weight.dtype == mx.float32
-        and weight.shape[1] % _BAD_STRIDE == 0
-        and weight.size >= _LARGE
+        weight.dtype == mx.float32 and weight.shape[1] % _BAD_STRIDE == 0 and weight.size >= _LARGE
     )

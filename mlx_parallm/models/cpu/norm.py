@@ -12,14 +12,13 @@ import numpy as np
 from mlx import nn
 
 
-class RowRMSNorm(nn.RMSNorm):  # type: ignore[misc]
+class RowRMSNorm(nn.RMSNorm):
     """nn.RMSNorm for CPUs; 1.3 to 1.9 times as fast from 8 rows."""
 
     def __call__(self, x: mx.array) -> mx.array:
         weight: mx.array = self["weight"]
         if x.dtype != mx.float32 or weight.dtype != mx.float32:
-            normalised: mx.array = super().__call__(x)
-            return normalised
+            return mx.fast.rms_norm(x, weight, self.eps)
         mean, eps = _mean_and_eps(x.shape[-1], self.eps)
         return x * mx.rsqrt(mx.addmm(eps, mx.square(x), mean)) * weight
 

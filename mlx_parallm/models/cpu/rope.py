@@ -8,7 +8,6 @@ table once per forward. The table is computed by the embedding it stands for.
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -123,7 +122,7 @@ def use_tables(model: Any) -> int:
             if not table.agrees():
                 continue
             tables.append(table)
-        rope.__class__ = _tabled(type(rope))
+        rope.__class__ = _TABLED[type(rope)]
         rope.table = table
         replaced += 1
     return replaced
@@ -132,13 +131,12 @@ def use_tables(model: Any) -> int:
 def drop_tables(model: Any) -> None:
     """Undo `use_tables`."""
     for rope in model.modules():
-        if type(rope) in map(_tabled, _SUPPORTED):
+        if type(rope) in _TABLED.values():
             rope.__class__ = type(rope).__base__
             del rope.table
 
 
-@cache
-def _tabled(base: type) -> type:
+def _tabled(base: Any) -> Any:
     """The class of embeddings that are `base` but for the table."""
 
     def call(self: Any, x: mx.array, offset: int | mx.array = 0, *args: Any, **kw: Any) -> mx.array:
@@ -152,6 +150,9 @@ def _tabled(base: type) -> type:
         return table.rotate(x, rows)
 
     return type(f"Tabled{base.__name__}", (base,), {"__call__": call})
+
+
+_TABLED = {base: _tabled(base) for base in _SUPPORTED}
 
 
 def _parameters(rope: Any) -> list[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from mlx_parallm.errors import AuthenticationError, InvalidRequestError
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.schemas.generate import (
@@ -41,7 +42,8 @@ async def generate(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, EngineGenerateRequest, state.settings.max_body_size)
     state.check_model(body.model)
-    tracks = await text_tracks([body.prompt], body, prompts)
+    memory = await memory_of(state, body.memory)
+    tracks = await text_tracks([body.prompt], body, prompts, memory=memory)
     request_id = request_id_of(request.scope)
     generation: Generation
     if body.stream:
@@ -68,7 +70,8 @@ async def generate_batch(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, GenerateBatchRequest, state.settings.max_body_size)
     state.check_model(body.model)
-    tracks = await text_tracks(body.prompts, body, prompts)
+    memory = await memory_of(state, body.memory)
+    tracks = await text_tracks(body.prompts, body, prompts, memory=memory)
     request_id, generation = request_id_of(request.scope), Collected(tracks)
     state.registry.add(request_id, generation)
 
@@ -152,7 +155,7 @@ def _check_admin(request: Request, state: ServerState) -> None:
 
 
 def _result(request_id: str, generation: Generation, track: Track) -> dict[str, Any]:
-    return {
+    answer = {
         "request_id": request_id,
         "text": track.text,
         "tokens": track.token_ids,
@@ -161,6 +164,7 @@ def _result(request_id: str, generation: Generation, track: Track) -> dict[str, 
         "generated_tokens": len(track.token_ids),
         "latency": _latency(generation),
     }
+    return answer if track.cited is None else {**answer, "citations": track.cited}
 
 
 def _latency(generation: Generation) -> float:

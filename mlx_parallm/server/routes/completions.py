@@ -8,6 +8,7 @@ from starlette.responses import Response
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.completion_format import CompletionFormat
 from mlx_parallm.server.generation import Collected, Streamed
+from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.responses import event_answer, whole_answer
 from mlx_parallm.server.schemas.completions import CompletionRequest, CompletionResponse
@@ -31,7 +32,8 @@ async def create_completion(request: Request) -> Response:
     body = await read_body(request, CompletionRequest, state.settings.max_body_size)
     model = state.check_model(body.model)
     tokenizer = state.loaded().tokenizer
-    tracks = await completion_tracks(body, prompts, tokenizer)
+    memory = await memory_of(state, body.memory)
+    tracks = await completion_tracks(body, prompts, tokenizer, memory=memory)
     style = CompletionFormat(body, model, tokenizer)
     if body.stream:
         return event_answer(state, Streamed(tracks, style))

@@ -14,6 +14,7 @@ from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generate_format import DEFAULT_CANDIDATES, GenerateFormat
 from mlx_parallm.server.generation import Collected, Generation, Streamed
 from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.schemas.generate import GenerateRequest, GenerateResponse, StatusResponse
@@ -39,7 +40,8 @@ async def generate(request: Request) -> Response:
     state.check_model(body.model)
     candidates = min(body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES, MAX_LOGPROBS)
     shown = candidates if body.include_top_k_candidates else 0
-    tracks = await text_tracks([body.prompt], body, prompts, logprobs=shown)
+    memory = await memory_of(state, body.memory)
+    tracks = await text_tracks([body.prompt], body, prompts, logprobs=shown, memory=memory)
     request_id = request_id_of(request.scope)
     style = GenerateFormat(body, request_id, state.loaded().tokenizer)
     generation: Generation

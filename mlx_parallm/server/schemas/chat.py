@@ -325,6 +325,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: str | int | None = None
+    citations: list[dict[str, Any]] | None = None
 
 
 class ChatCompletionResponse(BaseModel):

@@ -131,6 +131,7 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+    citations: list[dict[str, Any]] | None = None
 
 
 class CompletionResponse(BaseModel):

@@ -13,6 +13,7 @@ from mlx_parallm.server.schemas.base import (
     Unsupported,
     wrong,
 )
+from mlx_parallm.server.schemas.memories import MemoryFields
 
 MAX_SEQUENCES = 128
 MAX_LOGPROBS = 20
@@ -117,6 +118,7 @@ class SamplingFields(RequestModel):
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, le=MAX_TOKEN_ID, description="Keep this many last tokens; -1: what fits."
     )
+    memory: MemoryFields | None = Field(None, description="Extended Mind memories to attend to.")
     priority: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Lower is served first.")
     use_speculative: bool | None = Field(None, description="false never guesses ahead.")
     stream: bool = False

@@ -1,0 +1,72 @@
+"""The server's memories: one manager, made when it is first needed, and requests that use it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mlx_parallm.errors import InvalidRequestError, NotFoundError
+from mlx_parallm.memory.manager import MemoryManager, MemorySettings
+from mlx_parallm.memory.stores import open_backend
+from mlx_parallm.server.schemas.memories import MemoryFields
+
+if TYPE_CHECKING:
+    from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.memory.request import MemoryRequest
+    from mlx_parallm.server.state import ServerState
+    from mlx_parallm.settings import Settings
+
+T = TypeVar("T")
+
+
+def open_memories(settings: Settings, engine: Engine) -> MemoryManager:
+    """The manager of a server's memories, as its settings say.
+
+    Raises:
+        MemoryStoreError: the store cannot be used.
+    """
+    folder = None if settings.memory_dir is None else Path(settings.memory_dir).expanduser()
+    backend = open_backend(settings.memory_store, folder)
+    return MemoryManager(engine, backend, settings.memory_budget)
+
+
+async def in_thread(state: ServerState, work: Callable[[], T]) -> T:
+    """Do something that waits for a disk, a store or the engine."""
+    return await asyncio.get_running_loop().run_in_executor(state.memory_executor, work)
+
+
+async def memory_of(state: ServerState, fields: MemoryFields | None) -> MemoryRequest | None:
+    """The memories of a request's `memory`, pinned.
+
+    Raises:
+        NotFoundError: an unknown collection.
+        InvalidRequestError: one of another model, or a layer that there is not.
+    """
+    return None if fields is None else await pinned(state, fields)
+
+
+async def pinned(
+    state: ServerState, fields: MemoryFields, prefix: str = "memory."
+) -> MemoryRequest:
+    """The same for fields that are there; `prefix` of their names in errors."""
+    settings = MemorySettings(
+        topk=fields.topk,
+        sim_threshold=fields.sim_threshold,
+        layers=None if fields.layers is None else tuple(fields.layers),
+        position=fields.position,
+        local_offset=fields.local_offset,
+        citations=fields.citations,
+    )
+    names = fields.collections
+    try:
+        manager = await in_thread(state, state.memories)
+        ready = manager.ready_request(names, settings)
+        if ready is not None:
+            return ready
+        return await in_thread(state, lambda: manager.request(names, settings))
+    except (InvalidRequestError, NotFoundError) as error:
+        if error.param is not None:
+            error.param = prefix + error.param.removeprefix("memory.")
+        raise
