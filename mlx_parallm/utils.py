@@ -28,6 +28,9 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.engine import Engine, EngineConfig, Sink
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence, TokenLogprob
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.memory.attach import ModelMemories
+from mlx_parallm.memory.citations import CitedAnswer
+from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.models.loader import LoadedModel, describe, load_model
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class GenerationResponse:
         text: new text; token_ids: the tokens behind it.
         finish_reason: set on the last piece ("stop" or "length").
         prompt_tokens, generation_tokens: counted so far.
+        citations: memories that the answer used, on the last piece, where asked for.
     """
 
     text: str
@@ -51,6 +55,7 @@ class GenerationResponse:
     finish_reason: str | None
     prompt_tokens: int
     generation_tokens: int
+    citations: list[dict[str, Any]] | None = None
 
 
 def load(
@@ -63,6 +68,10 @@ def load(
     draft_model: str | None = None,
     speculative: str | None = None,
     num_draft_tokens: int = 4,
+    use_extended_mind: bool = False,
+    memory_dir: str | Path | None = None,
+    memory_store: str | None = None,
+    memory_budget: int | None = None,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer.
 
@@ -75,6 +84,11 @@ def load(
         draft_model: a smaller model with the same tokenizer that guesses ahead.
         speculative: "ngram" guesses from the text so far, without a model.
         num_draft_tokens: the most tokens to guess in a step.
+        use_extended_mind: give the model `add_memories(tokens)`, whose memories
+            `generate` then attends to.
+        memory_dir: folder in which memories outlive the process.
+        memory_store: another store, such as "redis://localhost".
+        memory_budget: bytes of memories held ready at most.
 
     Returns:
         mlx-lm's model and TokenizerWrapper. The model was made on its engine's
@@ -95,6 +109,9 @@ def load(
         None if draft_model is None else lambda: load_model(draft_model, dtype=dtype),
     )
     session = Session.start(engine)
+    if use_extended_mind:
+        session.memories = ModelMemories(engine, memory_dir, memory_store, memory_budget)
+        session.memories.bind(session.loaded.model)
     return session.loaded.model, session.loaded.tokenizer
 
 
@@ -126,8 +143,9 @@ def batch_generate(
         verbose: show a progress bar and the speed.
         settings: max_tokens (100), temp (0.0), top_p, top_k, min_p, seed, stop,
             repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-            min_tokens, ignore_eos, logprobs, use_speculative, and format_prompts
-            (False), which puts strings through the tokenizer's chat template.
+            min_tokens, ignore_eos, logprobs, use_speculative, memory (which memories
+            to attend to, see memory/attach.py), and format_prompts (False), which
+            puts strings through the tokenizer's chat template.
             With a seed, prompt i is sampled with seed + i.
 
     Raises:
@@ -167,6 +185,7 @@ class Session:
     def __init__(self, engine: Engine, loaded: LoadedModel) -> None:
         self.engine = engine
         self.loaded = loaded
+        self.memories: ModelMemories | None = None
 
     @classmethod
     def start(cls, engine: Engine) -> Session:
@@ -177,13 +196,21 @@ class Session:
             raise RuntimeError("the engine is ready without a model")
         session = cls(engine, engine.loaded)
         engine.loaded.model._parallm_session = session
-        atexit.register(engine.stop)
+        atexit.register(session.stop)
         return session
+
+    def stop(self) -> None:
+        """Stop the engine, and what makes memories on it."""
+        if self.memories is not None:
+            self.memories.close()
+            self.memories = None
+        self.engine.stop()
 
     def begin(self, prompts: Items[Prompt], sink: Sink, **settings: Any) -> Run:
         """Submit prompts; the run turns the sink's outputs into responses."""
         asked = _Settings(**settings)
-        sequences = [self._sequence(p, i, asked) for i, p in enumerate(prompts)]
+        memory = self._memory(asked.memory)
+        sequences = [self._sequence(p, i, asked, memory) for i, p in enumerate(prompts)]
         streams = [
             TextStream(self.loaded.tokenizer, s.params, stop=asked.stops, prompt=s.prompt)
             for s in sequences
@@ -192,7 +219,16 @@ class Session:
         self.engine.submit(sequences, sink)
         return run
 
-    def _sequence(self, prompt: Prompt, index: int, asked: _Settings) -> Sequence:
+    def _memory(self, asked: Any) -> MemoryRequest | None:
+        if self.memories is not None:
+            return self.memories.request(asked)
+        if asked in (None, False):
+            return None
+        raise InvalidRequestError("memories need load(..., use_extended_mind=True)", param="memory")
+
+    def _sequence(
+        self, prompt: Prompt, index: int, asked: _Settings, memory: MemoryRequest | None
+    ) -> Sequence:
         tokens = self._encode(prompt, asked.format_prompts)
         if not tokens:
             raise InvalidRequestError(f"prompt {index} is empty", param="prompts")
@@ -203,7 +239,8 @@ class Session:
                 f"the model's context is {self.loaded.max_model_len}",
                 param="prompts",
             )
-        return Sequence(tokens, asked.params(index, room, self.loaded.eos_token_ids))
+        params = asked.params(index, room, self.loaded.eos_token_ids)
+        return Sequence(tokens, params, memory=memory)
 
     def _encode(self, prompt: Prompt, format_prompts: bool) -> list[int]:
         tokenizer = self.loaded.tokenizer
@@ -236,6 +273,7 @@ class _Settings:
     logprobs: int | None = None
     format_prompts: bool = False
     use_speculative: bool | None = None
+    memory: Any = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -273,6 +311,7 @@ class Run:
         self._index = {s.id: i for i, s in enumerate(sequences)}
         self._generated = [0] * len(sequences)
         self._open = set(self._index)
+        self._cited = [CitedAnswer(s.memory) for s in sequences]
 
     @property
     def unfinished(self) -> bool:
@@ -304,6 +343,7 @@ class Run:
         index = self._index[output.sequence_id]
         delta = self._streams[index].push(output)
         self._generated[index] += len(delta.token_ids)
+        self._cited[index].add(delta.token_ids, output.citations)
         if delta.finish_reason is not None:
             self._open.discard(output.sequence_id)
             if output.finish_reason is None:  # a stop string: the engine does not know
@@ -316,6 +356,7 @@ class Run:
             reason,
             len(self._sequences[index].prompt),
             self._generated[index],
+            None if reason is None else self._cited[index].shown,
         )
 
 
@@ -337,7 +378,7 @@ def close(model: Any) -> None:
     """Stop a model's engine; its memory is free once the model is."""
     session: Session | None = getattr(model, "_parallm_session", None)
     if session is not None:
-        session.engine.stop()
+        session.stop()
         del model._parallm_session
 
 

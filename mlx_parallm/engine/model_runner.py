@@ -20,6 +20,7 @@ from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.engine.speculative import Drafter, LengthController
 from mlx_parallm.memory import citations
 from mlx_parallm.memory.citations import TokenCitation
+from mlx_parallm.models import cpu_ops
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.attention import install_attention
 from mlx_parallm.models.base import BatchedCache
@@ -107,7 +108,8 @@ class ModelRunner:
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         self.model = adapt(model)
-        install_attention(model)
+        if not cpu_ops.install(model):
+            install_attention(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
         self.sampler = Sampler(vocab_size)

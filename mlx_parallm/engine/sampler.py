@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
+from mlx_parallm.models import ops
 
 MAX_LOGPROBS = 20
 _EXACT_HALVINGS = 31
@@ -314,7 +315,7 @@ class _Settings:
         """(R, V) unnormalised, relative to the best token's 1; 0 where cut off."""
         # Infinite logits are as likely as each other, and finite ones impossible beside them.
         best = mx.minimum(logits.max(axis=-1, keepdims=True), _LARGEST)
-        p = mx.exp(mx.minimum(logits - best, 0.0) / self.temperature)
+        p = ops.exp(mx.minimum(logits - best, 0.0) / self.temperature)
         if self.top_k is not None:
             p = _keep_top_k(p, self.top_k)
         if self.top_p is not None:
@@ -472,7 +473,7 @@ def token_logprobs(
     Returns:
         (...) chosen, (..., k) ids and (..., k) log-probabilities, best first.
     """
-    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    total = ops.logsumexp(logits)
     chosen = mx.take_along_axis(logits, tokens[..., None], axis=-1) - total
     if top == 1:
         ids = mx.argmax(logits, axis=-1, keepdims=True)

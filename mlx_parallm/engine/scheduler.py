@@ -315,7 +315,7 @@ class ContinuousBatchScheduler:
         if leader is None:
             self._leaders[key] = sequence
             return False
-        if leader.group != sequence.group and not self._worth_waiting(sequence, leader):
+        if not _twins(leader, sequence) and not self._worth_waiting(sequence, leader):
             return False
         self._followers.setdefault(leader.id, []).append(sequence)
         return True
@@ -394,8 +394,7 @@ class ContinuousBatchScheduler:
         followers = self._followers.pop(sequence.id, [])
         self._disband(sequence)
         for follower in [f for f in followers if f.status is Status.WAITING]:
-            twin = follower.group is not None and follower.group == sequence.group
-            if twin and self._has_room(follower):
+            if _twins(follower, sequence) and self._has_room(follower):
                 self._num_waiting -= 1
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
@@ -434,6 +433,12 @@ class ContinuousBatchScheduler:
 
 def _order(sequence: Sequence) -> tuple[int, float, int]:
     return (sequence.priority, sequence.arrival, sequence.id)
+
+
+def _twins(one: Sequence, other: Sequence) -> bool:
+    """Whether their rows are equal: of one group, and neither has said anything yet."""
+    same = one.group is not None and one.group == other.group
+    return same and not one.output and not other.output
 
 
 def _blocks(tokens: int) -> int:

@@ -22,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.models import cpu_ops
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.base import MAX_WIDTH, BatchedCache
 from mlx_parallm.models.span import Row
@@ -118,6 +119,7 @@ class ModelDrafter:
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         self.model = adapt(model)
+        cpu_ops.install(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
 

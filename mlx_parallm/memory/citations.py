@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from mlx_parallm.memory.request import MemoryRequest
     from mlx_parallm.memory.view import MemoryView
     from mlx_parallm.models.extended_mind import Cited
 
@@ -46,6 +47,30 @@ def _of_token(ids: np.ndarray, weights: np.ndarray) -> TokenCitation:
     best = np.argsort(-sums)[:_PER_TOKEN]
     pairs = zip(unique[best].tolist(), sums[best].tolist(), strict=True)
     return TokenCitation(tuple((memory, weight) for memory, weight in pairs if weight > 0))
+
+
+class CitedAnswer:
+    """What one answer has used so far, as its request wants it shown."""
+
+    def __init__(self, request: MemoryRequest | None) -> None:
+        self._request = request if request is not None and request.citations != "none" else None
+        self._tokens: list[int] = []
+        self._citations: list[TokenCitation] = []
+
+    def add(self, token_ids: Items[int], citations: Items[TokenCitation] | None) -> None:
+        """Take a step's tokens and what they used."""
+        if self._request is not None:
+            self._tokens.extend(token_ids)
+            self._citations.extend(citations or ())
+
+    @property
+    def shown(self) -> list[dict[str, Any]] | None:
+        """For a response; None where nothing was asked for."""
+        if self._request is None:
+            return None
+        if self._request.citations == "token":
+            return by_token(self._request.view, self._citations, self._tokens)
+        return by_span(self._request.view, self._citations)
 
 
 def by_token(

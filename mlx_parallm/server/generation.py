@@ -22,7 +22,7 @@ from mlx_parallm.errors import (
     SequenceError,
     UnavailableError,
 )
-from mlx_parallm.memory.citations import TokenCitation, by_span, by_token
+from mlx_parallm.memory.citations import CitedAnswer
 from mlx_parallm.server.prompts import Prompt
 from mlx_parallm.server.tools import Found, ParsedCall, ToolReader
 
@@ -42,7 +42,7 @@ class Track:
     __slots__ = (
         "cached_tokens",
         "calls",
-        "citations",
+        "cited_answer",
         "content",
         "finish_reason",
         "index",
@@ -78,7 +78,7 @@ class Track:
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.content: list[str] = []
         self.calls: list[ParsedCall] = []
-        self.citations: list[TokenCitation] = []
+        self.cited_answer = CitedAnswer(sequence.memory)
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.cached_tokens = 0
@@ -92,12 +92,7 @@ class Track:
     @property
     def cited(self) -> list[dict[str, Any]] | None:
         """The memories that the answer used, as a response shows them; None if not asked."""
-        memory = self.sequence.memory
-        if memory is None or memory.citations == "none":
-            return None
-        if memory.citations == "token":
-            return by_token(memory.view, self.citations, self.token_ids)
-        return by_span(memory.view, self.citations)
+        return self.cited_answer.shown
 
     @property
     def mean_logprob(self) -> float:
@@ -145,8 +140,7 @@ class Track:
             self.pooled = output.pooled
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
-        if output.citations is not None:
-            self.citations.extend(output.citations)
+        self.cited_answer.add(delta.token_ids, output.citations)
         if output.cached_tokens > self.cached_tokens:
             self.cached_tokens = output.cached_tokens
         if delta.text:

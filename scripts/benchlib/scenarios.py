@@ -276,18 +276,23 @@ def _time_products(layouts: list[list[Product]], repeats: int) -> list[float]:
 def join(bench: Bench) -> Rows:
     """One row joins a batch of 31 and one leaves, all at context 1,000."""
     context, repeats = bench.size(1000, 100), bench.size(7, 2)
-    ours = [_join_and_leave_ours(bench.loaded.model, context)]
-    theirs = [_join_and_leave_mlx_lm(bench.loaded.model, context)]
+    sides = {"mlx_parallm": _join_and_leave_ours, "mlx-lm BatchKVCache": _join_and_leave_mlx_lm}
+    found: dict[str, list[Moves]] = {name: [] for name in sides}
     for _ in range(repeats):
-        ours.append(_join_and_leave_ours(bench.loaded.model, context))
-        theirs.append(_join_and_leave_mlx_lm(bench.loaded.model, context))
+        for name, side in sides.items():
+            found[name].append(side(bench.loaded.model, context))
     rows = []
-    for name, times in (("mlx_parallm", ours), ("mlx-lm BatchKVCache", theirs)):
-        joining, leaving = (statistics.median(t[i] for t in times[1:]) for i in (0, 1))
+    for name, moves in found.items():
+        joining, leaving, extra = (statistics.median(move[i] for move in moves) for i in range(3))
         row: dict[str, Any] = {"side": name, "join ms": _ms(joining), "leave ms": _ms(leaving)}
-        rows.append(row | {"together ms": _ms(joining + leaving)})
+        row |= {"together ms": _ms(joining + leaving), "extra MB": round(extra / 1e6, 1)}
+        rows.append(row)
     rows[0] |= judge(rows[0]["together ms"], 10, at_least=False)
     return rows
+
+
+Moves = tuple[float, float, float]
+"""Seconds to join, seconds to leave, and bytes of memory that both took for a while."""
 
 
 def _warm_cache(model: Any) -> BatchedCache:
@@ -306,19 +311,25 @@ def _layer_shapes(model: Any) -> list[tuple[int, int]]:
     return [(leaf.keys.shape[1], leaf.keys.shape[3]) for leaf in leaves if leaf.keys is not None]
 
 
-def _join_and_leave_ours(model: Any, context: int) -> tuple[float, float]:
+def _join_and_leave_ours(model: Any, context: int) -> Moves:
     cache = BatchedCache(model)
     shapes = _layer_shapes(model)
     blocks = [mx.random.normal((heads, context, dim)) for heads, dim in shapes]
     mx.eval(blocks)
     for _ in range(31):
         _join(cache, blocks, context)
-    start = time.perf_counter()
+    before, start = _memory_mark(), time.perf_counter()
     _join(cache, blocks, context)
     joined = time.perf_counter()
     cache.leave(cache.rows[10])
     mx.eval(cache.arrays)
-    return joined - start, time.perf_counter() - joined
+    return joined - start, time.perf_counter() - joined, mx.get_peak_memory() - before
+
+
+def _memory_mark() -> int:
+    """Bytes in use now, from where the peak is counted: copies show on a busy machine too."""
+    mx.reset_peak_memory()
+    return mx.get_active_memory()
 
 
 def _join(cache: BatchedCache, blocks: list[mx.array], context: int) -> None:
@@ -331,10 +342,10 @@ def _join(cache: BatchedCache, blocks: list[mx.array], context: int) -> None:
     mx.eval(cache.arrays)
 
 
-def _join_and_leave_mlx_lm(model: Any, context: int) -> tuple[float, float]:
+def _join_and_leave_mlx_lm(model: Any, context: int) -> Moves:
     shapes = _layer_shapes(model)
     batch, single = (_lm_caches(shapes, rows, context) for rows in (31, 1))
-    start = time.perf_counter()
+    before, start = _memory_mark(), time.perf_counter()
     for one, other in zip(batch, single, strict=True):
         one.extend(other)
     mx.eval([cache.state for cache in batch])
@@ -342,7 +353,7 @@ def _join_and_leave_mlx_lm(model: Any, context: int) -> tuple[float, float]:
     for one in batch:
         one.filter([row for row in range(32) if row != 10])
     mx.eval([cache.state for cache in batch])
-    return joined - start, time.perf_counter() - joined
+    return joined - start, time.perf_counter() - joined, mx.get_peak_memory() - before
 
 
 def _lm_caches(shapes: list[tuple[int, int]], rows: int, context: int) -> list[Any]:

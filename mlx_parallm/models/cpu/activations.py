@@ -20,7 +20,7 @@ _TANH_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
 _TANH_CUBE = 0.044715
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| < 1.5e-7.
 _ERF_P = 0.3275911 / math.sqrt(2.0)
-_VECTOR = mx.ones((8,))
+_VECTOR = mx.array([1.0] * 8)
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 

@@ -32,7 +32,7 @@ _A, _B = 25.038934906244382, 8.677779637866909
 _FAR = 200.0  # e^-200 is 0 and e^200 is inf in float32
 _FOLD, _FOLD_FROM = 32, 256
 
-_VECTOR, _BITS, _SCALAR = mx.ones((8,)), mx.ones((8,), dtype=mx.int32), mx.array(1.0)
+_VECTOR, _BITS, _SCALAR = mx.array([1.0] * 8), mx.array([1] * 8), mx.array(1.0)
 _POSITIVE, _NEGATIVE, _UNSCALED = mx.array(LOG2E), mx.array(-LOG2E), mx.array(1.0)
 
 

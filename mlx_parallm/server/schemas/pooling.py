@@ -52,8 +52,6 @@ class RerankRequest(PoolingFields):
     pooling: Literal["last", "mean"] = "last"
 
 
-
-
 class ClassifyRequest(PoolingFields):
     """Texts for the model's classification or reward head."""
 

@@ -1,0 +1,318 @@
+"""Memories over HTTP, on a real engine with a tiny random model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
+
+MEMORIES = "/v1/models/org/tiny/memories"
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+TEXT = "Zubrovka's capital is Lutz. Its river is the Prall."
+PROMPT = "What is the capital of"
+ASKED = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 2}
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def real(
+    llama_factory: Callable[..., LoadedModel], helpers: Any, tmp_path_factory: Any
+) -> Iterator[Any]:
+    """A server whose memories are in a folder."""
+    engine = Engine(llama_factory, EngineConfig(max_batch_size=8))
+    options = Settings(
+        served_model_name=("org/tiny",),
+        memory_dir=str(tmp_path_factory.mktemp("memories")),
+        use_extended_mind=True,
+    )
+    served = helpers.Served(create_app(options, engine), engine, 0.5)
+    served.wait_ready()
+    yield served
+    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
+    served.stop()
+    served.join()
+
+
+@pytest.fixture(autouse=True)
+def _empty(real: Any) -> Iterator[None]:
+    yield
+    real.http.delete(MEMORIES)
+
+
+def remember(real: Any, **body: Any) -> dict[str, Any]:
+    """Add, and wait for the job."""
+    response = real.post(MEMORIES, **body)
+    assert response.status_code == 202, response.text
+    job = response.json()
+    assert job["object"] == "memory.job" and job["total_tokens"] > 0
+    until = time.monotonic() + 30
+    while job["status"] in ("queued", "running") and time.monotonic() < until:
+        time.sleep(0.01)
+        job = real.http.get(f"/v1/memories/jobs/{job['id']}").json()
+    assert job["status"] == "done", job
+    assert job["done_tokens"] == job["total_tokens"] and job["progress"] == 1
+    return dict(job)
+
+
+def listed(real: Any) -> dict[str, Any]:
+    answer = real.http.get(MEMORIES)
+    assert answer.status_code == 200, answer.text
+    return {one["id"]: one for one in answer.json()["data"]}
+
+
+def error_of(response: Any, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    return dict(response.json()["error"])
+
+
+def test_collections_grow_by_versions_and_go(real: Any) -> None:
+    remember(real, text=TEXT, id="a", metadata={"page": 3}, window=32, stride=8)
+    assert remember(real, documents=[{"text": "Anna."}, {"tokens": [70, 71]}])["version"] == 3
+    found = listed(real)["default"]
+    assert found["version"] == 3 and found["window"] == 32 and found["problem"] is None
+    assert found["num_memories"] == len(TEXT) + len("Anna.") + 2
+    first = found["documents"][0]
+    assert first["id"] == "a" and first["metadata"] == {"page": 3}
+    assert first["num_memories"] == first["characters"] == len(TEXT)
+
+    remember(real, text="other", id="a")  # takes the place of the first one
+    found = listed(real)["default"]
+    assert found["version"] == 4 and len(found["documents"]) == 3
+    assert found["num_memories"] == len("other") + len("Anna.") + 2
+
+    gone = real.http.delete(MEMORIES, params={"collection": "default", "document_id": "a"})
+    assert gone.json()["deleted"] and len(listed(real)["default"]["documents"]) == 2
+    remember(real, text="x", collection="second")
+    real.http.delete(MEMORIES, params={"collection": "default"})
+    assert list(listed(real)) == ["second"]
+    assert real.http.delete(MEMORIES).json()["collections"] == ["second"]
+    assert listed(real) == {}
+
+
+def test_requests_with_memories_differ_and_those_without_do_not(real: Any) -> None:
+    before = real.ok(COMPLETIONS, **ASKED)["choices"][0]
+    remember(real, text=TEXT)
+    memory = {"collections": ["default"]}
+    with_memory = real.ok(COMPLETIONS, **ASKED, memory=memory)["choices"][0]
+    assert real.ok(COMPLETIONS, **ASKED)["choices"][0] == before
+    assert with_memory["logprobs"] != before["logprobs"] and "citations" not in with_memory
+    nothing = {**memory, "sim_threshold": 1.5}
+    same = real.ok(COMPLETIONS, **ASKED, memory=nothing)["choices"][0]
+    assert close(same, before)
+
+
+def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """The same text with the same log-probabilities."""
+    pairs = zip(
+        one["logprobs"]["token_logprobs"], other["logprobs"]["token_logprobs"], strict=True
+    )
+    return one["text"] == other["text"] and all(abs(a - b) < CLOSE for a, b in pairs)
+
+
+def test_contiguous_memories_are_the_prompt_that_precedes(real: Any) -> None:
+    remember(real, text=TEXT)
+    memory = {"collections": ["default"], "position": "contiguous", "topk": 60000}
+    found = real.ok(COMPLETIONS, **ASKED, memory=memory)["choices"][0]
+    expected = real.ok(COMPLETIONS, **{**ASKED, "prompt": TEXT + PROMPT})["choices"][0]
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/generate", "/v1/generate"])
+@pytest.mark.parametrize("kind", ["span", "token"])
+def test_citations_come_whole_and_streamed(real: Any, path: str, kind: str) -> None:
+    remember(real, text=TEXT, id="facts", metadata={"page": 3})
+    body: dict[str, Any] = {"max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    body["memory"] = {"collections": ["default"], "citations": kind, "topk": 2}
+    if path == CHAT:
+        body["messages"] = [{"role": "user", "content": PROMPT}]
+    else:
+        body["prompt"] = PROMPT
+    answer = real.ok(path, **body)
+    citations = answer["choices"][0]["citations"] if "choices" in answer else answer["citations"]
+    if kind == "token":
+        assert [entry["index"] for entry in citations] == [0, 1, 2]
+        memories = [memory for entry in citations for memory in entry["memories"]]
+    else:
+        memories = citations
+        weights = [entry["weight"] for entry in memories]
+        assert weights == sorted(weights, reverse=True)
+    assert memories
+    for entry in memories:
+        assert entry["document_id"] == "facts" and entry["metadata"] == {"page": 3}
+        assert entry["text"] == TEXT[entry["start"] : entry["end"]] and 0 < entry["weight"] <= 1
+    if path == "/v1/generate":
+        return
+    events = real.events(path, **body)
+    if "choices" in answer:
+        last = [c for e in events for c in e["choices"] if c["finish_reason"] is not None]
+        assert [choice["citations"] for choice in last] == [citations]
+    else:
+        assert events[-1]["citations"] == citations
+
+
+def test_n_answers_share_the_memories(real: Any) -> None:
+    remember(real, text=TEXT)
+    body = {**ASKED, "n": 3, "temperature": 1.0, "seed": 5}
+    memory = {"collections": ["default"], "citations": "span"}
+    choices = real.ok(COMPLETIONS, **body, memory=memory)["choices"]
+    for place, choice in enumerate(choices):
+        own = {**ASKED, "temperature": 1.0, "seed": 5 + place}
+        alone = real.ok(COMPLETIONS, **own, memory=memory)["choices"][0]
+        assert close(choice, alone) and choice["citations"]
+
+
+def test_rows_with_different_memories_in_one_batch_equal_each_alone(real: Any) -> None:
+    remember(real, text=TEXT, collection="one")
+    remember(real, text="Nothing of this is about a river at all.", collection="two")
+    bodies: list[dict[str, Any]] = [
+        {**ASKED, "prompt": PROMPT + "!" * place, "max_tokens": 20, "memory": memory}
+        for place, memory in enumerate(
+            [
+                None,
+                {"collections": ["one"]},
+                {"collections": ["two"], "topk": 3},
+                {"collections": ["one", "two"], "position": "contiguous"},
+                None,
+                {"collections": ["two"], "sim_threshold": 0.2, "layers": [1]},
+            ]
+        )
+    ]
+    alone = [real.ok(COMPLETIONS, **body)["choices"][0] for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        together = list(pool.map(lambda b: real.ok(COMPLETIONS, **b)["choices"][0], bodies))
+    for one, other in zip(alone, together, strict=True):
+        assert close(one, other)
+
+
+def test_the_prefix_cache_tells_memories_apart(real: Any) -> None:
+    prompt = "a prompt that is longer than a page of the prefix cache. " * 2
+    body = {**ASKED, "prompt": prompt}
+    plain = real.ok(COMPLETIONS, **body)["choices"][0]
+    remember(real, text=TEXT)
+    memory = {"collections": ["default"]}
+    first = real.ok(COMPLETIONS, **body, memory=memory)
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    again = real.ok(COMPLETIONS, **body, memory=memory)
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert close(first["choices"][0], again["choices"][0])
+    remember(real, text="Something else.")
+    grown = real.ok(COMPLETIONS, **body, memory=memory)
+    assert grown["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert close(real.ok(COMPLETIONS, **body)["choices"][0], plain)
+
+
+def test_memories_are_made_while_others_decode(real: Any) -> None:
+    body = {**ASKED, "max_tokens": 200, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: real.events(COMPLETIONS, **body))
+        remember(real, text=TEXT * 40, window=64, stride=16)
+        events = running.result()
+    assert close_texts(events, real.events(COMPLETIONS, **body))
+
+
+def close_texts(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    def text(events: list[dict[str, Any]]) -> str:
+        return "".join(choice["text"] for event in events for choice in event["choices"])
+
+    return text(one) == text(other)
+
+
+def test_search_shows_what_a_text_retrieves(real: Any) -> None:
+    remember(real, text=TEXT, id="facts")
+    body = {"query": "river", "collections": ["default"], "topk": 1}
+    found = real.ok("/v1/memories/search", **body)["data"]
+    assert found and all(entry["document_id"] == "facts" for entry in found)
+    assert error_of(
+        real.post("/v1/memories/search", query="x", collections=["nope"]), 404
+    )["param"] == "collections"
+
+
+def test_unknown_things_are_named(real: Any) -> None:
+    error = error_of(real.post(COMPLETIONS, **ASKED, memory={"collections": ["nope"]}), 404)
+    assert error["param"] == "memory.collections" and "'nope'" in error["message"]
+    remember(real, text=TEXT)
+    assert error_of(real.http.delete(MEMORIES, params={"collection": "nope"}), 404)
+    wrong = {"collection": "default", "document_id": "nope"}
+    assert error_of(real.http.delete(MEMORIES, params=wrong), 404)["param"] == "document_id"
+    assert error_of(real.http.delete(MEMORIES, params={"document_id": "a"}), 400)
+    assert error_of(real.http.get(MEMORIES, params={"collection": "nope"}), 404)
+    assert error_of(real.http.get("/v1/memories/jobs/nope"), 404)
+    assert error_of(real.post("/v1/models/other/memories", text="x"), 404)["param"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("memory", "param"),
+    [
+        ({}, "memory.collections"),
+        ({"collections": []}, "memory.collections"),
+        ({"collections": ["default"], "topk": 0}, "memory.topk"),
+        ({"collections": ["default"], "sim_threshold": "high"}, "memory.sim_threshold"),
+        ({"collections": ["default"], "layers": [7]}, "memory.layers"),
+        ({"collections": ["default"], "position": "one"}, "memory.position"),
+        ({"collections": ["default"], "local_offset": -1}, "memory.local_offset"),
+        ({"collections": ["default"], "citations": True}, "memory.citations"),
+        ({"collections": ["default"], "top_k": 3}, "memory.top_k"),
+    ],
+)
+def test_wrong_memory_fields_are_named(real: Any, memory: dict[str, Any], param: str) -> None:
+    remember(real, text=TEXT)
+    assert error_of(real.post(COMPLETIONS, **ASKED, memory=memory), 400)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "documents"),
+        ({"text": "a", "tokens": [5]}, "documents"),
+        ({"documents": [{"id": "a"}]}, "documents.0.text"),
+        ({"documents": [{"text": "a", "id": "x"}, {"text": "b", "id": "x"}]}, "documents"),
+        ({"text": ""}, None),
+        ({"tokens": [100000]}, "tokens"),
+        ({"text": "a", "window": 100000}, "window"),
+        ({"text": "a", "window": 8, "stride": 9}, "stride"),
+        ({"text": "a", "collection": ""}, "collection"),
+    ],
+)
+def test_wrong_documents_are_named(real: Any, body: dict[str, Any], param: str | None) -> None:
+    assert error_of(real.post(MEMORIES, **body), 400)["param"] == param
+
+
+def test_a_collection_keeps_its_window(real: Any) -> None:
+    remember(real, text=TEXT, window=32, stride=8)
+    assert error_of(real.post(MEMORIES, text="x", window=64), 400)["param"] == "window"
+    remember(real, text="x")
+
+
+def test_memories_outlive_the_server_but_not_the_model(
+    serve: Callable[..., Any],
+    llama_factory: Callable[..., LoadedModel],
+    helpers: Any,
+    tmp_path: Path,
+) -> None:
+    def start(seed: int) -> Any:
+        engine = Engine(lambda: llama_factory(seed), EngineConfig())
+        return serve(engine, served_model_name=("org/tiny",), memory_dir=str(tmp_path))
+
+    memory = {"collections": ["default"]}
+    first = start(0)
+    remember(first, text=TEXT)
+    expected = first.ok(COMPLETIONS, **ASKED, memory=memory)["choices"][0]
+    first.stop()
+    first.join()
+    second = start(0)
+    assert second.ok(COMPLETIONS, **ASKED, memory=memory)["choices"][0] == expected
+    third = start(1)
+    assert "another model" in listed(third)["default"]["problem"]
+    error = error_of(third.post(COMPLETIONS, **ASKED, memory=memory), 400)
+    assert error["code"] == "memory_mismatch" and error["param"] == "memory.collections"
+    assert error_of(third.post(MEMORIES, text="more"), 400)["code"] == "memory_mismatch"
