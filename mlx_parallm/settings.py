@@ -137,6 +137,12 @@ class Settings:
         _choice("auto", "float32", "float16", "bfloat16"),
         "type to compute in; auto: float32 on a CPU, the checkpoint's own on a GPU",
     )
+    quantize: str | None = _option(
+        None,
+        _choice("4bit", "8bit", "mxfp4", "mxfp8", "nvfp4"),
+        "pack the weights while loading; they stay packed, on a CPU too",
+        metavar="KIND",
+    )
     max_batch_size: int = _option(32, _integer(1, 4096), "sequences computed together at most")
     batch_timeout_ms: float = _option(
         2.0, _number(0), "an idle engine waits this long for more requests to start with"
@@ -184,11 +190,15 @@ class Settings:
     memory_dir: str | None = _option(
         None, _text, "folder in which memories outlive the server", metavar="FOLDER"
     )
-    memory_store: str | None = _option(
-        None,
-        _text,
-        "other store of memories: redis://, postgresql:// or neo4j://; default: --memory-dir",
-        metavar="URL",
+    memory_store: str | None = field(
+        default=None,
+        metadata={
+            "parse": _text,
+            "help": "other store of memories: redis://, postgresql:// or neo4j://",
+            "many": False,
+            "metavar": "URL",
+        },
+        repr=False,  # there may be a password in it
     )
     memory_budget: int | None = _option(
         None, parse_bytes, "memories held ready at most; default: no limit", metavar="SIZE"

@@ -9,6 +9,7 @@ scripts/bench_engine.py --list
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout as it is
 
 import bench_models
+import benchlib.caching
+import benchlib.sharing  # noqa: F401  adds its scenarios
 from benchlib.scenarios import SCENARIOS, Bench
 from benchlib.table import format_table
 
@@ -35,13 +38,14 @@ def main() -> None:
     bench = Bench(Path(folder), rounds=1 if args.quick else args.rounds, quick=args.quick)
     report: dict[str, Any] = {"model": args.model_path, "blas": str(blas.info()), "scenarios": {}}
     print(f"model {args.model_path}, BLAS {blas.info()}\n")
-    for name in list(SCENARIOS) if "all" in args.scenario else args.scenario:
-        rows = SCENARIOS[name](bench)
-        report["scenarios"][name] = rows
-        print(f"{name}: {(SCENARIOS[name].__doc__ or '').splitlines()[0]}\n")
-        print(format_table(rows) + "\n", flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with contextlib.closing(bench):
+        for name in list(SCENARIOS) if "all" in args.scenario else args.scenario:
+            rows = SCENARIOS[name](bench)
+            report["scenarios"][name] = rows
+            print(f"{name}: {(SCENARIOS[name].__doc__ or '').splitlines()[0]}\n")
+            print(format_table(rows) + "\n", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

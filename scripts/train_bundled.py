@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bundled import model as models
 from bundled.batches import Batch, make_batch
-from bundled.corpus import FIRST_STAGE, QUICK_TASKS, TASKS, Task, corpus, draw_task
+from bundled.corpus import EARLY, FACTS, QUICK_TASKS, TASKS, Stage, Task, corpus, draw_task
 from bundled.fast_ops import use_fast_ops
 from bundled.knowledge import WORDS
 from bundled.tokenizer import encode, sample_texts, save_tokenizer, train_tokenizer
@@ -55,22 +55,23 @@ def get_tokenizer(path: Path, seed: int) -> Tokenizer:
 
 
 # Length of the rows of a batch -> how often; batches hold the same number of tokens.
-_LENGTHS = {256: 0.6, 512: 0.25, 768: 0.12, 1024: 0.02, 2048: 0.01}
+_LENGTHS = {256: 0.68, 512: 0.27, 768: 0.03, 1024: 0.01, 2048: 0.01}
+# Tokens of a batch: few, because on two cores many steps teach more than large ones.
+_TOKENS = 1024
 
 
 def batch_maker(
     tokenizer: Tokenizer, tasks: Sequence[Task], seed: int, tokens: int
-) -> Callable[[int, float], Batch]:
+) -> Callable[[int, int], Batch]:
     """next_batch for `train`: every step has its own generator, so that a step is repeatable."""
 
-    def next_batch(step: int, progress: float) -> Batch:
+    def next_batch(step: int, level: int) -> Batch:
         rng = random.Random(f"{seed} {step}")
-        length = rng.choices(list(_LENGTHS), list(_LENGTHS.values()))[0]
-        if progress < FIRST_STAGE or len(tasks) < len(TASKS):
-            length = 256
+        length = rng.choices(list(_LENGTHS), list(_LENGTHS.values()))[0] if level > EARLY else 256
+        stage = Stage(level, length)
         return make_batch(
             rng,
-            lambda rng: draw_task(tasks, rng, progress, length),
+            lambda rng: draw_task(tasks, rng, stage),
             lambda sample: encode(tokenizer, sample),
             rows=max(tokens // length, 1),
             length=length,
@@ -88,8 +89,9 @@ def make(kind: str, plan: Plan, tokenizer: Tokenizer, options: argparse.Namespac
     if options.fresh and (folder / "state.safetensors").exists():
         (folder / "state.safetensors").unlink()
     tasks = QUICK_TASKS if options.quick else TASKS
-    next_batch = batch_maker(tokenizer, tasks, options.seed, 2048)
-    train(model, plan, next_batch, [task.name for task in tasks], folder, kind)
+    levels = 1 if options.quick else len(FACTS)
+    next_batch = batch_maker(tokenizer, tasks, options.seed, _TOKENS)
+    train(model, plan, next_batch, [task.name for task in tasks], levels, folder, kind)
     out = options.out if kind == "target" else options.out / "draft"
     models.save_model(model, config, out)
     save_tokenizer(tokenizer, out, models.CONTEXT)

@@ -14,7 +14,7 @@ import pytest
 from bundled import fast_ops
 from bundled.batches import DocumentCache, make_batch
 from bundled.checks import chats, parse_calls
-from bundled.corpus import TASKS, draw_task
+from bundled.corpus import FACTS, TASKS, Stage, draw_task
 from bundled.house import FAMILIES, ask, house, normal
 from bundled.knowledge import multiple_choice
 from bundled.sample import Sample, draw, is_held_out, segments
@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "mlx_parallm/models/bundled"
 DRAFT = FOLDER / "draft"
+LAST = Stage(len(FACTS) - 1, 512)
 FILES = (
     "config.json",
     "generation_config.json",
@@ -110,7 +111,7 @@ def test_text_survives_the_tokenizer() -> None:
 
 def _template_cases() -> list[Sample]:
     rng = random.Random(5)
-    return [draw_task(TASKS, rng, 1.0, 512)[2] for _ in range(300)]
+    return [draw_task(TASKS, rng, LAST)[2] for _ in range(300)]
 
 
 def hf_tokenizer() -> Any:
@@ -193,7 +194,7 @@ def test_training_never_draws_what_is_evaluated() -> None:
     rng = random.Random(1)
     asked = {json.dumps([check.messages, check.tools]) for check in chats(100)}
     for _ in range(2000):
-        _, _, sample = draw_task(TASKS, rng, 1.0, 512)
+        _, _, sample = draw_task(TASKS, rng, LAST)
         assert not is_held_out(sample.key)
         assert json.dumps([sample.messages[:1], sample.tools]) not in asked
 
@@ -201,7 +202,7 @@ def test_training_never_draws_what_is_evaluated() -> None:
 def test_held_out_sums_are_held_out_in_every_wording() -> None:
     rng = random.Random(2)
     held_out = {draw(sums, rng, held_out=True).key for _ in range(300)}
-    samples = [draw_task(TASKS, rng, 1.0, 512)[2] for _ in range(3000)]
+    samples = [draw_task(TASKS, rng, LAST)[2] for _ in range(3000)]
     trained = {key for sample in samples for key in _sums_in(sample)}
     assert len(trained) > 300
     assert not held_out & trained

@@ -35,6 +35,7 @@ from mlx_parallm.errors import (
     QueueFullError,
     SequenceError,
     UnavailableError,
+    UnsupportedError,
 )
 from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
 from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token, warm_up
@@ -44,6 +45,7 @@ from mlx_parallm.models.prefix_store import PrefixStore
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Sink = Callable[[list[Output]], None]
+_NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,8 @@ class Engine:
             self._speculate = speculate
 
         def apply() -> None:
+            if self.loaded is not None and self.loaded.is_encoder:
+                given.pop("prefill_chunk", None)
             self._scheduler.config = replace(self._scheduler.config, **given)  # type: ignore[arg-type]
             if self._runner.drafter is not None:
                 most = self.config.num_draft_tokens if self._speculate else 0
@@ -299,6 +303,10 @@ class Engine:
                 f"there is no room for {len(sequences)} more now"
             )
         for sequence in sequences:
+            if sequence.pooling is None and self.loaded is not None and self.loaded.is_encoder:
+                raise UnsupportedError(
+                    "The served model is an encoder: it makes embeddings only.", param="model"
+                )
             if not self._scheduler.fits(sequence):
                 raise OutOfMemoryError(
                     f"{len(sequence.prompt)} prompt tokens and {sequence.params.max_tokens} "
@@ -340,7 +348,7 @@ class Engine:
         self._scheduler = ContinuousBatchScheduler(
             SchedulerConfig(
                 max_batch_size=self.config.max_batch_size,
-                prefill_chunk=self.config.prefill_chunk or _default_chunk(),
+                **self._chunks(loaded),
                 kv_tokens=memory // per_token if per_token else 1 << 40,
                 lookahead=guesses,
                 aligned=prefixes is not None and prefixes.has_state,
@@ -359,7 +367,7 @@ class Engine:
         memory = self.config.prefix_cache_memory
         if memory is None:
             memory = kv_memory // 4
-        if memory <= 0:
+        if memory <= 0 or loaded.is_encoder:
             return None
         prefixes = self._runner.prefixes = PrefixStore(self._runner.cache, memory)
         if self.config.prefix_cache_dir is not None:
@@ -388,6 +396,12 @@ class Engine:
                 raise ModelLoadError(f"{draft.path}: a recurrent model cannot be the draft")
         self._runner.speculate(drafter, self.config.num_draft_tokens)
         return self.config.num_draft_tokens
+
+    def _chunks(self, loaded: LoadedModel) -> dict[str, int]:
+        """How much of the prompts a step computes: an encoder's are never cut."""
+        if loaded.is_encoder:
+            return {"prefill_chunk": _NO_LIMIT, "idle_prefill_tokens": _NO_LIMIT}
+        return {"prefill_chunk": self.config.prefill_chunk or _default_chunk()}
 
     def _fail_start(self, error: Exception) -> None:
         if not isinstance(error, ParallmError):

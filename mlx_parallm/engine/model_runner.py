@@ -304,6 +304,12 @@ class ModelRunner:
             if found is not None:
                 result.citations = found[: len(result.tokens)]
 
+    def _line_up(self, sequences: list[Sequence]) -> None:
+        """Make rows that catch up neighbours: those between would be computed too."""
+        rows = sorted((self._rows[s.id] for s in sequences), key=lambda rows: rows[0].index)
+        for index, row in enumerate(rows, start=self._num_decoding):
+            self._swap(row, index)
+
     def _swap(self, rows: list[Row], index: int) -> None:
         for cache, row in zip(self.caches, rows, strict=True):
             cache.swap(row, cache.rows[index])
@@ -315,12 +321,11 @@ class ModelRunner:
 
     def _catch_up(self, chunks: list[tuple[Sequence, int]]) -> list[PromptScores]:
         """Compute known tokens; their logits only where someone wants them."""
+        self._line_up([s for s, _ in chunks])
         by_row = {self._row(s).index: (s, n) for s, n in chunks}
         start, stop = min(by_row), max(by_row) + 1
         width = max(count for _, count in chunks)
-        counts = [by_row[r][1] if r in by_row else 0 for r in range(start, stop)]
-        if self.cache.has_state and 0 in counts:
-            width = max(width, 2)  # mlx-lm's one-token kernels do not look at masks
+        counts = [by_row[r][1] for r in range(start, stop)]
         inputs = np.zeros((stop - start, width), dtype=np.int32)
         for index, (sequence, count) in by_row.items():
             first = self._row(sequence).length
@@ -351,8 +356,8 @@ class ModelRunner:
                 size = len(sequence.prompt) - 1
                 before = 0.0 if self._row(sequence).length == 0 else self._sums[sequence.id]
                 self._sums[sequence.id] = before + mine.sum(axis=0) / size
-            else:
-                self._sums[sequence.id] = mine[-1]
+            elif sequence.pooling == "last" or self._row(sequence).length == 0:
+                self._sums[sequence.id] = mine[0 if sequence.pooling == "cls" else -1]
 
     def _wants_scores(self, sequence: Sequence) -> bool:
         return (

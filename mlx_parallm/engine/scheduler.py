@@ -67,7 +67,8 @@ class SchedulerConfig:
 
     Attributes:
         max_batch_size: rows at most.
-        prefill_chunk: prompt tokens a step may catch up while others decode.
+        prefill_chunk: prompt tokens a step may catch up while others decode, what
+            shorter rows are padded with included.
         idle_prefill_tokens: the same while nothing decodes.
         kv_tokens: tokens that the KV memory budget holds.
         max_width: tokens a row may catch up in one forward.
@@ -106,6 +107,7 @@ class ContinuousBatchScheduler:
         self._leaders: dict[Hashable, Sequence] = {}
         self._suspects: set[int] = set()
         self._accused: Sequence | None = None
+        self._passing = False
         self._release: list[Sequence] = []
         self._retired: list[Sequence] = []  # their last token is in flight
 
@@ -123,8 +125,8 @@ class ContinuousBatchScheduler:
 
     @property
     def kv_tokens_used(self) -> int:
-        """Tokens of KV memory that rows hold, in whole blocks."""
-        return sum(self._cost(s) for s in self.running)
+        """Tokens of KV memory that rows hold: each has room for as many as the longest."""
+        return self._area(self.running)
 
     @property
     def decoding(self) -> list[Sequence]:
@@ -238,12 +240,18 @@ class ContinuousBatchScheduler:
     def _cost(self, sequence: Sequence) -> int:
         return _blocks(sequence.num_tokens + sequence.in_flight + 1 + self.config.lookahead)
 
+    def _area(self, rows: Items[Sequence]) -> int:
+        return len(rows) * max((self._cost(s) for s in rows), default=0)
+
+    def _fits_beside(self, sequence: Sequence) -> bool:
+        """Whether there is memory for one more row; a lone one always has it."""
+        return not self.running or self._area([*self.running, sequence]) <= self.config.kv_tokens
+
     def _make_room(self, plan: Plan) -> bool:
         """Preempt until the next token of every row fits; true if any was."""
-        used, preempted = self.kv_tokens_used, False
-        while used > self.config.kv_tokens and len(self.running) > 1:
+        preempted = False
+        while self.kv_tokens_used > self.config.kv_tokens and len(self.running) > 1:
             victim = max(self.running, key=_order)
-            used -= self._cost(victim)
             self._preempt(victim)
             plan.release.append(victim)
             preempted = True
@@ -257,20 +265,15 @@ class ContinuousBatchScheduler:
         self.add(sequence)
 
     def _admit(self, plan: Plan) -> None:
-        used = self.kv_tokens_used
         while len(self.running) < self.config.max_batch_size:
             sequence = self._peek()
             if sequence is None or not self._may_join(sequence):
                 return
-            cost = self._cost(sequence)
-            if self.running and used + cost > self.config.kv_tokens:
+            if not self._fits_beside(sequence):
                 return
-            used += cost
             heapq.heappop(self._waiting)
-            if self._follows(sequence):
-                used -= cost
-                continue
-            self._start(sequence, plan)
+            if not self._follows(sequence):
+                self._start(sequence, plan)
 
     def _start(self, sequence: Sequence, plan: Plan) -> None:
         self._num_waiting -= 1
@@ -359,24 +362,23 @@ class ContinuousBatchScheduler:
                 self._caught_up(sequence, plan)
 
     def _chunks(self, behind: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-        """Divide the budget: a long head of the line leaves half of it to short ones."""
-        chunks: list[tuple[Sequence, int]] = []
-        for place, sequence in enumerate(behind):
-            left = sequence.num_pending - 1
-            if left <= 0:
-                chunks.append((sequence, 0))
-                continue
-            if budget <= 0:
-                continue
-            share = budget
-            if place == 0 and left > budget and len(behind) > 1:
-                share = budget // 2
-                behind[1:] = sorted(behind[1:], key=lambda s: s.num_pending)
-            count = min(left, share, self.config.max_width)
+        """Divide the budget. A forward's chunks are padded to the widest, and counted so.
+
+        A long head of the line leaves every other step to those behind it.
+        """
+        chunks = [(s, 0) for s in behind if s.num_pending <= 1]
+        line = [s for s in behind if s.num_pending > 1]
+        if len(line) > 1 and line[0].num_pending - 1 > budget:
+            self._passing = not self._passing
+            if self._passing:
+                line = sorted(line[1:], key=lambda s: s.num_pending)
+        lefts = [s.num_pending - 1 for s in line]
+        rows, width = _rectangle(lefts, budget, self.config.max_width)
+        for sequence, left in zip(line[:rows], lefts, strict=False):
+            count = min(left, width)
             if self.config.aligned:
                 count = self._align(sequence, count, left)
             chunks.append((sequence, count))
-            budget -= count
         return chunks
 
     def _align(self, sequence: Sequence, count: int, left: int) -> int:
@@ -414,7 +416,7 @@ class ContinuousBatchScheduler:
     def _has_room(self, sequence: Sequence) -> bool:
         return (
             len(self.running) < self.config.max_batch_size
-            and self.kv_tokens_used + self._cost(sequence) <= self.config.kv_tokens
+            and self._fits_beside(sequence)
             and self._may_join(sequence)
         )
 
@@ -439,6 +441,20 @@ def _twins(one: Sequence, other: Sequence) -> bool:
     """Whether their rows are equal: of one group, and neither has said anything yet."""
     same = one.group is not None and one.group == other.group
     return same and not one.output and not other.output
+
+
+def _rectangle(lefts: list[int], budget: int, max_width: int) -> tuple[int, int]:
+    """How many of the first rows to compute, and how wide.
+
+    The fewest rows that fill three quarters of the budget, since the first in the
+    line are done sooner then; where nothing fills that much, the most tokens.
+    """
+    sizes = [(rows, min(budget // rows, max_width)) for rows in range(1, len(lefts) + 1)]
+    filled = [sum(min(left, width) for left in lefts[:rows]) for rows, width in sizes]
+    enough = min(max(filled, default=0), budget * 3 / 4)
+    return next(
+        (size for size, tokens in zip(sizes, filled, strict=True) if tokens >= enough), (0, 0)
+    )
 
 
 def _blocks(tokens: int) -> int:

@@ -165,7 +165,7 @@ class Sequence:
             version, memories and settings); part of the prefix-cache key.
         memory: memories that it attends to, None for none; their part of the
             namespace is added when the sequence is made.
-        pooling: "last" or "mean" pools the last hidden states of all prompt tokens
+        pooling: "last", "mean" or "cls" (the first token) pools the last hidden states of all prompt tokens
             but the last, which only marks the end (`pooled` makes such a sequence).
     """
 
@@ -196,7 +196,7 @@ class Sequence:
 
         Args:
             tokens: all of them are pooled.
-            pooling: "last" or "mean".
+            pooling: "last", "mean" or "cls".
         """
         params = SamplingParams(max_tokens=0)
         return cls([*tokens, tokens[-1]], params, priority=priority, pooling=pooling)

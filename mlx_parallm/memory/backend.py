@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlx_parallm.memory.document import Document
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # stores that limit the size of a value get payloads in parts
 
@@ -135,6 +138,14 @@ def need(package: str, extra: str, store: str) -> InvalidRequestError:
         f"Memories in {store} need the package {package}: "
         f'pip install "mlx_parallm[{extra}]"'
     )
+
+
+def failed(store: str, error: Exception, starting: bool) -> MemoryStoreError:
+    """A store's failure for a client; what the store says is for the operator only."""
+    if starting:
+        return MemoryStoreError(f"{store} cannot be used for memories: {error}")
+    log.error("%s failed: %s", store, error)
+    return MemoryStoreError(f"The memories' store failed ({store}).")
 
 
 def parts_of(payload: bytes) -> list[bytes]:

@@ -125,6 +125,7 @@ def make_index(unit_keys: np.ndarray, hnsw_above: int = HNSW_ABOVE) -> Any:
     import faiss
 
     dim = unit_keys.shape[1]
+    index: Any
     if len(unit_keys) <= hnsw_above:
         index = faiss.IndexFlatIP(dim)
     else:

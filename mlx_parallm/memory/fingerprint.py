@@ -41,6 +41,7 @@ def _add_weights(digest: hashlib._Hash, loaded: LoadedModel) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    for name, weight in sorted(tree_flatten(loaded.model.parameters())):
+    weights: dict[str, mx.array] = dict(tree_flatten(loaded.model.parameters()))
+    for name, weight in sorted(weights.items()):
         sample = np.array(weight.reshape(-1)[:16].astype(mx.float32))
         digest.update(f"{name}{weight.shape}{weight.dtype}".encode() + sample.tobytes())

@@ -14,6 +14,7 @@ from mlx_parallm.memory.backend import (
     MemoryBackend,
     MemoryStoreError,
     StoredCollection,
+    failed,
     need,
     parts_of,
 )
@@ -32,8 +33,10 @@ _BUMP = (
 _REMOVE = (
     "MATCH (:MemoryCollection {name: $name})-[:HOLDS]->(d:MemoryDocument) "
     "WHERE $id IS NULL OR d.id = $id "
-    "OPTIONAL MATCH (d)-[:CONSISTS_OF]->(p:MemoryPart) DETACH DELETE p, d "
-    "RETURN count(d) AS count"
+    "OPTIONAL MATCH (d)-[:CONSISTS_OF]->(p:MemoryPart) "
+    "WITH collect(DISTINCT d) AS documents, collect(p) AS parts "
+    "FOREACH (p IN parts | DETACH DELETE p) FOREACH (d IN documents | DETACH DELETE d) "
+    "RETURN size(documents) AS count"
 )
 _ADD = (
     "MATCH (c:MemoryCollection {name: $name}) "
@@ -85,7 +88,7 @@ class Neo4jBackend(MemoryBackend):
             f"{parts.scheme}://{place}", auth=(unquote(user), unquote(password))
         )
         for constraint in _CONSTRAINTS:
-            self._run(lambda tx, text=constraint: tx.run(text).consume())
+            self._run(lambda tx, text=constraint: tx.run(text).consume(), starting=True)
 
     def put(self, document: Document, payload: bytes) -> int:
         name, uid = document.collection, document.uid
@@ -140,9 +143,9 @@ class Neo4jBackend(MemoryBackend):
     def close(self) -> None:
         self._driver.close()
 
-    def _run(self, work: Any) -> Any:
+    def _run(self, work: Any, *, starting: bool = False) -> Any:
         try:
             with self._driver.session() as session:
                 return session.execute_write(work)
         except self._errors as error:
-            raise MemoryStoreError(f"Neo4j failed: {error}") from error
+            raise failed("Neo4j", error, starting) from error

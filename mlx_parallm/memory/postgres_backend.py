@@ -11,6 +11,7 @@ from mlx_parallm.memory.backend import (
     MemoryBackend,
     MemoryStoreError,
     StoredCollection,
+    failed,
     need,
     parts_of,
 )
@@ -52,7 +53,7 @@ class PostgresBackend(MemoryBackend):
         self._url = url
         self._connection: Any = None
         self._lock = threading.Lock()
-        with self._transaction() as cursor:
+        with self._transaction(starting=True) as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             cursor.execute(_SCHEMA)
 
@@ -133,12 +134,14 @@ class PostgresBackend(MemoryBackend):
         return int(cursor.fetchone()[0])
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self, *, starting: bool = False) -> Iterator[Any]:
         with self._lock:
             try:
                 if self._connection is None or self._connection.closed:
-                    self._connection = self._psycopg.connect(self._url, connect_timeout=10)
+                    self._connection = self._psycopg.connect(
+                        self._url, connect_timeout=10, client_encoding="UTF8"
+                    )
                 with self._connection.transaction(), self._connection.cursor() as cursor:
                     yield cursor
             except self._psycopg.Error as error:
-                raise MemoryStoreError(f"PostgreSQL failed: {error}") from error
+                raise failed("PostgreSQL", error, starting) from error

@@ -15,6 +15,7 @@ from mlx_parallm.memory.backend import (
     MemoryBackend,
     MemoryStoreError,
     StoredCollection,
+    failed,
     need,
     parts_of,
 )
@@ -46,7 +47,7 @@ class RedisBackend(MemoryBackend):
         self._errors = redis.RedisError
         self._prefix = prefix
         self._redis: Any = redis.Redis.from_url(url)
-        with self._faults():
+        with self._faults(starting=True):
             self._redis.ping()
 
     def put(self, document: Document, payload: bytes) -> int:
@@ -55,7 +56,7 @@ class RedisBackend(MemoryBackend):
         with self._faults():
             for place, part in enumerate(parts):
                 self._redis.set(self._part(document.uid, place), part, ex=_UNFINISHED_S)
-            return int(self._change(name, document.id, (document, len(parts))))
+            return self._change(name, document.id, (document, len(parts))) or 0
 
     def payload(self, uid: str) -> bytes:
         with self._faults():
@@ -78,11 +79,12 @@ class RedisBackend(MemoryBackend):
 
     def delete_collection(self, collection: str) -> bool:
         with self._faults():
-            return bool(self._redis.transaction(
+            there = self._redis.transaction(
                 lambda pipe: self._drop(pipe, collection),
                 self._key("documents", collection),
                 value_from_callable=True,
-            ))
+            )
+            return bool(there)
 
     def close(self) -> None:
         self._redis.close()
@@ -154,8 +156,8 @@ class RedisBackend(MemoryBackend):
         return self._key("part", uid, str(place))
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _faults(self, *, starting: bool = False) -> Iterator[None]:
         try:
             yield
         except self._errors as error:
-            raise MemoryStoreError(f"Redis failed: {error}") from error
+            raise failed("Redis", error, starting) from error

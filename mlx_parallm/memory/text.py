@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mlx_parallm.engine.detokenizer import TextStream
+from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams
 from mlx_parallm.errors import InvalidRequestError
 
 
@@ -35,12 +37,19 @@ def tokens_of(tokenizer: Any, source: str | list[int]) -> Tokens:
         text, ids, offsets = _of_text(tokenizer, source)
     else:
         text, ids, offsets = _of_ids(tokenizer, source)
-    special = np.array(sorted(getattr(tokenizer, "all_special_ids", ())), dtype=np.int64)
     array = np.array(ids, dtype=np.int32)
-    kept = ~np.isin(array, special)
+    kept = ~np.isin(array, _special_ids(tokenizer))
     if not kept.any():
         raise InvalidRequestError("There is nothing to remember: the document has no tokens.")
     return Tokens(text, array, np.array(offsets, dtype=np.int32).reshape(-1, 2), kept)
+
+
+def _special_ids(tokenizer: Any) -> list[int]:
+    """BOS and its like, and the markers of chat templates."""
+    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    added = getattr(inner, "added_tokens_decoder", {})
+    marked = {int(token) for token, entry in added.items() if getattr(entry, "special", False)}
+    return sorted(marked | set(getattr(inner, "all_special_ids", ())))
 
 
 def _of_text(tokenizer: Any, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
@@ -53,15 +62,12 @@ def _of_text(tokenizer: Any, text: str) -> tuple[str, list[int], list[tuple[int,
 
 
 def _of_ids(tokenizer: Any, ids: list[int]) -> tuple[str, list[int], list[tuple[int, int]]]:
-    detokenizer = tokenizer.detokenizer
-    detokenizer.reset()
-    ends = []
-    for token in ids:
-        detokenizer.add_token(token)
-        ends.append(len(detokenizer.text))
-    detokenizer.finalize()
-    text = str(detokenizer.text)
-    starts = [0, *ends[:-1]]
-    # Text that was held back belongs to the last token.
-    ends[-1:] = [len(text)]
-    return text, ids, list(zip(starts, ends, strict=True))
+    params = SamplingParams(max_tokens=len(ids) + 1, ignore_eos=True)
+    stream = TextStream(tokenizer, params, skip_special_tokens=False)
+    parts, offsets, end = [], [], 0
+    for place, token in enumerate(ids):
+        last = FinishReason.LENGTH if place == len(ids) - 1 else None
+        parts.append(stream.push(Output(0, token_ids=[token], finish_reason=last)).text)
+        start, end = end, end + len(parts[-1])
+        offsets.append((start, end))
+    return "".join(parts), ids, offsets

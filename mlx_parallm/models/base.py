@@ -85,6 +85,9 @@ class LayerCache:
         """Exchange two slots' contents."""
         raise NotImplementedError
 
+    def trim(self, longest: int) -> None:
+        """Give back what rows of at most this many tokens do not need."""
+
     def drop(self) -> None:
         """Free all buffers."""
         raise NotImplementedError
@@ -222,6 +225,13 @@ class BatchedKVCache(LayerCache):
         if self.keys is not None and self.values is not None:
             self.keys = _swap_rows(self.keys, one, other)
             self.values = _swap_rows(self.values, one, other)
+
+    def trim(self, longest: int) -> None:
+        needed = _round_up(longest + BLOCK)
+        if self.keys is None or self.values is None or needed > self.capacity // 2:
+            return
+        self.keys = mx.contiguous(self.keys[:, :, :needed])
+        self.values = mx.contiguous(self.values[:, :, :needed])
 
     def drop(self) -> None:
         self.keys = self.values = None
@@ -473,8 +483,12 @@ class BatchedCache:
         self.rows.pop()
         if not self.rows:
             self.drop()
-        elif len(self.rows) <= self.slots // 4:
-            self._resize(self.slots // 2)
+            return
+        if len(self.rows) <= self.slots // 2:
+            self._resize(self.slots * 3 // 4)
+        longest = max(row.length for row in self.rows)
+        for leaf in self.leaves:
+            leaf.trim(longest)
 
     def swap(self, one: Row, other: Row) -> None:
         """Exchange two rows' slots."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ from mlx_lm.utils import _get_classes, load_tokenizer
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapt import check_supported
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.memory import total_memory
+from mlx_parallm.models.quantize import quantize as quantize_weights
 
 BUNDLED = "bundled"
 BUNDLED_DRAFT = "bundled/draft"
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _DEFAULT_CONTEXT = 4096
+Weights = dict[str, mx.array]
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
 
 
@@ -40,6 +44,7 @@ class LoadedModel:
         dtype: of the weights that compute; nbytes: of all weights.
         quantization: config.json's quantization, None where weights are plain.
         head: of a sequence classifier or reward model.
+        pooling: how its embeddings are made: "last", "mean" or "cls".
     """
 
     model: Any
@@ -55,6 +60,12 @@ class LoadedModel:
     nbytes: int
     quantization: dict[str, Any] | None
     head: ClassificationHead | None = None
+    pooling: str = "last"
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it makes hidden states of whole texts only, and no next token."""
+        return bool(getattr(self.model, "whole_sequence", False))
 
 
 def load_model(
@@ -63,6 +74,7 @@ def load_model(
     dtype: str = "auto",
     max_model_len: int | None = None,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Load a model and its tokenizer.
 
@@ -71,6 +83,7 @@ def load_model(
         dtype: "auto" (float32 on a CPU, the checkpoint's own on a GPU),
             "float32", "float16" or "bfloat16".
         max_model_len: a shorter context than the model's own.
+        quantize: "4bit", "8bit", "mxfp4", "mxfp8" or "nvfp4" packs the weights here.
 
     Raises:
         ModelLoadError: in one sentence, what is missing or wrong.
@@ -89,8 +102,13 @@ def load_model(
         raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
     quantization = config.get("quantization")
     _convert(model, dtype, quantization)
+    if quantize is not None:
+        config = quantize_weights(model, config, quantize)
     mx.eval(model.parameters())
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
+    loaded.pooling = _pooling(folder, loaded.is_encoder)
+    if loaded.is_encoder:
+        loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
         loaded.head = load_head(folder, config)
         if loaded.head is None:
@@ -99,29 +117,82 @@ def load_model(
 
 
 def _load_body(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """mlx-lm's model; also of checkpoints that have another head, or none."""
-    names = _weight_names(folder)
-    bare = any(name.startswith("layers.") for name in names)
+    """mlx-lm's model, or ours; also of checkpoints with another head, none, or other names."""
+    own = _own_classes(config)
+    if own is not None:
+        return mlx_lm_load_model(folder, lazy=True, get_model_classes=lambda config: own)
+    if mamba_ssm.is_mamba_ssm(config):
+        return _load_mamba_ssm(folder, config)
+    bare = any(name.startswith("layers.") for name in _weight_names(folder))
     if not bare and not is_classifier(config):
         return mlx_lm_load_model(folder, lazy=True)
+
+    def rename(weights: Weights) -> Weights:
+        if bare:  # saved without the causal model around it
+            weights = {f"model.{name}": array for name, array in weights.items()}
+        heads = tuple(f"{prefix}{name}." for prefix in ("", "model.") for name in HEAD_NAMES)
+        return {n: a for n, a in weights.items() if not n.startswith(heads)}
+
+    # Without a language model head there is nothing to load into one.
+    tied = {"tie_word_embeddings": True}
+    classes = _classes_that(rename)
+    return mlx_lm_load_model(folder, lazy=True, model_config=tied, get_model_classes=classes)
+
+
+def _own_classes(config: dict[str, Any]) -> tuple[type, type] | None:
+    """Classes of architectures that mlx-lm does not have."""
+    if config["model_type"] == "lstm":
+        return lstm.Model, lstm.ModelArgs
+    if config["model_type"] in bert.MODEL_TYPES:
+        if is_classifier(config):
+            raise ValueError("classification heads of encoders are not supported")
+        return bert.Model, bert.ModelArgs
+    return None
+
+
+def _load_mamba_ssm(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    padded = {**config, "vocab_size": mamba_ssm.padded_vocab_size(config)}
+    classes = _classes_that(lambda weights: mamba_ssm.rename_weights(weights, config))
+    model, found = mlx_lm_load_model(
+        folder, lazy=True, model_config=padded, get_model_classes=classes
+    )
+    # Padding is not part of the vocabulary: it must not be sampled.
+    return model, {**found, "vocab_size": config["vocab_size"]}
+
+
+def _classes_that(rename: Callable[[Weights], Weights]) -> Callable[..., tuple[type, type]]:
+    """mlx-lm's classes for a config; weights are renamed before they see them."""
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)
 
-        def sanitize(self: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            if bare:  # saved without the causal model around it
-                weights = {f"model.{name}": array for name, array in weights.items()}
-            heads = tuple(f"{prefix}{name}." for prefix in ("", "model.") for name in HEAD_NAMES)
-            weights = {n: a for n, a in weights.items() if not n.startswith(heads)}
+        def sanitize(self: Any, weights: Weights) -> Weights:
+            weights = rename(weights)
             inner = getattr(super(kind, self), "sanitize", None)
             return inner(weights) if inner is not None else weights
 
-        kind = type(model_class.__name__, (model_class,), {"sanitize": sanitize})
+        # By its module a class is known for what it is (see adapt.py).
+        members = {"sanitize": sanitize, "__module__": model_class.__module__}
+        kind = type(model_class.__name__, (model_class,), members)
         return kind, args_class
 
-    # Without a language model head there is nothing to load into one.
-    tied = {"tie_word_embeddings": True}
-    return mlx_lm_load_model(folder, lazy=True, model_config=tied, get_model_classes=classes)
+    return classes
+
+
+def _pooling(folder: Path, is_encoder: bool) -> str:
+    """As sentence-transformers' 1_Pooling/config.json says, where there is one."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean" if is_encoder else "last"
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
+    try:
+        config = json.loads(file.read_text())
+        asked = [name for name, mode in modes.items() if config.get(f"pooling_mode_{mode}")]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"{file}: not readable: {_sentence(error)}") from error
+    if len(asked) != 1:
+        raise ModelLoadError(f"{file}: one of cls, mean and last token pooling is supported")
+    return asked[0]
 
 
 def _weight_names(folder: Path) -> set[str]:
@@ -146,7 +217,7 @@ def describe(
         config=config,
         path=path,
         folder=folder,
-        eos_token_ids=frozenset(int(i) for i in tokenizer.eos_token_ids),
+        eos_token_ids=frozenset(int(i) for i in tokenizer.eos_token_ids if i is not None),
         max_model_len=_context(config, max_model_len),
         vocab_size=_vocab_size(config, tokenizer),
         dtype=str(max(floats, key=lambda a: a.size).dtype).rsplit(".", 1)[-1],
@@ -206,6 +277,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelLoadError(f"{file}: not readable as JSON: {_sentence(error)}") from error
+    if isinstance(config, dict) and mamba_ssm.is_mamba_ssm(config):
+        config = mamba_ssm.translate_config(config)
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelLoadError(f"{file}: there is no model_type in it")
     if not list(folder.glob("*.safetensors")):

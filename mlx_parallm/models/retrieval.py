@@ -67,8 +67,8 @@ class LayerMemory:
         ]
         if len(parts) == 1:
             return parts[0]
-        ids, products = zip(*parts, strict=True)
-        return mx.concatenate(ids, axis=1), mx.concatenate(products, axis=1)
+        ids = mx.concatenate([part[0] for part in parts], axis=1)
+        return ids, mx.concatenate([part[1] for part in parts], axis=1)
 
     def products(self, queries: mx.array) -> mx.array:
         """(kv_heads, N, M) float32 products of queries with all unit keys."""
@@ -112,15 +112,16 @@ def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     if size < 4 * BLOCK * k:
         ids = mx.argpartition(-values, k - 1, axis=-1)[..., :k]
         return ids, mx.take_along_axis(values, ids, axis=-1)
-    whole = size // BLOCK * BLOCK
-    blocks = mx.unflatten(values[..., :whole], -1, (-1, BLOCK))
-    best = mx.argpartition(-blocks.max(axis=-1), k - 1, axis=-1)[..., :k, None]
-    candidates = mx.flatten(mx.take_along_axis(blocks, best, axis=2), -2)
-    ids = mx.flatten(best * BLOCK + mx.arange(BLOCK, dtype=best.dtype), -2)
-    if whole < size:
-        candidates = mx.concatenate([candidates, values[..., whole:]], axis=-1)
-        rest = mx.arange(whole, size, dtype=ids.dtype)
-        rest = mx.broadcast_to(rest, (*ids.shape[:2], size - whole))
+    # Block b is every count-th entry from b on: maxima are then taken of whole rows at a time.
+    count = size // BLOCK
+    blocks = mx.unflatten(values[..., : count * BLOCK], -1, (BLOCK, count))
+    best = mx.argpartition(-blocks.max(axis=-2), k - 1, axis=-1)[..., None, :k]
+    places = mx.arange(BLOCK, dtype=best.dtype)[:, None] * count
+    ids = mx.flatten(best + places, -2)
+    if count * BLOCK < size:
+        rest = mx.arange(count * BLOCK, size, dtype=ids.dtype)
+        rest = mx.broadcast_to(rest, (*ids.shape[:2], rest.size))
         ids = mx.concatenate([ids, rest], axis=-1)
+    candidates = mx.take_along_axis(values, ids, axis=-1)
     chosen = mx.argpartition(-candidates, k - 1, axis=-1)[..., :k]
     return mx.take_along_axis(ids, chosen, axis=-1), mx.take_along_axis(candidates, chosen, axis=-1)

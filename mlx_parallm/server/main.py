@@ -103,6 +103,7 @@ def build_engine(settings: Settings) -> Engine:
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             trust_remote_code=settings.trust_remote_code,
+            quantize=settings.quantize,
         )
         if settings.chat_template is not None:
             _use_chat_template(loaded, Path(settings.chat_template))

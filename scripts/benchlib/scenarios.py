@@ -20,22 +20,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import BatchKVCache
 
 from benchlib.load_client import Target, closed_loop
 from benchlib.servers import our_command, spawn
-from benchlib.sides import (
-    LmBatchGenerator,
-    OurEngine,
-    PlainLoop,
-    Timing,
-    Work,
-    our_engine,
-    to_row,
-)
+from benchlib.sides import OurEngine, our_engine, to_row
+from benchlib.stock import BATCH_GENERATOR, PLAIN_LOOP, Stock, StockSide
 from benchlib.table import percentile, ratio
+from benchlib.work import Side, Timing, Work
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
-from mlx_parallm.models.base import BatchedCache, BatchedKVCache
+from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.loader import LoadedModel, load_model
 from mlx_parallm.models.memory import kv_bytes_per_token
 
@@ -72,9 +65,29 @@ class Bench:
         return load_model(str(self.folder))
 
     @cached_property
+    def stock(self) -> Stock:
+        """The process in which mlx-lm runs as installed."""
+        return Stock(self.folder)
+
+    @property
+    def batch_generator(self) -> StockSide:
+        """mlx-lm's BatchGenerator."""
+        return StockSide(self.stock, BATCH_GENERATOR)
+
+    @property
+    def plain_loop(self) -> StockSide:
+        """A loop over mlx-lm's model."""
+        return StockSide(self.stock, PLAIN_LOOP)
+
+    def close(self) -> None:
+        """End what was started."""
+        if "stock" in vars(self):
+            self.stock.close()
+
+    @cached_property
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V of one token in all layers."""
-        return kv_bytes_per_token(_warm_cache(self.loaded.model))
+        return kv_bytes_per_token(warm_cache(self.loaded.model))
 
     def size(self, full: int, quick: int) -> int:
         """A size that depends on `quick`."""
@@ -91,6 +104,16 @@ class Bench:
     ) -> list[Work]:
         """`rows` pieces of work, their sampling settings taken in turn from the mix."""
         return [Work(self.prompt(prompt), tokens, mix[i % len(mix)]) for i in range(rows)]
+
+
+def warm_cache(model: Any) -> BatchedCache:
+    """A cache after a forward of one token, so that its shapes are known."""
+    cache = BatchedCache(model)
+    cache.join()
+    cache.begin(0, 1, 1, [1])
+    mx.eval(model(mx.zeros((1, 1), mx.int32), cache=cache.layers))
+    cache.commit()
+    return cache
 
 
 class BenchError(RuntimeError):
@@ -118,7 +141,8 @@ def judge(value: float | None, target: float, *, at_least: bool) -> dict[str, An
     return {"target": f"{sign} {target:g}", "met": "yes" if met else "no"}
 
 
-def _ms(seconds: float | None) -> float | None:
+def ms(seconds: float | None) -> float | None:
+    """Milliseconds, rounded for a table."""
     return None if seconds is None else round(1000 * seconds, 2)
 
 
@@ -128,7 +152,7 @@ def _ms(seconds: float | None) -> float | None:
 @scenario("greedy")
 def greedy(bench: Bench) -> Rows:
     """All rows greedy, against BatchGenerator and a plain loop."""
-    others = (LmBatchGenerator(bench.loaded), PlainLoop(bench.loaded))
+    others = [bench.batch_generator, bench.plain_loop]
     return list(_throughput(bench, others, [{}], {}))
 
 
@@ -136,27 +160,28 @@ def greedy(bench: Bench) -> Rows:
 def mixed(bench: Bench) -> Rows:
     """Rows with different sampling settings, against BatchGenerator."""
     targets = {1: 1.2, 8: 1.5, 32: 1.8}
-    return list(_throughput(bench, [LmBatchGenerator(bench.loaded)], MIXED, targets))
+    return list(_throughput(bench, [bench.batch_generator], MIXED, targets))
 
 
 @scenario("top_p")
 def top_p(bench: Bench) -> Rows:
     """All rows with top_p, against BatchGenerator."""
-    return list(_throughput(bench, [LmBatchGenerator(bench.loaded)], TOP_P, {32: 3.0}))
+    return list(_throughput(bench, [bench.batch_generator], TOP_P, {32: 3.0}))
 
 
 def _throughput(
     bench: Bench,
-    others: Sequence[LmBatchGenerator | PlainLoop],
+    others: Sequence[StockSide],
     mix: Sequence[Mapping[str, float]],
     targets: Mapping[int, float],
 ) -> Iterator[dict[str, Any]]:
     tokens = bench.size(64, 24)
     with our_engine(bench.folder) as ours:
+        sides: list[Side] = [ours, *others]
         for rows in (1, 4) if bench.quick else (1, 8, 32):
-            found: dict[str, list[Timing]] = {side.name: [] for side in (ours, *others)}
+            found: dict[str, list[Timing]] = {side.name: [] for side in sides}
             for number in range(-1, bench.rounds):
-                for side in (ours, *others) if number % 2 else (*others, ours):
+                for side in sides if number % 2 else sides[::-1]:
                     timing = side.run(bench.work(rows, tokens, mix))
                     if number >= 0:  # the first round warms up
                         found[side.name].append(timing)
@@ -167,9 +192,9 @@ def _throughput(
                     "rows": rows,
                     "tokens/s": round(speeds[name], 1),
                 }
-                row["step ms"] = _ms(_median_step(timings))
+                row["step ms"] = ms(_median_step(timings))
                 row["ours / it"] = ratio(speeds[ours.name], speeds[name])
-                if name == LmBatchGenerator.name and rows in targets:
+                if name == BATCH_GENERATOR and rows in targets:
                     row |= judge(row["ours / it"], targets[rows], at_least=True)
                 yield row
 
@@ -234,7 +259,7 @@ def floor(bench: Bench) -> Rows:
             steps.append(ours.run(bench.work(32, bench.size(64, 24))))
     step, least = _median_step(steps[1:]), statistics.median(floors)
     found = ratio(step, least)
-    row = {"step ms": _ms(step), "floor ms": _ms(least), "step / floor": found}
+    row = {"step ms": ms(step), "floor ms": ms(least), "step / floor": found}
     return [row | judge(found, 2.2, at_least=False)]
 
 
@@ -269,141 +294,6 @@ def _time_products(layouts: list[list[Product]], repeats: int) -> list[float]:
     return min(found, key=statistics.median)
 
 
-# --- joining, leaving, memory -------------------------------------------------------------
-
-
-@scenario("join")
-def join(bench: Bench) -> Rows:
-    """One row joins a batch of 31 and one leaves, all at context 1,000."""
-    context, repeats = bench.size(1000, 100), bench.size(7, 2)
-    sides = {"mlx_parallm": _join_and_leave_ours, "mlx-lm BatchKVCache": _join_and_leave_mlx_lm}
-    found: dict[str, list[Moves]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            found[name].append(side(bench.loaded.model, context))
-    rows = []
-    for name, moves in found.items():
-        joining, leaving, extra = (statistics.median(move[i] for move in moves) for i in range(3))
-        row: dict[str, Any] = {"side": name, "join ms": _ms(joining), "leave ms": _ms(leaving)}
-        row |= {"together ms": _ms(joining + leaving), "extra MB": round(extra / 1e6, 1)}
-        rows.append(row)
-    rows[0] |= judge(rows[0]["together ms"], 10, at_least=False)
-    return rows
-
-
-Moves = tuple[float, float, float]
-"""Seconds to join, seconds to leave, and bytes of memory that both took for a while."""
-
-
-def _warm_cache(model: Any) -> BatchedCache:
-    """A cache after a forward of one token, so that its shapes are known."""
-    cache = BatchedCache(model)
-    cache.join()
-    cache.begin(0, 1, 1, [1])
-    mx.eval(model(mx.zeros((1, 1), mx.int32), cache=cache.layers))
-    cache.commit()
-    return cache
-
-
-def _layer_shapes(model: Any) -> list[tuple[int, int]]:
-    """(kv_heads, head_dim) per layer."""
-    leaves = [leaf for leaf in _warm_cache(model).leaves if isinstance(leaf, BatchedKVCache)]
-    return [(leaf.keys.shape[1], leaf.keys.shape[3]) for leaf in leaves if leaf.keys is not None]
-
-
-def _join_and_leave_ours(model: Any, context: int) -> Moves:
-    cache = BatchedCache(model)
-    shapes = _layer_shapes(model)
-    blocks = [mx.random.normal((heads, context, dim)) for heads, dim in shapes]
-    mx.eval(blocks)
-    for _ in range(31):
-        _join(cache, blocks, context)
-    before, start = _memory_mark(), time.perf_counter()
-    _join(cache, blocks, context)
-    joined = time.perf_counter()
-    cache.leave(cache.rows[10])
-    mx.eval(cache.arrays)
-    return joined - start, time.perf_counter() - joined, mx.get_peak_memory() - before
-
-
-def _memory_mark() -> int:
-    """Bytes in use now, from where the peak is counted: copies show on a busy machine too."""
-    mx.reset_peak_memory()
-    return mx.get_active_memory()
-
-
-def _join(cache: BatchedCache, blocks: list[mx.array], context: int) -> None:
-    """Admit a row whose K and V are known, as after a prefix hit."""
-    row = cache.join()
-    leaves = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedKVCache)]
-    for leaf, block in zip(leaves, blocks, strict=True):
-        leaf.write(row.index, block, block)
-    row.length = context
-    mx.eval(cache.arrays)
-
-
-def _join_and_leave_mlx_lm(model: Any, context: int) -> Moves:
-    shapes = _layer_shapes(model)
-    batch, single = (_lm_caches(shapes, rows, context) for rows in (31, 1))
-    before, start = _memory_mark(), time.perf_counter()
-    for one, other in zip(batch, single, strict=True):
-        one.extend(other)
-    mx.eval([cache.state for cache in batch])
-    joined = time.perf_counter()
-    for one in batch:
-        one.filter([row for row in range(32) if row != 10])
-    mx.eval([cache.state for cache in batch])
-    return joined - start, time.perf_counter() - joined, mx.get_peak_memory() - before
-
-
-def _lm_caches(shapes: list[tuple[int, int]], rows: int, context: int) -> list[Any]:
-    caches = []
-    for heads, dim in shapes:
-        cache = BatchKVCache([0] * rows)
-        block = mx.random.normal((rows, heads, context, dim))
-        cache.update_and_fetch(block, block)
-        mx.eval(cache.state)
-        caches.append(cache)
-    return caches
-
-
-@scenario("memory")
-def memory(bench: Bench) -> Rows:
-    """Bytes of the KV cache against the bytes of the tokens it holds."""
-    tokens = bench.size(128, 24)
-    equal = bench.work(32, tokens, prompt=bench.size(256, 32))
-    lengths = random.Random(0)
-    ragged = [
-        Work(bench.prompt(lengths.randrange(16, bench.size(512, 32))), tokens) for _ in range(32)
-    ]
-    rows = []
-    for name, work in (("equal lengths", equal), ("lengths 16..512", ragged)):
-        shares = _memory_shares(bench, work)
-        found = round(statistics.median(shares), 2)
-        row: dict[str, Any] = {
-            "rows": name,
-            "bytes / needed": found,
-            "worst": round(max(shares), 2),
-        }
-        rows.append(row | judge(found, 1.3, at_least=False))
-    return rows
-
-
-def _memory_shares(bench: Bench, work: list[Work]) -> list[float]:
-    """Allocated over needed bytes, at every step at which at least half of the rows are held."""
-    shares: list[float] = []
-    with our_engine(bench.folder) as ours:
-
-        def look(_: Timing) -> None:
-            cache = ours.engine._runner.cache  # we are on the engine's thread here
-            held = sum(row.length for row in cache.rows)
-            if len(cache.rows) >= len(work) // 2 and held:
-                shares.append(cache.nbytes / (bench.kv_bytes_per_token * held))
-
-        ours.run(work, on_step=look)
-    return shares
-
-
 # --- queue, long prompts, small budgets ---------------------------------------------------
 
 
@@ -418,7 +308,7 @@ def queue(bench: Bench) -> Rows:
     step = _median_step(timings)
     adding, planning = _bookkeeping(1000)
     share = 100 * planning / step
-    row: dict[str, Any] = {"step ms": _ms(step), "step with 1,000 waiting ms": _ms(crowded)}
+    row: dict[str, Any] = {"step ms": ms(step), "step with 1,000 waiting ms": ms(crowded)}
     row |= {"plan + update us": round(1e6 * planning, 1), "add one us": round(1e6 * adding, 2)}
     row |= {"share of a step %": round(share, 2)}
     return [row | judge(share, 1.0, at_least=False)]
@@ -457,16 +347,17 @@ def long_prompt(bench: Bench) -> Rows:
     rows = []
     with our_engine(bench.folder) as ours:
         ours.run(bench.work(16, 8))
-        for side in (ours, LmBatchGenerator(bench.loaded)):
+        sides: list[Side] = [ours, bench.batch_generator]
+        for side in sides:
             for late in (False, True):
                 extra = [(tokens // 8, Work(bench.prompt(length), 4))] if late else []
                 timing = side.run(bench.work(16, tokens), late=extra)
                 gaps = timing.gaps(0, 16)
                 row: dict[str, Any] = {"side": side.name, "long prompt": "yes" if late else "no"}
                 for name, share in (("p50 ms", 0.5), ("p95 ms", 0.95), ("worst ms", 1.0)):
-                    row[f"gap {name}"] = _ms(percentile(gaps, share))
+                    row[f"gap {name}"] = ms(percentile(gaps, share))
                 first = timing.times[16][0] - timing.times[0][tokens // 8 - 1] if late else None
-                rows.append(row | {"its first token ms": _ms(first)})
+                rows.append(row | {"its first token ms": ms(first)})
     return rows
 
 

@@ -85,7 +85,8 @@ def serve(model: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlx_parallm.cli", "--model-path", str(model)]
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
+    command += ["--log-level", "warning"]
+    process = subprocess.Popen([*command, "--port", str(port)])
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_ready(url, process)

@@ -8,54 +8,65 @@ from dataclasses import dataclass
 
 from .house import house
 from .knowledge import knowledge, knowledge_chat
-from .recall import recall
+from .recall import pairs, recall
 from .sample import Sample, draw
 from .sums import sums
 from .talk import counting, plain_text, repeating, small_talk, story, unknown
 from .tools import tool_use
 
-Make = Callable[[random.Random, float, int], Sample]
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a batch is drawn for: the level of the curriculum, and the tokens of a row."""
+
+    level: int
+    room: int
 
 
-# In the first stage the model learns to look things up in its context: repeating and short
-# recall come often, what builds on that comes less.
-FIRST_STAGE = 0.12
+Make = Callable[[random.Random, Stage], Sample]
+
+# Recall is learned with few facts first: largest number of facts, and of words to repeat, of
+# each level. The training goes up a level when it can do the one before.
+FACTS = (4, 8, 16, 32, 48)
+REPEATED = (6, 12, 16, 24, 24)
+# Up to this level looking things up is most of the training; what builds on it comes less.
+EARLY = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """make(rng, progress, room) draws a sample of at most about `room` tokens; share is its part
-    of the samples (first_share in the first stage), weight that of its tokens in the loss."""
+    """share is the task's part of the samples (early: in the early levels), weight that of its
+    tokens in the loss."""
 
     name: str
     make: Make
     share: float
     weight: float = 1.0
-    first_share: float | None = None
+    early: float | None = None
 
-    def share_at(self, progress: float) -> float:
-        if progress < FIRST_STAGE and self.first_share is not None:
-            return self.first_share
-        return self.share
+    def share_at(self, level: int) -> float:
+        return self.share if level > EARLY or self.early is None else self.early
 
 
 def _plain(generator: Callable[[random.Random], Sample]) -> Make:
-    return lambda rng, progress, room: generator(rng)
+    return lambda rng, stage: generator(rng)
 
 
-def _recall(rng: random.Random, progress: float, room: int) -> Sample:
-    """4 facts at first, then 16, then 48, as far as the row has room for them."""
-    largest = 4 if progress < 0.12 else 16 if progress < 0.3 else 48
+def _recall(rng: random.Random, stage: Stage) -> Sample:
     questions = rng.choice((1, 2, 4, 8))
     # A fact is 8 to 9 tokens, a later question and its answer about 25, a filler sentence 7.
-    left = room - 60 - 25 * questions
-    facts = rng.randrange(2, max(min(largest, left // 9), 3) + 1)
-    filler = rng.choice((0.0, 0.0, 0.2, 0.9)) * (left - 9 * facts) / 8
-    return recall(rng, facts, questions, filler=max(int(filler), 0))
+    left = stage.room - 60 - 25 * questions
+    facts = rng.randrange(2, max(min(FACTS[stage.level], left // 9), 3) + 1)
+    share = rng.choice((0.0, 0.0, 0.2, 0.9)) if stage.level > EARLY else 0.0
+    return recall(rng, facts, questions, filler=max(int(share * (left - 9 * facts) / 8), 0))
 
 
-def _repeat(rng: random.Random, progress: float, room: int) -> Sample:
-    return repeating(rng, 6 if progress < 0.06 else 12 if progress < 0.12 else 24)
+def _pairs(rng: random.Random, stage: Stage) -> Sample:
+    return pairs(rng, rng.randrange(2, min(FACTS[stage.level], stage.room // 10) + 1))
+
+
+def _repeat(rng: random.Random, stage: Stage) -> Sample:
+    return repeating(rng, REPEATED[stage.level])
 
 
 _SYSTEM = (
@@ -75,7 +86,7 @@ _SHORT = (
 )
 
 
-def _conversation(rng: random.Random, progress: float, room: int) -> Sample:
+def _conversation(rng: random.Random, stage: Stage) -> Sample:
     """Two to four unrelated turns, sometimes under a system message."""
     generators = rng.choices([g for g, _ in _SHORT], [w for _, w in _SHORT], k=rng.randrange(1, 5))
     messages = [
@@ -89,16 +100,17 @@ def _conversation(rng: random.Random, progress: float, room: int) -> Sample:
 
 
 TASKS = (
-    Task("sums", _plain(sums), 34, first_share=14),
-    Task("recall", _recall, 17, 2.0, first_share=24),
-    Task("tools", _plain(tool_use), 13, 1.5, first_share=1),
-    Task("house", _plain(house), 20, first_share=8),
-    Task("knowledge", _plain(knowledge), 18, first_share=8),
-    Task("conversation", _conversation, 8),
-    Task("talk", _plain(small_talk), 6),
+    Task("sums", _plain(sums), 34, early=16),
+    Task("recall", _recall, 17, 2.0, early=24),
+    Task("pairs", _pairs, 6, early=30),
+    Task("tools", _plain(tool_use), 13, 1.5, early=2),
+    Task("house", _plain(house), 20, early=10),
+    Task("knowledge", _plain(knowledge), 18, early=10),
+    Task("conversation", _conversation, 8, early=2),
+    Task("talk", _plain(small_talk), 6, early=2),
     Task("counting", _plain(counting), 3, 0.5),
-    Task("repeat", _repeat, 4, first_share=40),
-    Task("unknown", _plain(unknown), 3),
+    Task("repeat", _repeat, 6, early=24),
+    Task("unknown", _plain(unknown), 3, early=1),
     Task("story", _plain(story), 2, 0.3),
     Task("text", _plain(plain_text), 2, 0.3),
 )
@@ -112,13 +124,11 @@ QUICK_TASKS = (
 )
 
 
-def draw_task(
-    tasks: Sequence[Task], rng: random.Random, progress: float, room: int
-) -> tuple[int, float, Sample]:
+def draw_task(tasks: Sequence[Task], rng: random.Random, stage: Stage) -> tuple[int, float, Sample]:
     """(index of the task, loss weight, a sample of the training side of the split)."""
-    index = rng.choices(range(len(tasks)), [task.share_at(progress) for task in tasks])[0]
+    index = rng.choices(range(len(tasks)), [task.share_at(stage.level) for task in tasks])[0]
     task = tasks[index]
-    sample = draw(lambda rng: task.make(rng, progress, room), rng, held_out=False)
+    sample = draw(lambda rng: task.make(rng, stage), rng, held_out=False)
     return index, task.weight, sample
 
 
@@ -126,4 +136,4 @@ def corpus(seed: int, count: int) -> Iterator[Sample]:
     """Samples of all tasks, for the tokenizer."""
     rng = random.Random(seed)
     for _ in range(count):
-        yield draw_task(TASKS, rng, 1.0, 512)[2]
+        yield draw_task(TASKS, rng, Stage(len(FACTS) - 1, 512))[2]

@@ -58,6 +58,16 @@ def recall(
     return Sample(f"recall {messages[0]['content']}", messages)
 
 
+def pairs(rng: random.Random, count: int) -> Sample:
+    """Names and values, asked for again in another order: recall with hardly a word around it."""
+    known = list(zip(rng.sample(NAMES, count), rng.choices(VALUES, k=count), strict=True))
+    given = ", ".join(f"{name} {value}" for name, value in known)
+    rng.shuffle(known)
+    again = ", ".join(f"{name} {value}" for name, value in known)
+    asked = rng.choice(("Pairs: {p}.", "Say these pairs in another order: {p}."))
+    return Sample(f"pairs {given}", turn(asked.format(p=given), f"Pairs: {again}."))
+
+
 def _values(rng: random.Random, count: int, as_numbers: bool) -> list[str]:
     if as_numbers:
         return [str(rng.randrange(10, 100)) for _ in range(count)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from .fast_ops import cross_entropy
 _WARM_UP = 0.02
 _DECAY_FROM = 0.35
 _CHECKPOINT_EVERY = 100
+# A level of the curriculum is done when the loss of a token of recall is below this (it is 0.5
+# when everything but the values is known), and at the latest so that the last level begins at
+# this share of the training.
+_ABLE, _LATEST = 0.13, 0.7
 # Muon moves every direction of a matrix by the rate; the decay bounds its spectral norm by
 # 1 / _DECAY. Without it the attention scores grew to 200 and the heads died.
 _DECAY = 0.3
@@ -40,10 +44,13 @@ class Plan:
 
 @dataclass(slots=True)
 class Clock:
-    """Where training stands. progress goes from 0 to 1 by steps, or by time if that is first."""
+    """Where training stands. progress goes from 0 to 1 by steps, or by time if that is first;
+    level is that of the curriculum, reached at step `since`."""
 
     step: int = 0
     seconds: float = 0.0
+    level: int = 0
+    since: int = 0
 
     def progress(self, plan: Plan) -> float:
         return max(self.step / plan.steps, self.seconds / (60 * plan.minutes))
@@ -95,12 +102,13 @@ def _objective(model: Model, batch: Batch) -> tuple[mx.array, mx.array]:
 def train(
     model: Model,
     plan: Plan,
-    next_batch: Callable[[int, float], Batch],
+    next_batch: Callable[[int, int], Batch],
     tasks: list[str],
+    levels: int,
     checkpoint: Path,
     label: str,
 ) -> None:
-    """Train in place. next_batch(step, progress) makes the batch of a step, always the same one;
+    """Train in place. next_batch(step, level) makes the batch of a step, always the same one;
     `checkpoint` is a folder that is continued when it holds an earlier state."""
     optimizer = make_optimizer(plan)
     optimizer.init(model.trainable_parameters())
@@ -111,7 +119,7 @@ def train(
     average: float | None = None
     while (progress := clock.progress(plan)) < 1.0:
         started = time.perf_counter()
-        batch = next_batch(clock.step, progress)
+        batch = next_batch(clock.step, clock.level)
         share = rate_share(progress)
         optimizer.optimizers[0].learning_rate = plan.matrix_rate * share
         optimizer.optimizers[1].learning_rate = plan.other_rate * share
@@ -123,6 +131,7 @@ def train(
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         _track(running, np.array(each), batch.tasks)
         clock.step += 1
+        _maybe_rise(clock, progress, levels, dict(zip(tasks, running, strict=True)))
         clock.seconds += time.perf_counter() - started
         bar.set_postfix(loss=f"{average:.4f}", tokens=batch.inputs.size, refresh=False)
         bar.update()
@@ -131,6 +140,15 @@ def train(
             bar.write(_summary(clock, average, tasks, running))
     _store(model, optimizer, clock, checkpoint)
     bar.close()
+
+
+def _maybe_rise(clock: Clock, progress: float, levels: int, running: dict[str, float]) -> None:
+    """Go up a level when recall works on this one, or when there is little time left for the
+    rest."""
+    able = running.get("recall", 0.0) < _ABLE and clock.step - clock.since > 50
+    late = progress > _LATEST * (clock.level + 1) / levels
+    if clock.level < levels - 1 and (able or late):
+        clock.level, clock.since = clock.level + 1, clock.step
 
 
 def _track(running: np.ndarray, each: np.ndarray, tasks: np.ndarray) -> None:
@@ -153,7 +171,7 @@ def _store(model: Model, optimizer: Any, clock: Clock, folder: Path) -> None:
     trees: dict[str, Any] = {"model": model.parameters(), "optimizer": optimizer.state}
     state = {f"{tree}.{name}": value for tree in trees for name, value in _flat(trees[tree])}
     mx.save_safetensors(
-        str(folder / "new.safetensors"), state, metadata={"clock": json.dumps(_pair(clock))}
+        str(folder / "new.safetensors"), state, metadata={"clock": json.dumps(asdict(clock))}
     )
     (folder / "new.safetensors").replace(folder / "state.safetensors")
 
@@ -166,7 +184,7 @@ def _restore(model: Model, optimizer: Any, folder: Path) -> Clock:
     state, metadata = loaded
     model.load_weights(_under("model.", state))
     optimizer.state = tree_unflatten(_under("optimizer.", state))
-    return Clock(*json.loads(metadata["clock"]))
+    return Clock(**json.loads(metadata["clock"]))
 
 
 def _flat(tree: Any) -> list[tuple[str, mx.array]]:
@@ -178,7 +196,3 @@ def _under(prefix: str, state: dict[str, mx.array]) -> list[tuple[str, mx.array]
     return [
         (name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix)
     ]
-
-
-def _pair(clock: Clock) -> tuple[int, float]:
-    return clock.step, clock.seconds

@@ -56,6 +56,7 @@ class Simulation:
         self.forked: set[int] = set()
         self.in_flight: Plan | None = None
         self.steps = 0
+        self.faults = 0
         self.batch_sizes: list[int] = []
 
     @property
@@ -141,6 +142,7 @@ class Simulation:
                 self._ended(sequence)
 
     def _recover(self) -> None:
+        self.faults += 1
         self.rows.clear()
         self.recomputed.update(s.id for s in self.scheduler.running)
         for sequence in self.scheduler.suspect_all():
@@ -173,15 +175,15 @@ class Simulation:
         for sequence, computed in self.rows.items():
             assert computed == sequence.num_computed
         if len(self.rows) > 1:
-            assert sum(-(-n // BLOCK_TOKENS) * BLOCK_TOKENS for n in self.rows.values()) <= (
-                config.kv_tokens
-            )
+            longest = -(-max(self.rows.values()) // BLOCK_TOKENS) * BLOCK_TOKENS
+            assert len(self.rows) * longest <= config.kv_tokens
         joined = {s.id for s, _ in plan.prefill} | {s.id for s, _ in plan.forks}
         joined |= {s.id for s in plan.admit}
         decoding = any(s.id not in joined for s in plan.decode)
         idle = max(config.prefill_chunk, config.idle_prefill_tokens)
         budget = config.prefill_chunk if decoding else idle
-        assert sum(count for _, count in plan.prefill) <= budget
+        counts = [count for _, count in plan.prefill]
+        assert max(counts, default=0) * len(counts) <= budget, "padding counts too"
 
     def _check_order(self, plan: Plan) -> None:
         """First come, first served within a priority.

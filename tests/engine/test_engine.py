@@ -191,7 +191,7 @@ def test_a_chunk_is_a_bound_on_what_is_computed(make_engine: EngineFactory) -> N
     driver.run(runner)
     assert all(right(driver, row) for row in [runner, *crowd])
     prefills = [rows * width for rows, width in model.forwards if width > 1]
-    assert max(prefills) <= 2 * 16
+    assert max(prefills) <= 16
 
 
 # Bounds
@@ -241,6 +241,16 @@ def test_the_memory_bound_holds_for_the_bytes_too(make_engine: EngineFactory) ->
     driver.run(*rows)
     assert all(right(driver, row) for row in rows)
     assert max(most) <= 2 * budget
+
+
+def test_a_long_row_gives_its_memory_back_while_others_run(make_engine: EngineFactory) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()))
+    driver, long, short = Driver(engine), greedy([4] * 400, 3), greedy([5, 6], 60)
+    held: list[int] = []
+    driver.on_output = lambda _: held.append(engine.stats().kv_bytes)
+    driver.run(long, short)
+    assert right(driver, long) and right(driver, short)
+    assert held[-1] < max(held) / 4
 
 
 def test_bounds_change_while_running(make_engine: EngineFactory) -> None:
@@ -384,6 +394,38 @@ def test_a_fault_that_passes_costs_nobody(make_engine: EngineFactory) -> None:
     engine._recover = recover  # type: ignore[method-assign]
     driver.run(*rows)
     assert all(right(driver, row) for row in rows)
+
+
+def test_a_step_that_fails_when_it_is_read(make_engine: EngineFactory) -> None:
+    """Arrays are computed later than the model is called; their errors come later too."""
+    engine = make_engine(mock.loaded(mock.MockModel()))
+    collect, left = engine._runner.collect, [0, 0, 0, 0, 1, 0, 1, 0, 0]
+
+    def sometimes(launched: Any) -> Any:
+        if left and left.pop(0):
+            raise RuntimeError("the device failed")
+        return collect(launched)
+
+    engine._runner.collect = sometimes  # type: ignore[method-assign]
+    driver, rows = Driver(engine), [greedy([i + 3, 9], 3 + i) for i in range(4)]
+    driver.run(*rows)
+    assert all(right(driver, row) for row in rows)
+    assert not left
+
+
+def test_counters_are_right_after_a_step_that_could_not_be_read(
+    make_engine: EngineFactory,
+) -> None:
+    engine = make_engine(mock.loaded(mock.MockModel()))
+
+    def fail(launched: Any) -> Any:
+        raise RuntimeError("the device failed")
+
+    engine._runner.collect = fail  # type: ignore[method-assign]
+    rows = [greedy([5, 6], 4), greedy([7], 1)]
+    driver = Driver(engine).run(*rows)
+    assert all(failed(driver, row) for row in rows)
+    assert_no_leaks(engine)
 
 
 def test_a_sink_that_raises_harms_nobody(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:

@@ -388,8 +388,9 @@ def test_memory_is_back_at_its_level(engines: dict[str, Engine], kind: str) -> N
         assert_no_leaks(engine)
         return engine.call(active).result(10)
 
-    level = one_round(0)
-    assert max(one_round(seed) for seed in range(1, 5)) <= level + (64 << 10)
+    # The same shapes again: MLX and its kernels keep something for each shape.
+    level = max(one_round(seed) for seed in (0, 1, 2))
+    assert max(one_round(seed) for seed in (0, 1, 2, 0, 1, 2)) <= level + (64 << 10)
 
 
 def test_outputs_hold_no_device_memory(engines: dict[str, Engine]) -> None:

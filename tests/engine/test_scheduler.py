@@ -221,6 +221,7 @@ def test_only_the_sequence_at_fault_fails(place: int) -> None:
     simulation.run()
     failed = [s for s in sequences if s.finish_reason is FinishReason.ERROR]
     assert failed == [sequences[place]]
+    assert simulation.faults <= 3, "together, beside a row that is well, and alone"
 
 
 def test_a_newcomer_at_fault_is_not_blamed_on_a_suspect() -> None:

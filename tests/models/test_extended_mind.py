@@ -38,7 +38,7 @@ SHAPE = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
-KINDS = {
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (llama, {}),
     "grouped llama": (llama, {"num_key_value_heads": 2}),
     "qwen3": (qwen3, {"num_key_value_heads": 2, "head_dim": 16}),
@@ -67,9 +67,9 @@ def make(kind: str, **changes: Any) -> Any:
             return 1 + 0.2 * noise if "bias" not in path else 0.2 * noise
         if "embed" in path:
             return noise
-        return (2.0 if "q_proj" in path or "k_proj" in path else 1.0) * noise / value.shape[
-            -1
-        ] ** 0.5
+        gain = 2.0 if "q_proj" in path or "k_proj" in path else 1.0
+        scaled: mx.array = noise * (gain / value.shape[-1] ** 0.5)
+        return scaled
 
     model.update(tree_map_with_path(draw, model.parameters()))
     model.eval()

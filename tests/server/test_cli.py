@@ -108,7 +108,9 @@ def test_ctrl_c_answers_a_running_request_and_a_second_one_quits(
     url = greeting(process)
     body = {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True, "n": 128}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as response:
-        next(response.iter_bytes())
+        # Kept: the response is closed with its iterator.
+        chunks = response.iter_bytes()
+        next(chunks)
         # More than one: signals that come close together may be seen as one.
         until = time.monotonic() + 4
         while process.poll() is None and time.monotonic() < until:

@@ -18,10 +18,14 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 ENDLESS = {"prompt": "ab", "ignore_eos": True, "max_tokens": 500}
 
 
-def raw_request(server: Any, body: dict[str, Any]) -> socket.socket:
-    """Send a completion request, keep the connection open."""
+def raw_request(server: Any, body: dict[str, Any], buffer: int = 0) -> socket.socket:
+    """Send a completion request, keep the connection open; buffer: bytes the kernel takes."""
     payload = json.dumps(body).encode()
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    client = socket.socket()
+    if buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", server.port))
     client.sendall(
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(payload), payload)
@@ -97,8 +101,7 @@ def test_a_client_that_goes_away_before_its_request_is_whole(server: Any) -> Non
 
 def test_a_slow_reader_gets_everything_and_stops_nobody(server: Any) -> None:
     body = {**ENDLESS, "stream": True, "prompt": "ab" * 100, "max_tokens": 100, "logprobs": 20}
-    client = raw_request(server, body)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client = raw_request(server, body, buffer=4096)
     assert server.ok(COMPLETIONS, prompt="quick")["choices"][0]["text"] == "quick"
     time.sleep(0.3)
     received = b""
@@ -117,7 +120,7 @@ def test_a_stream_that_nobody_reads_is_ended(
     monkeypatch.setattr(generation, "_MAX_UNREAD", 100_000)
     server = serve()
     body = {**ENDLESS, "stream": True, "prompt": "ab" * 50, "max_tokens": 400, "n": 20}
-    client = raw_request(server, {**body, "logprobs": 20})
+    client = raw_request(server, {**body, "logprobs": 20}, buffer=4096)
     helpers.wait_until(lambda: bool(server.engine.live))
     # The kernel's buffers take a few megabytes; then the server stops.
     helpers.wait_until(lambda: not server.engine.live, 30)

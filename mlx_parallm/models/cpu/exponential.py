@@ -31,6 +31,7 @@ _ZERO_BITS = 0x4B400000  # bits of the float 1.5 * 2^23: a biased exponent of 0
 _A, _B = 25.038934906244382, 8.677779637866909
 _FAR = 200.0  # e^-200 is 0 and e^200 is inf in float32
 _FOLD, _FOLD_FROM = 32, 256
+_LARGE = 1 << 20  # beyond the cache, the product with ones is slower than folding
 
 _VECTOR, _BITS, _SCALAR = mx.array([1.0] * 8), mx.array([1] * 8), mx.array(1.0)
 _POSITIVE, _NEGATIVE, _UNSCALED = mx.array(LOG2E), mx.array(-LOG2E), mx.array(1.0)
@@ -100,17 +101,26 @@ def _exp_of_nonpositive(x: mx.array) -> mx.array:
 
 def row_max(x: mx.array) -> mx.array:
     """max over the last axis, kept: (..., 1)."""
-    columns = x.shape[-1]
-    if columns >= _FOLD_FROM and columns % _FOLD == 0:
-        # MLX reduces one row element by element, but rows side by side with vectors.
-        x = x.reshape(*x.shape[:-1], columns // _FOLD, _FOLD).max(axis=-2)
+    if _foldable(x):
+        x = _fold(x).max(axis=-2)
     return x.max(axis=-1, keepdims=True)
 
 
 def row_sum(x: mx.array) -> mx.array:
     """Sum over the last axis, kept: (..., 1). A product with ones is the fastest."""
+    if _foldable(x) and x.size > _LARGE:
+        x = _fold(x).sum(axis=-2)
     columns = x.shape[-1]
     return (x.reshape(-1, columns) @ _ones(columns)).reshape(*x.shape[:-1], 1)
+
+
+def _foldable(x: mx.array) -> bool:
+    return x.shape[-1] >= _FOLD_FROM and x.shape[-1] % _FOLD == 0
+
+
+def _fold(x: mx.array) -> mx.array:
+    # MLX reduces one row element by element, but rows side by side with vectors.
+    return x.reshape(*x.shape[:-1], -1, _FOLD)
 
 
 @lru_cache(maxsize=16)

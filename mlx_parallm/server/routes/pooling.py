@@ -39,12 +39,14 @@ router = APIRouter(tags=["Scores and embeddings"])
 async def embeddings(request: Request) -> Response:
     """Pooled hidden states of the served model, in the same batch as everything else."""
     state = state_of(request)
-    prompts = state.prompts()
+    prompts, loaded = state.prompts(), state.loaded()
     body = await read_body(request, EmbeddingRequest, state.settings.max_body_size)
     model = state.check_model(body.model)
     inputs = [_instructed(text, body.instruction) for text in body.input]
     made = await prompts.inputs(inputs, body.add_special_tokens)
-    generation = Collected(pooled_tracks(made, prompts, body.pooling, body.priority))
+    generation = Collected(
+        pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority)
+    )
 
     def answer() -> dict[str, Any]:
         data = [
@@ -98,7 +100,9 @@ async def rerank(request: Request) -> Response:
         else [f"{body.query}\n{document}" for document in body.documents]
     )
     made = await prompts.inputs(list(texts), True)
-    generation = Collected(pooled_tracks(made, prompts, body.pooling, body.priority))
+    generation = Collected(
+        pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority)
+    )
 
     def answer() -> dict[str, Any]:
         found = vectors(generation)

@@ -94,7 +94,7 @@ class SearchMemoriesRequest(MemoryFields):
 
     model: str = ""
     query: str = Field(min_length=1)
-    citations: Literal["span"] = "span"  # type: ignore[assignment]
+    citations: Literal["span"] = "span"
 
 
 class MemoryJobResponse(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,11 @@ from mlx_parallm.server.schemas.completions import PromptList
 from mlx_parallm.server.schemas.sampling import MAX_SEQUENCES
 
 _MAX_DIMENSIONS = 1 << 20
+
+Pooling = Annotated[
+    Literal["last", "mean", "cls"] | None,
+    Field(description="Which hidden states count; default: as the checkpoint says, else last."),
+]
 
 
 class PoolingFields(RequestModel):
@@ -29,7 +34,7 @@ class EmbeddingRequest(PoolingFields):
         None, ge=1, le=_MAX_DIMENSIONS, description="Keep the first so many (Matryoshka)."
     )
     encoding_format: Literal["float", "base64"] = "float"
-    pooling: Literal["last", "mean"] = Field("last", description="Which hidden states count.")
+    pooling: Pooling = None
     normalize: bool = Field(True, description="Scale each vector to length 1.")
     instruction: str = Field("", description='Put before each text as "Instruct: ...\\nQuery:".')
     add_special_tokens: bool = True
@@ -49,7 +54,7 @@ class RerankRequest(PoolingFields):
     documents: list[str] = Field(min_length=1, max_length=MAX_SEQUENCES)
     top_n: int | None = Field(None, ge=1, le=MAX_TOKEN_ID)
     return_documents: bool = True
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Pooling = None
 
 
 class ClassifyRequest(PoolingFields):
