@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0 after Ctrl-C, 130 after a second one, 1 when the server cannot run, 2 for wrong options.
+        The exit code: 0 after Ctrl-C, 130 after a second one, 1 when the server cannot run,
+        2 for wrong options.
     """
     try:
         return _main(sys.argv[1:] if argv is None else argv)

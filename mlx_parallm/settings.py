@@ -143,6 +143,13 @@ class Settings:
         "pack the weights while loading; they stay packed, on a CPU too",
         metavar="KIND",
     )
+    predictor: tuple[str, ...] = _option(
+        (),
+        _text,
+        "folder of a plain network for /v1/predict, with signature.json",
+        many=True,
+        metavar="FOLDER",
+    )
     max_batch_size: int = _option(32, _integer(1, 4096), "sequences computed together at most")
     batch_timeout_ms: float = _option(
         2.0, _number(0), "an idle engine waits this long for more requests to start with"

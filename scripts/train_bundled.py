@@ -56,8 +56,8 @@ def get_tokenizer(path: Path, seed: int) -> Tokenizer:
 
 # Length of the rows of a batch -> how often; batches hold the same number of tokens.
 _LENGTHS = {256: 0.68, 512: 0.27, 768: 0.03, 1024: 0.01, 2048: 0.01}
-# Tokens of a batch: few, because on two cores many steps teach more than large ones.
-_TOKENS = 1024
+# Tokens of a batch.
+_TOKENS = 2048
 
 
 def batch_maker(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,12 @@ PROMPTS = ["The snake is", "3 + 4 =", "Hello", "What is the capital of"]
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[dict[str, str]]:
+def plain() -> dict[str, str]:
     """What the bundled model says to each prompt, without speculation."""
     model, tokenizer = load("bundled")
     answers = batch_generate(model, tokenizer, PROMPTS, max_tokens=16, temp=0.0)
     close(model)
-    yield dict(zip(PROMPTS, answers, strict=True))
+    return dict(zip(PROMPTS, answers, strict=True))
 
 
 def test_speculative_decoding(plain: dict[str, str]) -> None:

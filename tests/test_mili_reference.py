@@ -98,13 +98,18 @@ def test_tokenizer() -> None:
     assert get_tokenizer() is get_tokenizer()
 
 
+def _only(tokens: mx.array) -> int:
+    """The token of a batch of one."""
+    return int(np.array(tokens).item())
+
+
 def test_sampler() -> None:
     logits = mx.random.normal((1, 150000), key=mx.random.key(0))
-    best = int(logits.argmax().item())
+    best = int(np.array(logits).argmax())
     assert Sampler.greedy_sampling(logits).tolist() == [best]
     order = np.argsort(-np.array(logits)[0])
     drawn = {
-        int(Sampler.top_k_top_p_sampling(logits, 0.7, top_k=50, top_p=0.95, seed=seed).item())
+        _only(Sampler.top_k_top_p_sampling(logits, 0.7, top_k=50, top_p=0.95, seed=seed))
         for seed in range(50)
     }
     assert len(drawn) > 5
@@ -200,10 +205,10 @@ def test_generation_by_hand(
     prompts = [[3, 4, 5], [9], list(range(30, 50)), [7] * 12]
     scheduler = ContinuousBatchScheduler(max_batch_size=3)
     ids = [scheduler.add_request(prompt, max_tokens=8) for prompt in prompts]
-    while (batch := scheduler.get_next_batch()[0]):
+    while batch := scheduler.get_next_batch()[0]:
         for one in batch:
             logits = loaded.model(mx.array([one.prompt_tokens + one.generated_tokens]))[:, -1]
-            token = int(Sampler.greedy_sampling(logits).item())
+            token = _only(Sampler.greedy_sampling(logits))
             scheduler.update_request(one.request_id, token)
     rows = [greedy(prompt, 8) for prompt in prompts]
     driver = Driver(make_engine(llama_factory)).run(*rows)

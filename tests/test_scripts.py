@@ -233,12 +233,15 @@ def test_bench_serving_fails_with_its_server(url: str) -> None:
     assert "status 404" in done.stderr
 
 
-def test_bench_engine_runs_every_scenario(tiny: Path, tmp_path: Path) -> None:
+def test_bench_engine_runs_its_scenarios(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     listed = [line.split()[0] for line in succeed("bench_engine.py", "--list").splitlines()]
-    succeed("bench_engine.py", "--quick", "--model-path", str(tiny), "--json", str(out))
+    # These run the bundled models on long tasks, whatever --model-path says: minutes.
+    names = [name for name in listed if name not in ("speculation", "table")]
+    small = ["--quick", "--model-path", str(tiny), "--json", str(out)]
+    succeed("bench_engine.py", *small, "--scenario", *names)
     found = json.loads(out.read_text())["scenarios"]
-    assert list(found) == listed
+    assert list(found) == names
     numbers = [v for rows in found.values() for row in rows for v in row.values()]
     assert all(math.isfinite(v) and v >= 0 for v in numbers if isinstance(v, (int, float)))
     assert found["budget"][0]["finished"] == 64

@@ -267,7 +267,7 @@ class ContinuousBatchScheduler:
     def _admit(self, plan: Plan) -> None:
         while len(self.running) < self.config.max_batch_size:
             sequence = self._peek()
-            if sequence is None or not self._may_join(sequence):
+            if sequence is None or not self._may_join:
                 return
             if not self._fits_beside(sequence):
                 return
@@ -301,13 +301,10 @@ class ContinuousBatchScheduler:
             record=record,
         )
 
-    def _may_join(self, sequence: Sequence) -> bool:
-        """A suspect joins only rows that are known to be well, one at a time."""
-        if not self._suspects:
-            return True
-        if self._accused is not None:
-            return sequence is self._accused
-        return not any(s.id in self._suspects for s in self.running)
+    @property
+    def _may_join(self) -> bool:
+        """Suspects join one at a time, rows that are known to be well."""
+        return not self._suspects or not any(s.id in self._suspects for s in self.running)
 
     def _follows(self, sequence: Sequence) -> bool:
         """Let a sequence wait for another one that is computing what it needs."""
@@ -417,7 +414,7 @@ class ContinuousBatchScheduler:
         return (
             len(self.running) < self.config.max_batch_size
             and self._fits_beside(sequence)
-            and self._may_join(sequence)
+            and self._may_join
         )
 
     # Waiting

@@ -143,7 +143,8 @@ class Encoder(nn.Module):
             mask = (mask | ~mask.any(axis=-1, keepdims=True))[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        return x
+        out: mx.array = x
+        return out
 
 
 class Model(nn.Module):

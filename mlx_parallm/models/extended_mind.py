@@ -2,12 +2,8 @@
 
 For each query token and query head, the k memory tokens whose keys are most
 similar (cosine, with the rotated query) join the local tokens in one softmax.
-It is computed as a merge, in float32: with the outputs o_l, o_m and the
-log-sum-exps l_l, l_m of the local and of the retrieved tokens,
-
-    o = o_l + sigmoid(l_m - l_l) * (o_m - o_l).
-
-Rows without memories stay on the model's own attention, bit for bit.
+It is computed in float32. Rows without memories stay on the model's own
+attention, bit for bit.
 
 Source: Klett and Ahle, "Extended Mind Transformers", arXiv 2406.02332.
 """
@@ -109,56 +105,35 @@ class MemoryForward:
         Returns:
             (B, heads, T, dim).
         """
+        mask_of_all = mask
         groups = [group for group in self.groups if group.request.uses(layer)]
         rows = [row for group in groups for row in group.rows]
         first, last = min(rows), max(rows) + 1
-        local = _Local(
-            queries[first:last].astype(mx.float32) * scale,
-            keys[first:last],
-            values[first:last],
-            mask[first:last] if isinstance(mask, mx.array) and mask.shape[0] > 1 else mask,
-            sinks,
-        )
-        parts = []
+        scaled = queries[first:last].astype(mx.float32) * scale
+        if isinstance(mask, mx.array) and mask.shape[0] > 1:
+            mask = mask[first:last]
+        local = _local_scores(scaled, keys[first:last], mask)
+        weights, retrieved = [], []
         for group in groups:
             own = [row - first for row in group.rows]
             memory = group.request.view.layers[layer]
-            merged = self._merge(group, memory, queries, local.rows(own), scale)
-            parts.append(merged.astype(queries.dtype))
-        if rows == list(range(self.size)):
-            return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+            queried, scores = _take(scaled, own), _take(local, own)
+            from_memory, shares = _attend(group, memory, queried, scores, sinks)
+            retrieved.append(from_memory)
+            weights.append(shares)
+        places = [row - first for row in rows]
+        shares = _in_order(weights, places, last - first)
+        output = _in_order(retrieved, places, last - first)
+        output = (output + _weighted(shares, values[first:last])).astype(queries.dtype)
+        if len(rows) == self.size:
+            return output
         if plain is None:
-            output = mx.fast.scaled_dot_product_attention(
-                queries, keys, values, scale=scale, mask=mask, sinks=sinks
+            others = mx.fast.scaled_dot_product_attention(
+                queries, keys, values, scale=scale, mask=mask_of_all, sinks=sinks
             )
         else:
-            output = plain()
-        return _replace(output, parts, rows, self.size)
-
-    def _merge(
-        self,
-        group: _Group,
-        memory: LayerMemory,
-        queries: mx.array,
-        local: tuple[mx.array, mx.array],
-        scale: float,
-    ) -> mx.array:
-        output, total = local  # (R, heads, T, dim), (R, heads, T)
-        count, heads, width, _ = output.shape
-        kv_heads = memory.unit.shape[0]
-        found = _retrieve(_by_kv_head(_take(queries, group.rows), kv_heads), memory, group, scale)
-
-        def by_row(array: mx.array) -> mx.array:
-            """(kv_heads, R * group * T, ...) to (R, heads, T, ...)."""
-            rest = array.shape[2:]
-            array = array.reshape(kv_heads, count, heads // kv_heads, width, *rest)
-            return array.swapaxes(0, 1).reshape(count, heads, width, *rest)
-
-        share = mx.sigmoid(by_row(found.total) - total)
-        if group.wants_citations:
-            ids = None if found.ids is None else by_row(found.ids)
-            group.cited.append((ids, by_row(found.weights) * share[..., None]))
-        return output + share[..., None] * (by_row(found.output) - output)
+            others = plain()
+        return _replace(others, output, rows, first)
 
     def cited(self) -> list[Cited]:
         """What was used since the forward began, for rows that asked."""
@@ -173,85 +148,81 @@ class MemoryForward:
         return found
 
 
-@dataclass(slots=True)
-class _Found:
-    """What queries got from memory; weights sum to 1 where there is anything at all.
+def _attend(
+    group: _Group,
+    memory: LayerMemory,
+    queries: mx.array,
+    local: mx.array,
+    sinks: mx.array | None,
+) -> tuple[mx.array, mx.array]:
+    """One softmax over what some rows retrieve and what they have themselves.
 
-    Attributes:
-        output: (kv_heads, N, dim); total: (kv_heads, N) log-sum-exp of the scores.
-        ids: (kv_heads, N, k), None where k is all of them in order; weights: likewise.
+    Args:
+        queries: (R, heads, T, dim) float32, scaled; local: (R, heads, T, columns) scores.
+
+    Returns:
+        (R, heads, T, dim), the part of the output that comes from memory, and
+        (R, heads, T, columns), the weights of the local tokens.
     """
-
-    output: mx.array
-    total: mx.array
-    ids: mx.array | None
-    weights: mx.array
-
-
-def _retrieve(queries: mx.array, memory: LayerMemory, group: _Group, scale: float) -> _Found:
-    """queries: (kv_heads, N, dim)."""
-    request = group.request
-    k = min(request.topk, memory.size)
-    ids: mx.array | None = None
-    if k == memory.size:
-        products = memory.products(queries)
-        scores = products * memory.norms[:, None] * scale
-    else:
-        ids, products = memory.search(queries, k)
-        scores = products * gather(memory.norms, ids) * scale
-    if request.sim_threshold is not None:
-        lengths = mx.linalg.norm(queries.astype(mx.float32), axis=-1, keepdims=True)
-        scores = mx.where(products > request.sim_threshold * lengths, scores, -mx.inf)
-    # Where all are masked, the largest score must not make NaN of -inf minus -inf.
-    top = mx.maximum(scores.max(axis=-1, keepdims=True), mx.array(-1e30))
-    weights = mx.exp(scores - top)
-    mass = weights.sum(axis=-1, keepdims=True)
-    weights = weights / mx.maximum(mass, mx.array(1e-30))
+    count, heads, width, _ = queries.shape
+    kv_heads = memory.unit.shape[0]
+    ids, scores = _retrieve(_by_kv_head(queries, kv_heads), memory, group.request)
+    k = scores.shape[-1]
+    parts = [_by_row(scores, count, heads, width), local]
+    if sinks is not None:
+        sink = sinks.astype(mx.float32)[:, None, None]
+        parts.append(mx.broadcast_to(sink, (count, heads, width, 1)))
+    shares = mx.softmax(mx.concatenate(parts, axis=-1), axis=-1)
+    own = shares[..., :k]
+    if group.wants_citations:
+        group.cited.append((None if ids is None else _by_row(ids, count, heads, width), own))
+    weights = _by_kv_head(own, kv_heads)
     if ids is None:
         output = weights @ memory.values.astype(mx.float32)
     else:
         chosen = gather(memory.values, ids).astype(mx.float32)
         output = (weights[..., None, :] @ chosen).squeeze(-2)
-    return _Found(output, (top + mx.log(mass)).squeeze(-1), ids, weights)
+    return _by_row(output, count, heads, width), shares[..., k : k + local.shape[-1]]
 
 
-class _Local:
-    """Attention to the local tokens, with its log-sum-exp, in float32.
+def _retrieve(
+    queries: mx.array, memory: LayerMemory, request: MemoryRequest
+) -> tuple[mx.array | None, mx.array]:
+    """(kv_heads, N, k) ids, None where k is all of them in order, and scores of queries."""
+    k = min(request.topk, memory.size)
+    ids: mx.array | None = None
+    if k == memory.size:
+        products = memory.products(queries)
+        scores = products * memory.norms[:, None]
+    else:
+        ids, products = memory.search(queries, k)
+        scores = products * gather(memory.norms, ids)
+    if request.sim_threshold is not None:
+        lengths = mx.linalg.norm(queries, axis=-1, keepdims=True)
+        # Not by adding a large negative number: half precision would make NaN of it.
+        scores = mx.where(products > request.sim_threshold * lengths, scores, -mx.inf)
+    return ids, scores
 
-    Args:
-        queries: (R, heads, T, dim) float32, scaled.
-    """
 
-    def __init__(
-        self,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        mask: mx.array | str | None,
-        sinks: mx.array | None,
-    ) -> None:
-        count, heads, width, _ = queries.shape
-        kv_heads, columns = keys.shape[1:3]
-        grouped = queries.reshape(count, kv_heads, heads // kv_heads * width, -1)
-        scores = grouped @ keys.astype(mx.float32).swapaxes(-1, -2)
-        scores = scores.reshape(count, heads, width, columns)
-        if isinstance(mask, str):
-            mask = mx.arange(columns) <= mx.arange(columns - width, columns)[:, None]
-        if mask is not None:
-            scores = (
-                mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
-            )
-        self.total = mx.logsumexp(scores, axis=-1)
-        if sinks is not None:
-            self.total = mx.logaddexp(self.total, sinks.astype(mx.float32)[:, None])
-        weights = mx.exp(scores - self.total[..., None])
-        weights = weights.reshape(count, kv_heads, -1, columns)
-        output = weights @ values.astype(mx.float32)
-        self.output = output.reshape(count, heads, width, -1)
+def _local_scores(queries: mx.array, keys: mx.array, mask: mx.array | str | None) -> mx.array:
+    """(R, heads, T, columns) float32 of scaled queries with the rows' own keys."""
+    count, heads, width, _ = queries.shape
+    kv_heads, columns = keys.shape[1:3]
+    grouped = queries.reshape(count, kv_heads, heads // kv_heads * width, -1)
+    scores = grouped @ keys.astype(mx.float32).swapaxes(-1, -2)
+    scores = scores.reshape(count, heads, width, columns)
+    if isinstance(mask, str):
+        mask = mx.arange(columns) <= mx.arange(columns - width, columns)[:, None]
+    if mask is None:
+        return scores
+    return mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
 
-    def rows(self, places: list[int]) -> tuple[mx.array, mx.array]:
-        """Output and log-sum-exp of some rows."""
-        return _take(self.output, places), _take(self.total, places)
+
+def _weighted(weights: mx.array, values: mx.array) -> mx.array:
+    """(R, heads, T, columns) weights with (R, kv_heads, columns, dim) values, summed."""
+    count, heads, width, columns = weights.shape
+    grouped = weights.reshape(count, values.shape[1], -1, columns)
+    return (grouped @ values.astype(mx.float32)).reshape(count, heads, width, -1)
 
 
 def _take(array: mx.array, rows: list[int]) -> mx.array:
@@ -269,11 +240,27 @@ def _by_kv_head(queries: mx.array, kv_heads: int) -> mx.array:
     return grouped.swapaxes(0, 1).reshape(kv_heads, -1, dim)
 
 
-def _replace(output: mx.array, parts: list[mx.array], rows: list[int], size: int) -> mx.array:
-    """All rows' output with that of some rows replaced."""
-    source = np.arange(size)
-    source[rows] = size + np.arange(len(rows))
-    return mx.concatenate([output, *parts])[mx.array(source)]
+def _by_row(array: mx.array, count: int, heads: int, width: int) -> mx.array:
+    """(kv_heads, R * group * T, n) to (R, heads, T, n)."""
+    kv_heads, _, size = array.shape
+    split = array.reshape(kv_heads, count, heads // kv_heads * width, size)
+    return split.swapaxes(0, 1).reshape(count, heads, width, size)
+
+
+def _in_order(parts: list[mx.array], places: list[int], size: int) -> mx.array:
+    """Rows of all parts at their places; nothing counts at places that are not named."""
+    if places == list(range(size)):
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    source = np.zeros(size, dtype=np.int32)
+    source[places] = np.arange(len(places))
+    return mx.concatenate(parts)[mx.array(source)]
+
+
+def _replace(output: mx.array, new: mx.array, rows: list[int], first: int) -> mx.array:
+    """All rows' output with that of some rows replaced; new[0] is that of row `first`."""
+    source = np.arange(len(output))
+    source[rows] = len(output) + np.array(rows) - first
+    return mx.concatenate([output, new])[mx.array(source)]
 
 
 def _by_token(array: mx.array) -> mx.array:

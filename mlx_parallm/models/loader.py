@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapt import check_supported
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.memory import total_memory
+from mlx_parallm.models.predictor import Predictor
 from mlx_parallm.models.quantize import quantize as quantize_weights
 
 BUNDLED = "bundled"
@@ -45,6 +46,7 @@ class LoadedModel:
         quantization: config.json's quantization, None where weights are plain.
         head: of a sequence classifier or reward model.
         pooling: how its embeddings are made: "last", "mean" or "cls".
+        predictors: plain networks that are served beside it, by name.
     """
 
     model: Any
@@ -61,6 +63,7 @@ class LoadedModel:
     quantization: dict[str, Any] | None
     head: ClassificationHead | None = None
     pooling: str = "last"
+    predictors: dict[str, Predictor] = field(default_factory=dict)
 
     @property
     def is_encoder(self) -> bool:

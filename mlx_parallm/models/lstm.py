@@ -124,12 +124,12 @@ def _run(layer: nn.LSTM, x: mx.array, states: Any) -> mx.array:
     hiddens, cells = layer(x, hidden, cell)
     if states is None:
         return hiddens
-    states[0] = _at_end(hiddens, hidden, states.lengths)
-    states[1] = _at_end(cells, cell, states.lengths)
+    states[0] = at_end(hiddens, hidden, states.lengths)
+    states[1] = at_end(cells, cell, states.lengths)
     return hiddens
 
 
-def _at_end(every: mx.array, before: mx.array | None, lengths: mx.array | None) -> mx.array:
+def at_end(every: mx.array, before: mx.array | None, lengths: mx.array | None) -> mx.array:
     """(B, D) after each row's last token: of (B, T, D), or `before` where a row has none."""
     if lengths is None:
         return every[:, -1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-BLOCK = 64  # memories whose best similarity stands for all of them in the first stage
 _MOST_SIMILARITIES = 1 << 24  # computed at once, so that a long prompt does not fill the memory
 
 
@@ -109,19 +108,25 @@ def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
         (heads, N, k) ids and values.
     """
     size = values.shape[-1]
-    if size < 4 * BLOCK * k:
+    block = _block(size, k)
+    if block < 4:
         ids = mx.argpartition(-values, k - 1, axis=-1)[..., :k]
         return ids, mx.take_along_axis(values, ids, axis=-1)
     # Block b is every count-th entry from b on: maxima are then taken of whole rows at a time.
-    count = size // BLOCK
-    blocks = mx.unflatten(values[..., : count * BLOCK], -1, (BLOCK, count))
+    count = size // block
+    blocks = mx.unflatten(values[..., : count * block], -1, (block, count))
     best = mx.argpartition(-blocks.max(axis=-2), k - 1, axis=-1)[..., None, :k]
-    places = mx.arange(BLOCK, dtype=best.dtype)[:, None] * count
+    places = mx.arange(block, dtype=best.dtype)[:, None] * count
     ids = mx.flatten(best + places, -2)
-    if count * BLOCK < size:
-        rest = mx.arange(count * BLOCK, size, dtype=ids.dtype)
+    if count * block < size:
+        rest = mx.arange(count * block, size, dtype=ids.dtype)
         rest = mx.broadcast_to(rest, (*ids.shape[:2], rest.size))
         ids = mx.concatenate([ids, rest], axis=-1)
     candidates = mx.take_along_axis(values, ids, axis=-1)
     chosen = mx.argpartition(-candidates, k - 1, axis=-1)[..., :k]
     return mx.take_along_axis(ids, chosen, axis=-1), mx.take_along_axis(candidates, chosen, axis=-1)
+
+
+def _block(size: int, k: int) -> int:
+    """A power of two near sqrt(size / k), where both stages together look at the fewest."""
+    return 1 << max(0, (size // k).bit_length() // 2)

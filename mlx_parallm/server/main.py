@@ -31,6 +31,7 @@ from mlx_parallm.server.routes import (
     memories,
     models,
     pooling,
+    predict,
     tokens,
 )
 from mlx_parallm.server.state import ServerState
@@ -43,7 +44,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
-_FAMILIES = (health, memories, models, chat, completions, tokens, generate, advanced, pooling)
+_FAMILIES = (
+    health,
+    memories,
+    models,
+    chat,
+    completions,
+    tokens,
+    generate,
+    advanced,
+    pooling,
+    predict,
+)
 _ROUTERS = tuple(family.router for family in _FAMILIES)
 
 
@@ -96,6 +108,7 @@ def build_engine(settings: Settings) -> Engine:
     """An engine that will load the model of the settings on its own thread."""
     from mlx_parallm.engine.engine import Engine, EngineConfig
     from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
+    from mlx_parallm.models.predictor import load_predictors
 
     def load() -> LoadedModel:
         loaded = load_model(
@@ -107,6 +120,7 @@ def build_engine(settings: Settings) -> Engine:
         )
         if settings.chat_template is not None:
             _use_chat_template(loaded, Path(settings.chat_template))
+        loaded.predictors = load_predictors(settings.predictor)
         return loaded
 
     def load_draft() -> LoadedModel:

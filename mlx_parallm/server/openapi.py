@@ -24,6 +24,7 @@ from mlx_parallm.server.schemas.pooling import (
     RerankRequest,
     ScoreRequest,
 )
+from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -36,6 +37,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     EngineGenerateRequest,
     GenerateBatchRequest,
     GenerateRequest,
+    PredictRequest,
     RerankRequest,
     ScoreRequest,
     SearchMemoriesRequest,

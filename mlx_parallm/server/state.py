@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.manager import MemoryManager
     from mlx_parallm.models.loader import LoadedModel
+    from mlx_parallm.server.predictions import PredictionQueue
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class ServerState:
     memory_executor: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="memories")
     )
+    _predictions: PredictionQueue | None = None
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,6 +66,14 @@ class ServerState:
         if self._prompts is None:
             self._prompts = Prompts(loaded, self.executor)
         return self._prompts
+
+    def predictions(self) -> PredictionQueue:
+        """The way to plain networks."""
+        if self._predictions is None:
+            from mlx_parallm.server.predictions import PredictionQueue
+
+            self._predictions = PredictionQueue(self.engine, self.settings.max_queue)
+        return self._predictions
 
     def memories(self) -> MemoryManager:
         """The model's memories; may wait for a store, so not for the event loop.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,13 @@ class Work:
 
     Attributes:
         prompt: token ids.
-        tokens: how many to generate; end tokens are ignored.
-        sampling: fields of SamplingParams.
+        tokens: how many to generate.
+        sampling: fields of SamplingParams; end tokens are ignored unless it says so.
     """
 
     prompt: list[int]
     tokens: int
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

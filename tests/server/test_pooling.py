@@ -111,9 +111,7 @@ def test_the_openai_client(real: Any) -> None:
     # It asks for base64 and unpacks it.
     answer = client.embeddings.create(model="tiny", input=TEXTS, dimensions=16)
     assert [entry.object for entry in answer.data] == ["embedding"] * len(TEXTS)
-    for entry, vector in zip(
-        answer.data, embedded(real, input=TEXTS, dimensions=16), strict=True
-    ):
+    for entry, vector in zip(answer.data, embedded(real, input=TEXTS, dimensions=16), strict=True):
         np.testing.assert_allclose(entry.embedding, vector, atol=1e-6)
     assert answer.model == "tiny"
     with pytest.raises(openai.BadRequestError) as caught:
@@ -174,9 +172,9 @@ def test_rerank_by_cosine(real: Any) -> None:
     for entry in answer["results"]:
         assert entry["relevance_score"] == pytest.approx(cosines[entry["index"]], abs=1e-5)
         assert entry["document"] == {"text": documents[entry["index"]]}
-    best = real.ok(
-        "/v1/rerank", query=query, documents=documents, top_n=1, return_documents=False
-    )["results"]
+    best = real.ok("/v1/rerank", query=query, documents=documents, top_n=1, return_documents=False)[
+        "results"
+    ]
     assert [set(entry) for entry in best] == [{"index", "relevance_score"}]
 
 

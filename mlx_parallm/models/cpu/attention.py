@@ -19,6 +19,8 @@ from mlx_parallm.models.cpu.exponential import LOG2E, exp2, row_max, row_sum
 
 # Stands for -inf: far below any score, and exp2 still returns an exact 0.
 _NEVER = -1e9
+# Scores up to which mx.fast, with fewer operations, is the faster one.
+_FEW_SCORES = 4096
 # Query rows a head of K up to which K Q^T is the faster product.
 _FEW_ROWS = 16
 
@@ -43,14 +45,14 @@ def attention(
         sinks: (heads,) scores of a column that has no value.
 
     Returns:
-        (B, heads, T, Dv). What is masked has weight 0; a query that sees nothing gets
-        finite numbers.
+        (B, heads, T, Dv). A query that sees nothing gets finite numbers.
     """
-    if not _is_float32(queries, keys, values, mask, sinks):
+    batch, heads, width, dim = queries.shape
+    few = batch * heads * width * keys.shape[2] <= _FEW_SCORES
+    if few or not _is_float32(queries, keys, values, mask, sinks):
         return mx.fast.scaled_dot_product_attention(
             queries, keys, values, scale=scale, mask=mask, sinks=sinks
         )
-    batch, heads, width, dim = queries.shape
     kv_heads = keys.shape[1]
     rows = (heads // kv_heads) * width
     # Scores are in units of log(2): that saves a product with each of them.

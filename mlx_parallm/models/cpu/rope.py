@@ -67,11 +67,11 @@ class RotaryTable:
     def rotate(self, x: mx.array, rows: Rows) -> mx.array:
         """x (B, heads, T, D) rotated; features from `dims` on stay."""
         cos, sin = rows
-        half, rest = self.dims // 2, None
+        rest = None
         if x.shape[-1] > self.dims:
-            x, rest = x[..., : self.dims], x[..., self.dims :]
-        swapped = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
-        rotated = x * cos + swapped * sin
+            x, rest = mx.split(x, [self.dims], axis=-1)
+        first, second = mx.split(x, 2, axis=-1)
+        rotated = x * cos + mx.concatenate([second, first], axis=-1) * sin
         return rotated if rest is None else mx.concatenate([rotated, rest], axis=-1)
 
     def agrees(self) -> bool:

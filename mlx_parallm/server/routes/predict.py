@@ -1,0 +1,72 @@
+"""POST /v1/predict: plain networks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mlx_parallm.errors import InvalidRequestError, NotFoundError
+from mlx_parallm.models.predictor import Predictor, Signature
+from mlx_parallm.server.body import read_body
+from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
+from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.schemas.predict import PredictRequest
+from mlx_parallm.server.state import state_of
+
+router = APIRouter(tags=["Plain networks"])
+
+
+@router.post(
+    "/v1/predict",
+    summary="What a plain network says",
+    responses=GENERATION_ERRORS,
+    openapi_extra=body_of(PredictRequest),
+)
+async def predict(request: Request) -> Response:
+    """The outputs of an MLP or LSTM that was given with --predictor, for each row."""
+    state = state_of(request)
+    predictors = state.loaded().predictors
+    body = await read_body(request, PredictRequest, state.settings.max_body_size)
+    predictor = _chosen(predictors, body.model)
+    signature = predictor.signature
+    rows = [_row(row, place, signature) for place, row in enumerate(body.inputs)]
+    outputs = await asyncio.wrap_future(state.predictions().put(predictor, rows))
+    if not np.isfinite(outputs).all():
+        raise InvalidRequestError("The network's output is not finite.", param="inputs")
+    data = [_shown(output, place, signature) for place, output in enumerate(outputs)]
+    return json_answer({"object": "list", "model": signature.name, "data": data})
+
+
+def _chosen(predictors: dict[str, Predictor], name: str) -> Predictor:
+    if not name and len(predictors) == 1:
+        return next(iter(predictors.values()))
+    if name not in predictors:
+        known = ", ".join(map(repr, predictors)) or "none; see --predictor"
+        raise NotFoundError(
+            f"There is no network {name[:200]!r}; this server has {known}.",
+            param="model",
+            code="model_not_found",
+        )
+    return predictors[name]
+
+
+def _row(row: Any, place: int, signature: Signature) -> np.ndarray:
+    is_mlp = signature.kind == "mlp"
+    steps = [row] if is_mlp else row
+    fits = all(isinstance(step, list) and len(step) == signature.input_size for step in steps)
+    if not fits or (is_mlp and isinstance(row[0], list)):
+        shape = f"{signature.input_size} numbers"
+        wanted = shape if is_mlp else f"steps of {shape} each"
+        raise InvalidRequestError(f"{signature.name!r} takes {wanted}.", param=f"inputs[{place}]")
+    return np.array(row, dtype=np.float32)
+
+
+def _shown(output: np.ndarray, place: int, signature: Signature) -> dict[str, Any]:
+    entry = {"object": "prediction", "index": place, "outputs": [float(v) for v in output]}
+    if signature.labels:
+        entry["label"] = signature.labels[int(output.argmax())]
+    return entry
