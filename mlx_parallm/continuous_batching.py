@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Items
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_parallm.engine.engine import EngineStats
-from mlx_parallm.utils import GenerationResponse, Session, session_of
+from mlx_parallm.utils import GenerationResponse, Prompt, Session, session_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class AsyncContinuousBatchingEngine:
             model, tokenizer, max_batch_size=self.config.max_batch_size
         )
 
-    async def generate(self, prompt: str | list[int], **settings: Any) -> str:
+    async def generate(self, prompt: Prompt, **settings: Any) -> str:
         """The answer to one prompt; settings as in `mlx_parallm.utils.generate`."""
         return (await self.generate_batch([prompt], **settings))[0]
 
-    async def generate_batch(self, prompts: list[str | list[int]], **settings: Any) -> list[str]:
+    async def generate_batch(self, prompts: Items[Prompt], **settings: Any) -> list[str]:
         """The answers to all prompts, in their order."""
         if self.config.timeout_ms:
             await asyncio.sleep(self.config.timeout_ms / 1000)
@@ -62,7 +64,7 @@ class AsyncContinuousBatchingEngine:
         return texts
 
     async def stream_batch(
-        self, prompts: list[str | list[int]], **settings: Any
+        self, prompts: Items[Prompt], **settings: Any
     ) -> AsyncIterator[tuple[int, GenerationResponse]]:
         """Pieces of all answers as they come, each with its prompt's index."""
         settings = {
@@ -74,7 +76,8 @@ class AsyncContinuousBatchingEngine:
         inbox: asyncio.Queue[list[Any]] = asyncio.Queue()
 
         def sink(outputs: list[Any]) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, outputs)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(inbox.put_nowait, outputs)
 
         run = self._session.begin(prompts, sink, **settings)
         try:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
@@ -26,6 +28,7 @@ from tqdm import tqdm
 
 from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.engine import Engine, EngineConfig, Sink
+from mlx_parallm.engine.sampler import MAX_LOGPROBS
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence, TokenLogprob
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.memory.attach import ModelMemories
@@ -34,6 +37,7 @@ from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.models.loader import LoadedModel, describe, load_model
 
 log = logging.getLogger(__name__)
+_adopting = threading.Lock()
 
 Prompt = str | list[int] | list[dict[str, Any]]
 
@@ -250,7 +254,12 @@ class Session:
             prompt = [{"role": "user", "content": prompt}]
         if prompt and isinstance(prompt[0], dict):
             return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
-        return [int(token) for token in prompt]  # type: ignore[arg-type]
+        tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
+        if not all(0 <= token < self.loaded.vocab_size for token in tokens):
+            raise InvalidRequestError(
+                f"token ids are from 0 to {self.loaded.vocab_size - 1}", param="prompts"
+            )
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -274,6 +283,21 @@ class _Settings:
     format_prompts: bool = False
     use_speculative: bool | None = None
     memory: Any = None
+
+    def __post_init__(self) -> None:
+        sound = {
+            "max_tokens": self.max_tokens >= 0,
+            "temp": 0 <= self.temp < math.inf,
+            "top_p": 0 <= self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
+            "presence_penalty": math.isfinite(self.presence_penalty),
+            "frequency_penalty": math.isfinite(self.frequency_penalty),
+            "logprobs": self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+        }
+        for name in (name for name, fine in sound.items() if not fine):
+            raise InvalidRequestError(f"{name} cannot be {getattr(self, name)}", param=name)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -366,9 +390,10 @@ def session_of(model: Any, tokenizer: Any, *, max_batch_size: int | None = None)
     Args:
         max_batch_size: changes the running engine's, where given.
     """
-    session: Session | None = getattr(model, "_parallm_session", None)
-    if session is None:
-        session = Session.start(_adopt(model, tokenizer))
+    with _adopting:
+        session: Session | None = getattr(model, "_parallm_session", None)
+        if session is None:
+            session = Session.start(_adopt(model, tokenizer))
     if max_batch_size is not None:
         session.engine.configure(max_batch_size=max_batch_size)
     return session
@@ -379,6 +404,7 @@ def close(model: Any) -> None:
     session: Session | None = getattr(model, "_parallm_session", None)
     if session is not None:
         session.stop()
+        atexit.unregister(session.stop)
         del model._parallm_session
 
 

@@ -40,6 +40,7 @@ FIRST_VALUE = FIRST_KEY + KEYS
 FIRST_FILLER = FIRST_VALUE + VALUES
 VOCAB = FIRST_FILLER + FILLERS
 FACTS = 32
+QUESTIONS = 24  # of a training text, some of them twice
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 96,
@@ -90,7 +91,7 @@ def make_batch(
     rows, answers = [], []
     for _ in range(size):
         text, facts = make_text(rng, stage.facts, stage.length)
-        chosen = facts[rng.permutation(len(facts))[:asked]]
+        chosen = facts[rng.integers(0, len(facts), asked)]
         questions = [np.array([ASK, key, value]) for key, value in chosen]
         rows.append(np.concatenate([text, *questions]))
         answers.append(chosen[:, 1])
@@ -104,7 +105,7 @@ def train(args: argparse.Namespace) -> tuple[Any, list[dict[str, Any]]]:
     mx.random.seed(args.seed)
     rng = np.random.default_rng(args.seed)
     model = llama.Model(llama.ModelArgs.from_dict(CONFIG))
-    optimizer = optim.AdamW(learning_rate=args.learning_rate, weight_decay=0.01)
+    optimizer = optim.AdamW(args.learning_rate, betas=[0.9, 0.98], weight_decay=0.01)
 
     def loss(model: Any, batch: Any) -> tuple[mx.array, mx.array]:
         inputs, places, answers = batch
@@ -116,7 +117,7 @@ def train(args: argparse.Namespace) -> tuple[Any, list[dict[str, Any]]]:
     step = nn.value_and_grad(model, loss)
     log, began, accuracy = [], time.perf_counter(), 0.0
     for stage in STAGES:
-        accuracy, asked = 0.0, min(stage.facts, 12)
+        accuracy, asked = 0.0, QUESTIONS
         for count in range(args.most_steps):
             size = max(8, args.tokens // (stage.length + 3 * asked))
             (value, right), gradients = step(model, make_batch(rng, stage, size, asked))
@@ -264,7 +265,8 @@ def main() -> None:
         model, log = train(args)
         if args.weights is not None:
             model.save_weights(str(args.weights))
-    count = sum(weight.size for _, weight in tree_flatten(model.parameters()))
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    count = sum(weight.size for weight in weights.values())
     rows = evaluate(model, args)
     result = {
         "parameters": count,

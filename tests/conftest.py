@@ -65,13 +65,13 @@ def tiny_llama(seed: int = 0, **config: Any) -> LoadedModel:
     keys = iter(mx.random.split(mx.random.key(seed), len(tree_flatten(model.parameters()))))
 
     def draw(path: str, value: mx.array) -> mx.array:
-        noise = mx.random.normal(value.shape, key=next(keys))
+        noise: mx.array = mx.random.normal(value.shape, key=next(keys))
         if value.ndim < 2:
             return 1 + 0.2 * noise
         if "embed" in path:
             return 0.5 * noise
         gain = 3.0 if "head" in path else 2.0  # clear gaps between the logits
-        return gain * noise / value.shape[-1] ** 0.5
+        return noise * float(gain / value.shape[-1] ** 0.5)
 
     model.update(tree_map_with_path(draw, model.parameters()))
     model.eval()

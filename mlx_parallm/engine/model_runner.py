@@ -180,7 +180,7 @@ class ModelRunner:
         arrays += [array for part in cited for array in (part.ids, part.weights)]
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
-        alone = not (plan.prefill or plan.admit or plan.forks or plan.release)
+        alone = not (plan.prefill or plan.loads or plan.forks)
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
         return Launched(plan.decode, sampled, guessed, scores, complete, began, alone, cited)
 

@@ -30,6 +30,8 @@ from mlx_parallm.models.span import Row
 _DECAY = 0.9  # of the running averages
 _PATIENCE = 64  # plain steps between two looks at whether guessing pays again
 _MAX_PATIENCE = 1024
+_MOST_TRIES = 4  # of a length whose time is not known
+_HOPED = 0.05  # time of one more guess, in plain steps, before any was measured
 
 
 class Drafter(Protocol):
@@ -217,6 +219,7 @@ class LengthController:
     ceiling: int
     stats: SpeculativeStats = field(default_factory=SpeculativeStats)
     _costs: dict[tuple[int, int], _Cost] = field(default_factory=dict)
+    _tries: dict[tuple[int, int], int] = field(default_factory=dict)
     _rates: dict[int, float] = field(default_factory=dict)
     _average: float = 0.7
     _plain_steps: int = 0
@@ -233,13 +236,37 @@ class LengthController:
             return self._decide(0)  # measure the plain step first
         best, best_rate = 0, size / plain
         for length in range(1, self.ceiling + 1):
-            cost = self._cost(size, length)
-            if cost is None:
-                cost = plain * (1 + 0.1 * length)  # worth one try
+            cost = self._estimate(size, length, plain)
             gained = sum(_expected(rate, length) for rate in rates)
             if (size + gained) / cost > 1.02 * best_rate:
                 best, best_rate = length, (size + gained) / cost
+        if best and self._cost(size, best) is None:
+            key = (_bucket(size), best)
+            self._tries[key] = self._tries.get(key, 0) + 1
         return self._decide(best)
+
+    def _estimate(self, size: int, length: int, plain: float) -> float:
+        """Seconds of a step: measured, or from its neighbours, or hopeful where there is none.
+
+        A step with more guesses takes no less time, so one measurement says much
+        about the lengths around it; each is tried only while it may be the best.
+        """
+        known = self._cost(size, length)
+        if known is not None:
+            return known
+        if self._tries.get((_bucket(size), length), 0) >= _MOST_TRIES:
+            return float("inf")  # its steps were never alone to be measured
+        below, above = (0, plain), None
+        for other in range(1, self.ceiling + 1):
+            cost = self._cost(size, other)
+            if cost is not None and other < length:
+                below = (other, cost)
+            elif cost is not None and above is None:
+                above = (other, cost)
+        if above is None:
+            return below[1] + _HOPED * plain * (length - below[0])
+        share = (length - below[0]) / (above[0] - below[0])
+        return below[1] + share * (above[1] - below[1])
 
     def _decide(self, length: int) -> int:
         """Plain steps are interrupted now and then, to see whether times changed."""
@@ -281,7 +308,7 @@ class LengthController:
 
     def _cost(self, size: int, length: int) -> float | None:
         cost = self._costs.get((_bucket(size), length))
-        return cost.seconds if cost is not None and cost.count >= 2 else None
+        return cost.seconds if cost is not None and (cost.count >= 2 or length) else None
 
 
 def _bucket(size: int) -> int:

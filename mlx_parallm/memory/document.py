@@ -30,7 +30,7 @@ class Document:
         num_layers: layers whose K and V are stored.
         dtype: of K and V; window, stride: how they were made.
         fingerprint: of the model that made them.
-        created: seconds since 1970.
+        nbytes: of K and V; created: seconds since 1970.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Document:
     stride: int
     fingerprint: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    nbytes: int = 0
     uid: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 

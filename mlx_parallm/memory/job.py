@@ -231,7 +231,7 @@ def to_device(array: np.ndarray, dtype: str) -> mx.array:
 
 
 def document_of(
-    new: NewDocument, job: MemoryJob, num_layers: int, dtype: str, fingerprint: str
+    new: NewDocument, job: MemoryJob, num_layers: int, dtype: str, fingerprint: str, nbytes: int
 ) -> Document:
     """A document that was just made into memories."""
     tokens = new.tokens
@@ -248,6 +248,7 @@ def document_of(
         stride=job.stride,
         fingerprint=fingerprint,
         metadata=new.metadata,
+        nbytes=nbytes,
     )
 
 

@@ -146,8 +146,8 @@ class MemoryManager:
 
     def _store(self, new: NewDocument, job: MemoryJob, layers: Any, num_layers: int) -> int:
         dtype = "bfloat16" if layers[0][0].dtype == np.uint16 else str(layers[0][0].dtype)
-        document = document_of(new, job, num_layers, dtype, self.fingerprint)
         payload = payload_of(layers)
+        document = document_of(new, job, num_layers, dtype, self.fingerprint, len(payload))
         version = self.backend.put(document, payload)
         with self._lock:
             old = self._collections.get(job.collection)

@@ -80,7 +80,7 @@ class Attention(nn.Module):
     """Every token attends to every real one."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         size = args.hidden_size
         self.num_heads = args.num_attention_heads
         self.query, self.key = nn.Linear(size, size), nn.Linear(size, size)
@@ -103,7 +103,7 @@ class Layer(nn.Module):
     """Attention and MLP, each normalised behind its residual."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         size, eps = args.hidden_size, args.layer_norm_eps
         self.attention = Attention(args)
         self.attention_norm = nn.LayerNorm(size, eps=eps)
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
     """Token ids to hidden states."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.words = nn.Embedding(args.vocab_size, args.hidden_size)
         self.positions = nn.Embedding(args.max_position_embeddings, args.hidden_size)
         self.types = nn.Embedding(args.type_vocab_size, args.hidden_size)
@@ -153,7 +153,7 @@ class Model(nn.Module):
     whole_sequence = True
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.args = args
         self.model_type = args.model_type
         self.model = Encoder(args)

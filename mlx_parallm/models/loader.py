@@ -20,6 +20,7 @@ from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifi
 from mlx_parallm.models.memory import total_memory
 from mlx_parallm.models.predictor import Predictor
 from mlx_parallm.models.quantize import quantize as quantize_weights
+from mlx_parallm.models.torch_file import load_torch_file
 
 BUNDLED = "bundled"
 BUNDLED_DRAFT = "bundled/draft"
@@ -27,6 +28,7 @@ BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _DEFAULT_CONTEXT = 4096
 Weights = dict[str, mx.array]
+TORCH_FILE = "pytorch_model.bin"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
 
 
@@ -156,9 +158,18 @@ def _own_classes(config: dict[str, Any]) -> tuple[type, type] | None:
 def _load_mamba_ssm(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     padded = {**config, "vocab_size": mamba_ssm.padded_vocab_size(config)}
     classes = _classes_that(lambda weights: mamba_ssm.rename_weights(weights, config))
-    model, found = mlx_lm_load_model(
-        folder, lazy=True, model_config=padded, get_model_classes=classes
-    )
+    if list(folder.glob("*.safetensors")):
+        model, found = mlx_lm_load_model(
+            folder, lazy=True, model_config=padded, get_model_classes=classes
+        )
+    else:
+        model_class: Any
+        args_class: Any
+        model_class, args_class = classes(padded)
+        model, found = model_class(args_class.from_dict(padded)), padded
+        weights = model.sanitize(load_torch_file(folder / TORCH_FILE))
+        model.load_weights(list(weights.items()))
+        model.eval()
     # Padding is not part of the vocabulary: it must not be sampled.
     return model, {**found, "vocab_size": config["vocab_size"]}
 
@@ -260,12 +271,10 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                allow_patterns=_HUB_FILES,
-            )
-        )
+        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*_HUB_FILES, TORCH_FILE]))
+        return folder
     except Exception as error:
         raise ModelLoadError(
             f"{hub_id}: there is no such folder, and the hub did not give it: {_sentence(error)}"
@@ -284,7 +293,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = mamba_ssm.translate_config(config)
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelLoadError(f"{file}: there is no model_type in it")
-    if not list(folder.glob("*.safetensors")):
+    # The original Mamba checkpoints were never saved as safetensors.
+    has_torch = mamba_ssm.is_mamba_ssm(config) and (folder / TORCH_FILE).is_file()
+    if not has_torch and not list(folder.glob("*.safetensors")):
         raise ModelLoadError(f"{folder}: there are no *.safetensors weights in this folder")
     return config
 

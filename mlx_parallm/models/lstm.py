@@ -56,7 +56,7 @@ class LSTMModel(nn.Module):
     """Token ids to the last layer's hidden states."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.embed_tokens = nn.Embedding(args.vocab_size, args.embedding_size)
         widths = [args.embedding_size] + [args.hidden_size] * (args.num_hidden_layers - 1)
         self.layers = [nn.LSTM(width, args.hidden_size) for width in widths]
@@ -73,7 +73,7 @@ class Model(nn.Module):
     """The language model, with mlx-lm's protocol for models."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.args = args
         self.model_type = args.model_type
         self.model = LSTMModel(args)

@@ -1,7 +1,8 @@
 """Checkpoints of the original `mamba_ssm` package, such as state-spaces/mamba2-1.3b.
 
 Their config.json has no model_type, but d_model, n_layer and ssm_cfg; their weights are
-those of mlx-lm's mamba2 (and mamba) under nearly the same names. Nothing is written:
+those of mlx-lm's mamba2 (and mamba) under nearly the same names, in safetensors or in a
+pytorch_model.bin (see torch_file.py). Nothing is written:
 config and names are translated while loading. Their folders usually have no tokenizer;
 put the files of the one they were trained with beside the weights (EleutherAI/gpt-neox-20b
 for those of state-spaces).

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 
 
-def needs(module: str, package: str) -> pytest.MarkDecorator:
-    """Skip where an optional client is missing."""
-    missing = importlib.util.find_spec(module) is None
-    return pytest.mark.skipif(missing, reason=f"optional client: pip install {package}")
+def client(module: str, package: str) -> Any:
+    """An optional client's module; skips the test where it is not installed."""
+    return pytest.importorskip(module, reason=f"optional client: pip install {package}")
 
 
 # These warn on import about things that are theirs to change.
@@ -20,26 +18,22 @@ pytestmark = pytest.mark.filterwarnings("default")
 PROMPT = " bapi bahi becu"
 
 
-@needs("langchain_openai", "langchain-openai")
 def test_langchain(server_url: str, oracle: Any) -> None:
-    from langchain_openai import ChatOpenAI, OpenAI
-
+    langchain = client("langchain_openai", "langchain-openai")
     common: Any = {"base_url": f"{server_url}/v1", "api_key": "none", "model": "tiny"}
-    chat = ChatOpenAI(**common, temperature=0, max_tokens=6)
+    chat = langchain.ChatOpenAI(**common, temperature=0, max_tokens=6)
     expected = oracle.generate(oracle.chat_prompt(PROMPT), 6)
     assert chat.invoke(PROMPT).content == expected
     assert "".join(str(chunk.content) for chunk in chat.stream(PROMPT)) == expected
     # Sends a list of prompts with "logprobs": null and "seed": null.
-    completions = OpenAI(**common, temperature=0, max_tokens=6)
+    completions = langchain.OpenAI(**common, temperature=0, max_tokens=6)
     answers = completions.generate([PROMPT, " bexi"]).generations
     assert [a[0].text for a in answers] == [oracle.generate(p, 6) for p in (PROMPT, " bexi")]
 
 
-@needs("litellm", "litellm")
 def test_litellm(server_url: str, oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import litellm
-
+    litellm = client("litellm", "litellm")
     common: Any = {"api_base": f"{server_url}/v1", "api_key": "none", "max_tokens": 6}
     common |= {"messages": [{"role": "user", "content": PROMPT}]}
     answer: Any = litellm.completion(model="openai/tiny", temperature=0, **common)
@@ -53,13 +47,12 @@ def test_litellm(server_url: str, oracle: Any, monkeypatch: pytest.MonkeyPatch) 
         litellm.completion(model="openai/tiny", temperature=9, **common)
 
 
-@needs("pydantic_ai", "pydantic-ai-slim[openai]")
 def test_pydantic_ai(server_url: str, oracle: Any) -> None:
-    from pydantic_ai import Agent
-    from pydantic_ai.models.openai import OpenAIChatModel
-    from pydantic_ai.providers.openai import OpenAIProvider
-
-    provider = OpenAIProvider(base_url=f"{server_url}/v1", api_key="none")
-    agent = Agent(OpenAIChatModel("tiny", provider=provider))
+    package = "pydantic-ai-slim[openai]"
+    models = client("pydantic_ai.models.openai", package)
+    providers = client("pydantic_ai.providers.openai", package)
+    provider = providers.OpenAIProvider(base_url=f"{server_url}/v1", api_key="none")
+    model = models.OpenAIChatModel("tiny", provider=provider)
+    agent = client("pydantic_ai", package).Agent(model)
     answer = agent.run_sync(PROMPT, model_settings={"temperature": 0, "max_tokens": 6})
     assert answer.output == oracle.generate(oracle.chat_prompt(PROMPT), 6)

@@ -55,7 +55,7 @@ class MockModel(nn.Module):
     """
 
     def __init__(self, poison: int | None = None, delay_s: float = 0.0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weight = mx.zeros((1,))
         self.poison = poison
         self.delay_s = delay_s
@@ -69,7 +69,7 @@ class MockModel(nn.Module):
         self.forwards.append((rows, width))
         if self.delay_s:
             time.sleep(self.delay_s)
-        if self.poison is not None and any(self.poison in r for r in inputs.tolist()):
+        if self.poison is not None and (inputs == self.poison).any().item():
             raise RuntimeError("the model choked on a token")
         layer = cache[0]
         first = layer.offset

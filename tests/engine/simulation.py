@@ -6,6 +6,7 @@ Every plan is checked against the scheduler's promises while it is carried out.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from mlx_parallm.engine.scheduler import (
     BLOCK_TOKENS,
@@ -26,7 +27,8 @@ def next_token(sequence: Sequence, position: int) -> int:
 
 def expected_output(sequence: Sequence) -> list[int]:
     """All tokens that a sequence gets when nothing goes wrong."""
-    params, tokens = sequence.params, []
+    params = sequence.params
+    tokens: list[int] = []
     while len(tokens) < params.max_tokens:
         tokens.append(next_token(sequence, len(tokens)))
         if tokens[-1] in params.end_token_ids and len(tokens) >= params.min_tokens:
@@ -206,7 +208,7 @@ def _order(sequence: Sequence) -> tuple[int, float]:
 _clock = iter(range(1, 1 << 62))
 
 
-def sequence(prompt: int = 4, max_tokens: int = 4, *, end: bool = False, **fields: int) -> Sequence:
+def sequence(prompt: int = 4, max_tokens: int = 4, *, end: bool = False, **fields: Any) -> Sequence:
     """A sequence with a prompt of this many tokens."""
     tick = next(_clock)
     params = SamplingParams(

@@ -391,7 +391,7 @@ def test_a_fault_that_passes_costs_nobody(make_engine: EngineFactory) -> None:
         model.poison = None
         original(*args)
 
-    engine._recover = recover  # type: ignore[method-assign]
+    engine._recover = recover  # type: ignore[assignment, method-assign]
     driver.run(*rows)
     assert all(right(driver, row) for row in rows)
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import architectures
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from mlx_parallm.engine.sequence import (
 from tests.conftest import assert_no_leaks
 from tests.engine import mock
 from tests.engine.driver import Driver, copy_of, greedy, oracle
+from tests.models import architectures
 
 TOLERANCE = 1e-4
 VOCAB = architectures.VOCAB
@@ -126,7 +127,7 @@ def start(model: Any, vocab_size: int, **config: Any) -> Engine:
     return engine
 
 
-def bound(engine: Engine, **bounds: int) -> None:
+def bound(engine: Engine, **bounds: Any) -> None:
     """Change bounds that are fixed at start in a server, and forget all prefixes."""
 
     def apply() -> None:
@@ -163,14 +164,11 @@ def run_mix(engine: Engine, mix: list[Request]) -> tuple[Driver, list[tuple[Requ
     parts = [(request, request.sequences()) for request in mix]
     first, rest = parts[0], parts[1:]
     for request, sequences in rest:
-        driver.at_step(request.arrives, lambda s=sequences: driver.submit(*s))  # type: ignore[misc]
+        driver.at_step(request.arrives, partial(driver.submit, *sequences))
     for request, sequences in parts:
         if request.leaves is not None:
             ids = [s.id for s in sequences]
-            driver.at_step(
-                request.arrives + request.leaves,
-                lambda ids=ids: engine.abort(ids),  # type: ignore[misc]
-            )
+            driver.at_step(request.arrives + request.leaves, partial(engine.abort, ids))
     driver.run(*first[1])
     return driver, [(request, s) for request, sequences in parts for s in sequences]
 
@@ -282,7 +280,7 @@ def test_prompt_logprobs_equal_a_direct_computation(engines: dict[str, Engine]) 
         return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
     for row in rows:
-        scores, table = driver.prompt_logprobs(row), engine.call(lambda p=row.prompt: direct(p))
+        scores, table = driver.prompt_logprobs(row), engine.call(partial(direct, row.prompt))
         assert scores is not None and scores[0] is None
         assert len(scores) == len(row.prompt)
         for place, (token, entry) in enumerate(zip(row.prompt[1:], scores[1:], strict=True)):

@@ -49,7 +49,7 @@ def reference_logits(
 def reference_distribution(logits: np.ndarray, p: SamplingParams) -> np.ndarray:
     """top_k, then top_p of what is left, then min_p; ties with the last one kept stay."""
     if p.is_greedy:
-        return (np.arange(len(logits)) == logits.argmax()).astype(np.float64)
+        return np.asarray(np.arange(len(logits)) == logits.argmax(), dtype=np.float64)
     kept = np.exp((logits - logits.max()) / p.temperature)
     kept /= kept.sum()
     if 0 < p.top_k < len(kept):
@@ -59,7 +59,7 @@ def reference_distribution(logits: np.ndarray, p: SamplingParams) -> np.ndarray:
         last = int(np.searchsorted(np.cumsum(best), p.top_p * kept.sum()))
         kept[kept < best[min(last, len(best) - 1)] * (1 - 2e-5)] = 0
     kept[kept < p.min_p * kept.max()] = 0
-    return kept / kept.sum()
+    return np.asarray(kept / kept.sum())
 
 
 def reference(logits: np.ndarray, row: Sequence, output: list[int] | None = None) -> np.ndarray:
@@ -110,7 +110,11 @@ def test_a_row_is_what_it_is_alone(rows: list[Sequence], seed: int) -> None:
 def test_token_counts_follow_the_batch() -> None:
     """Rows join, leave and move while the host lags one token behind."""
     rng = np.random.default_rng(0)
-    penalised = {"repetition_penalty": 1.5, "presence_penalty": 0.6, "frequency_penalty": 0.4}
+    penalised: dict[str, Any] = {
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.6,
+        "frequency_penalty": 0.4,
+    }
     rows = [sequence([i, i + 1], seed=i, **(penalised if i % 3 else {}), top_k=5) for i in range(6)]
     batches = [rows[:3]] * 3 + [rows[2:5], rows[2:5], rows[::-1][:4], rows, rows, [rows[5]], rows]
     sampler = Sampler(V)
@@ -233,7 +237,7 @@ def test_any_64_bit_seed(seed: int) -> None:
     logits = mx.array(np.random.default_rng(8).standard_normal((1, V)))
     tokens = [Sampler(V).sample(logits, [sequence(seed=seed)]).tokens.item() for _ in range(2)]
     assert tokens[0] == tokens[1]
-    assert 0 <= tokens[0] < V
+    assert tokens[0] in range(V)
 
 
 # Extremes
@@ -257,7 +261,7 @@ def test_a_huge_temperature_is_uniform() -> None:
         assert value < chi_square_limit(degrees)
 
 
-@pytest.mark.parametrize("params", [{"top_p": 1e-9}, {"top_k": 1}, {"min_p": 1.0}])
+@pytest.mark.parametrize("params", [{"top_p": 0.0}, {"top_p": 1e-9}, {"top_k": 1}, {"min_p": 1.0}])
 def test_the_narrowest_settings_are_greedy(params: dict[str, Any]) -> None:
     logits = np.random.default_rng(11).standard_normal(V).astype(np.float32)
     assert (draw(logits, 3, 50, temperature=2.0, **params) == logits.argmax()).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -95,7 +96,7 @@ TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=60, stateful_step_count=25)
 
 
-def run(sequences: list[Sequence], **config: int) -> Simulation:
+def run(sequences: list[Sequence], **config: Any) -> Simulation:
     simulation = Simulation(SchedulerConfig(**config))
     simulation.add(*sequences)
     simulation.run()

@@ -27,7 +27,8 @@ from mlx_lm.models.cache import (
 
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models import base
-from mlx_parallm.models.base import BatchedCache, BatchedKVCache, BatchedStateCache, Row
+from mlx_parallm.models.base import BatchedCache, BatchedKVCache, BatchedStateCache
+from mlx_parallm.models.span import Row
 
 WINDOW = 8
 WIDTH = 24  # small rings: they wrap after 64 tokens

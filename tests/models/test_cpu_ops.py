@@ -22,6 +22,7 @@ from mlx_lm.models.cache import BatchKVCache, KVCache, QuantizedKVCache
 from mlx_parallm.models import cpu_ops
 from mlx_parallm.models.attention import AttentionHook, install_attention, uninstall_attention
 from mlx_parallm.models.cpu import activations, allocator, exponential, fusing, linear, rope
+from mlx_parallm.models.cpu import attention as cpu_attention
 from mlx_parallm.models.cpu.attention import attention
 from mlx_parallm.models.cpu.norm import RowRMSNorm
 
@@ -145,6 +146,14 @@ def test_activations_of_nn(name: str) -> None:
 # attention
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_scores_too() -> Iterator[None]:
+    """Small examples would be left to mx.fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_attention, "_FEW_SCORES", 0)
+        yield
+
+
 def plain_attention(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, **options)
 
@@ -226,6 +235,12 @@ def test_large_scores_do_not_overflow(each_way: None) -> None:
     q, k = normal(2, 4, 40, 64, scale=30), normal(2, 4, 80, 64, scale=30)
     options: dict[str, Any] = {"scale": 1.0, "mask": "causal"}
     close(attention(q, k, k, **options), plain_attention(q, k, k, **options), 1e-3)
+
+
+def test_few_scores_are_left_to_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "_FEW_SCORES", 4096)
+    q, k = normal(1, 8, 1, 64), normal(1, 4, 128, 64, seed=1)
+    assert mx.array_equal(attention(q, k, k, scale=1.0), plain_attention(q, k, k, scale=1.0))
 
 
 def test_attention_in_half_precision_is_mlx_s() -> None:

@@ -17,7 +17,7 @@ from mlx_parallm.models.loader import load_model
 from mlx_parallm.models.mamba_ssm import is_mamba_ssm, padded_vocab_size, translate_config
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy, oracle
-from tests.models import checkpoints
+from tests.models import checkpoints, torch_file
 
 # As in state-spaces/mamba2-1.3b, but small.
 CONFIG: dict[str, Any] = {
@@ -97,6 +97,21 @@ def test_both_formats_are_one_model(tmp_path: Path, weights: dict[str, mx.array]
     assert (original.vocab_size, own.vocab_size) == (mock.VOCAB, PADDED)
     assert original.model(IDS).shape[-1] == PADDED
     assert {name: original.config[name] for name in CONFIG} == CONFIG
+
+
+def test_a_torch_file(
+    tmp_path: Path, weights: dict[str, mx.array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights as torch.save writes them."""
+    folder = checkpoints.write(tmp_path, CONFIG, _theirs(weights))
+    right = load_model(str(folder)).model(IDS)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"no \*\.safetensors"):
+        load_model(str(folder))
+    torch_file.save(folder / "pytorch_model.bin", _theirs(weights), monkeypatch)
+    loaded = load_model(str(folder))
+    assert mx.array_equal(loaded.model(IDS), right)
+    assert loaded.vocab_size == mock.VOCAB
 
 
 def test_an_untied_head(tmp_path: Path, weights: dict[str, mx.array]) -> None:

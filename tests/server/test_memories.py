@@ -81,6 +81,8 @@ def test_collections_grow_by_versions_and_go(real: Any) -> None:
     found = listed(real)["default"]
     assert found["version"] == 3 and found["window"] == 32 and found["problem"] is None
     assert found["num_memories"] == len(TEXT) + len("Anna.") + 2
+    kv_bytes = 2 * 2 * 2 * 8 * 4  # K and V of 2 layers, 2 heads, 8 numbers of 4 bytes
+    assert found["bytes"] >= found["num_memories"] * kv_bytes
     first = found["documents"][0]
     assert first["id"] == "a" and first["metadata"] == {"page": 3}
     assert first["num_memories"] == first["characters"] == len(TEXT)

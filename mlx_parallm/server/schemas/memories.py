@@ -119,6 +119,7 @@ class MemoryDocument(BaseModel):
     id: str
     num_tokens: int
     num_memories: int
+    bytes: int
     characters: int
     created: int
     metadata: dict[str, Any]
@@ -131,6 +132,7 @@ class MemoryCollection(BaseModel):
     object: Literal["memory.collection"]
     version: int
     num_memories: int
+    bytes: int
     window: int | None
     stride: int | None
     dtype: str | None
