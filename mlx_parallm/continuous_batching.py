@@ -1,7 +1,7 @@
 """Batches of prompts from asyncio, on the one engine.
 
-    engine = AsyncContinuousBatchingEngine(model, tokenizer, BatchConfig(max_batch_size=8))
-    results = await engine.generate_batch(prompts)
+engine = AsyncContinuousBatchingEngine(model, tokenizer, BatchConfig(max_batch_size=8))
+results = await engine.generate_batch(prompts)
 """
 
 from __future__ import annotations

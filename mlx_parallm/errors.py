@@ -36,9 +36,7 @@ class ParallmError(Exception):
     code: str | None = "internal_error"
     retry_after_s: int | None = None
 
-    def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

@@ -1,7 +1,7 @@
 """A target and a draft model for Python callers, on the one engine.
 
-    config = SpeculativeConfig(draft_model_path="bundled/draft", target_model_path="bundled")
-    result = SpeculativeDecodingEngine(config).generate("3 + 4 =", max_tokens=8)
+config = SpeculativeConfig(draft_model_path="bundled/draft", target_model_path="bundled")
+result = SpeculativeDecodingEngine(config).generate("3 + 4 =", max_tokens=8)
 """
 
 from __future__ import annotations

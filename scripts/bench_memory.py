@@ -156,9 +156,7 @@ def measure_layer(args: argparse.Namespace) -> list[dict[str, Any]]:
             searches: dict[str, Callable[[], None]] = {"mlx": by_mlx}
             for name, indices in kinds.items():
                 for threads in (1, args.threads):
-                    searches[f"{name}/{threads}"] = _faiss(
-                        faiss, indices, lazy, args.topk, threads
-                    )
+                    searches[f"{name}/{threads}"] = _faiss(faiss, indices, lazy, args.topk, threads)
             for name, search in searches.items():
                 taken = []
                 for _ in range(args.steps):

@@ -486,9 +486,7 @@ class Engine:
                 self._count_tokens(sequence, len(taken), first)
                 self._emit(sequence, taken, result, first)
 
-    def _emit(
-        self, sequence: Sequence, tokens: list[int], result: Result, first: bool
-    ) -> None:
+    def _emit(self, sequence: Sequence, tokens: list[int], result: Result, first: bool) -> None:
         logprobs, cited = result.logprobs, result.citations
         wants_prompt = sequence.params.prompt_logprobs is not None
         scores = sequence.prompt_scores or [None]  # nothing to score in one token

@@ -193,9 +193,7 @@ class ModelRunner:
             if launched.guessed is None:
                 results += self._read_plain(launched.sampled, launched.decode)
             else:
-                results += self._read_guessed(
-                    launched.sampled, launched.guessed, launched.decode
-                )
+                results += self._read_guessed(launched.sampled, launched.guessed, launched.decode)
             self._cite(launched, results)
         self._measure(launched)
         return results
@@ -239,9 +237,7 @@ class ModelRunner:
             self.lengths.verified(sequence, drafted, count)
             first = place * (most + 1)
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
-            results.append(
-                Result(sequence, tokens[place, : count + 1].tolist(), found or None)
-            )
+            results.append(Result(sequence, tokens[place, : count + 1].tolist(), found or None))
         self._rewind_drafts(sequences)
         return results
 
@@ -374,9 +370,7 @@ class ModelRunner:
         logits = logits[:count, : self.vocab_size].astype(mx.float32)
         return PromptScores(sequence, first + 1, *token_logprobs(logits, targets, top))
 
-    def _decode(
-        self, sequences: list[Sequence], most: int
-    ) -> tuple[Sampled, Guessed | None]:
+    def _decode(self, sequences: list[Sequence], most: int) -> tuple[Sampled, Guessed | None]:
         for sequence in sequences:
             self._to_decoding(sequence)
         sequences.sort(key=lambda s: self._row(s).index)

@@ -156,9 +156,7 @@ class Sampler:
         return mx.argmax(logits, axis=-1)
 
     @staticmethod
-    def temperature_sampling(
-        logits: mx.array, temperature: float = 1.0, seed: int = 0
-    ) -> mx.array:
+    def temperature_sampling(logits: mx.array, temperature: float = 1.0, seed: int = 0) -> mx.array:
         """(B,) tokens drawn from softmax(logits / temperature); logits (B, V)."""
         return Sampler.top_k_top_p_sampling(logits, temperature, 0, 1.0, seed)
 

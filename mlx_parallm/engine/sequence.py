@@ -165,8 +165,9 @@ class Sequence:
             version, memories and settings); part of the prefix-cache key.
         memory: memories that it attends to, None for none; their part of the
             namespace is added when the sequence is made.
-        pooling: "last", "mean" or "cls" (the first token) pools the last hidden states of all prompt tokens
-            but the last, which only marks the end (`pooled` makes such a sequence).
+        pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
+            of all prompt tokens but the last, which only marks the end (`pooled` makes
+            such a sequence).
     """
 
     prompt: list[int]

@@ -135,8 +135,7 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 def need(package: str, extra: str, store: str) -> InvalidRequestError:
     """The error where a store's client library is missing."""
     return InvalidRequestError(
-        f"Memories in {store} need the package {package}: "
-        f'pip install "mlx_parallm[{extra}]"'
+        f'Memories in {store} need the package {package}: pip install "mlx_parallm[{extra}]"'
     )
 
 

@@ -65,9 +65,7 @@ class MemoryManager:
         budget: bytes of memories held ready at most; None is no limit.
     """
 
-    def __init__(
-        self, engine: Engine, backend: MemoryBackend, budget: int | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, backend: MemoryBackend, budget: int | None = None) -> None:
         if engine.loaded is None:
             raise UnavailableError("The model is not loaded.")
         self.backend = backend
@@ -241,9 +239,7 @@ class MemoryManager:
         documents = self._documents(names)
         return self._request(self.views.get(documents, settings.position), settings)
 
-    def ready_request(
-        self, names: Items[str], settings: MemorySettings
-    ) -> MemoryRequest | None:
+    def ready_request(self, names: Items[str], settings: MemorySettings) -> MemoryRequest | None:
         """The same where nothing has to be read; None where it has."""
         view = self.views.held(self._documents(names), settings.position)
         return None if view is None else self._request(view, settings)

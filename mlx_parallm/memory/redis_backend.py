@@ -97,9 +97,7 @@ class RedisBackend(MemoryBackend):
         documents = tuple(Document.from_header(json.loads(row)["header"]) for row in rows)
         return StoredCollection(name, int(version or 0), documents)
 
-    def _change(
-        self, name: str, document_id: str, new: tuple[Document, int] | None
-    ) -> int | None:
+    def _change(self, name: str, document_id: str, new: tuple[Document, int] | None) -> int | None:
         """Swap a document for another one; the new version, None where there is nothing to do."""
         key = self._key("documents", name)
 

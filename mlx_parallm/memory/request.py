@@ -38,7 +38,7 @@ class MemoryRequest:
 
     @property
     def position(self) -> Position:
-        """"zero": memory keys are not rotated. "contiguous": they precede the sequence."""
+        """ "zero": memory keys are not rotated. "contiguous": they precede the sequence."""
         return self.view.position
 
     @property

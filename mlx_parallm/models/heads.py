@@ -61,9 +61,7 @@ def load_head(folder: Path, config: Mapping[str, Any]) -> ClassificationHead | N
     return None
 
 
-def _head(
-    weight: mx.array, bias: mx.array | None, config: Mapping[str, Any]
-) -> ClassificationHead:
+def _head(weight: mx.array, bias: mx.array | None, config: Mapping[str, Any]) -> ClassificationHead:
     matrix = np.array(weight.astype(mx.float32))
     offset = np.zeros(len(matrix), np.float32)
     if bias is not None:

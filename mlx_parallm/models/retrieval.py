@@ -61,9 +61,7 @@ class LayerMemory:
         """
         heads, count, _ = queries.shape
         step = max(1, _MOST_SIMILARITIES // (heads * self.size))
-        parts = [
-            self._search(queries[:, at : at + step], k) for at in range(0, count, step)
-        ]
+        parts = [self._search(queries[:, at : at + step], k) for at in range(0, count, step)]
         if len(parts) == 1:
             return parts[0]
         ids = mx.concatenate([part[0] for part in parts], axis=1)

@@ -63,9 +63,7 @@ class Span:
     @cached_property
     def uniform(self) -> bool:
         """Whether every row writes to the same columns, without padding."""
-        return bool(
-            (self.lengths == self.lengths[0]).all() and (self.counts == self.width).all()
-        )
+        return bool((self.lengths == self.lengths[0]).all() and (self.counts == self.width).all())
 
     @cached_property
     def ragged(self) -> bool:

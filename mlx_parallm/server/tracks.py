@@ -119,9 +119,7 @@ def _sequences(
         own = params
         if params.seed is not None and place:
             own = replace(params, seed=(params.seed + place) % 2**64)
-        sequence = EngineSequence(
-            prompt.ids, own, group=group, priority=priority, memory=memory
-        )
+        sequence = EngineSequence(prompt.ids, own, group=group, priority=priority, memory=memory)
         if count > 1 and group is None:
             # A number that no other request has.
             group = sequence.group = sequence.id

@@ -40,8 +40,7 @@ def make_layers(size: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Random K and V."""
     rng = np.random.default_rng(seed)
     return [
-        tuple(rng.standard_normal((2, HEADS, size, DIM)).astype(np.float32))
-        for _ in range(LAYERS)
+        tuple(rng.standard_normal((2, HEADS, size, DIM)).astype(np.float32)) for _ in range(LAYERS)
     ]
 
 

@@ -310,9 +310,7 @@ def test_neighbours_become_one_span() -> None:
     answer = CitedAnswer(MemoryRequest(view, citations="span"))
     used = [((3, 0.2), (4, 0.1), (9, 0.05)), ((10, 0.6), (4, 0.1))]
     answer.add([1, 2], [TokenCitation(memories) for memories in used])
-    shown = [
-        (e["document_id"], e["start"], e["end"], e["weight"]) for e in answer.shown or ()
-    ]
+    shown = [(e["document_id"], e["start"], e["end"], e["weight"]) for e in answer.shown or ()]
     assert shown == [("b", 0, 1, 0.3), ("a", 3, 5, 0.2), ("a", 9, 10, 0.025)]
     assert CitedAnswer(MemoryRequest(view)).shown is None
 

@@ -17,9 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.utils import _get_classes
-from tiny_attention import ATTENTION
-from tiny_mixed import MIXED
-from tiny_shapes import VOCAB, WINDOW, Config
+
+from tests.models.tiny_attention import ATTENTION
+from tests.models.tiny_mixed import MIXED
+from tests.models.tiny_shapes import VOCAB, WINDOW, Config
 
 __all__ = ["TINY", "VOCAB", "WINDOW", "build", "config", "vocab_size"]
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import architectures
 import mlx.core as mx
 import mlx_lm.models
 import numpy as np
@@ -31,6 +30,7 @@ from mlx_parallm.models.adapt import NEEDS_METAL, UNSUPPORTED, adapt, check_supp
 from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.models.span import Row
+from tests.models import architectures
 
 CHUNK = 7
 TOKENS = 10

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import architectures
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -17,7 +16,7 @@ from mlx_parallm.models.loader import load_model
 from mlx_parallm.models.mamba_ssm import is_mamba_ssm, padded_vocab_size, translate_config
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy, oracle
-from tests.models import checkpoints, torch_file
+from tests.models import architectures, checkpoints, torch_file
 
 # As in state-spaces/mamba2-1.3b, but small.
 CONFIG: dict[str, Any] = {

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import architectures
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from mlx_parallm.engine.engine import Engine
 from mlx_parallm.models.loader import LoadedModel, describe
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy
+from tests.models import architectures
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 KINDS = ("llama", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2", "qwen3_next", "falcon_h1")
@@ -35,7 +35,7 @@ def requests() -> list[list[list[int]]]:
     system = some(100)
     groups = [[system + some(int(rng.integers(1, 40))) for _ in range(4)] for _ in range(2)]
     first, second = groups[0][0], groups[1][1]
-    groups.append([first[:77] + [5, 6, 7], first, second + [3] * 50])
+    groups.append([[*first[:77], 5, 6, 7], first, second + [3] * 50])
     return groups
 
 

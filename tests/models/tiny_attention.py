@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tiny_shapes import (
+from tests.models.tiny_shapes import (
     ALTERNATING,
     GPT,
     GRANITE,

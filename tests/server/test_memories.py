@@ -115,9 +115,7 @@ def test_requests_with_memories_differ_and_those_without_do_not(real: Any) -> No
 
 def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """The same text with the same log-probabilities."""
-    pairs = zip(
-        one["logprobs"]["token_logprobs"], other["logprobs"]["token_logprobs"], strict=True
-    )
+    pairs = zip(one["logprobs"]["token_logprobs"], other["logprobs"]["token_logprobs"], strict=True)
     return one["text"] == other["text"] and all(abs(a - b) < CLOSE for a, b in pairs)
 
 
@@ -234,9 +232,10 @@ def test_search_shows_what_a_text_retrieves(real: Any) -> None:
     body = {"query": "river", "collections": ["default"], "topk": 1}
     found = real.ok("/v1/memories/search", **body)["data"]
     assert found and all(entry["document_id"] == "facts" for entry in found)
-    assert error_of(
-        real.post("/v1/memories/search", query="x", collections=["nope"]), 404
-    )["param"] == "collections"
+    assert (
+        error_of(real.post("/v1/memories/search", query="x", collections=["nope"]), 404)["param"]
+        == "collections"
+    )
 
 
 def test_unknown_things_are_named(real: Any) -> None:
@@ -318,3 +317,16 @@ def test_memories_outlive_the_server_but_not_the_model(
     error = error_of(third.post(COMPLETIONS, **ASKED, memory=memory), 400)
     assert error["code"] == "memory_mismatch" and error["param"] == "memory.collections"
     assert error_of(third.post(MEMORIES, text="more"), 400)["code"] == "memory_mismatch"
+
+
+def test_files_from_the_command_line(real: Any, tmp_path: Path, capsys: Any) -> None:
+    from mlx_parallm.memory.__main__ import main
+
+    (tmp_path / "facts.txt").write_text(TEXT)
+    file = str(tmp_path / "facts.txt")
+    assert main([file, "--url", real.url, "--collection", "files", "--window", "32"]) == 0
+    assert "100%" in capsys.readouterr().err
+    assert [d["id"] for d in listed(real)["files"]["documents"]] == ["facts.txt"]
+    assert main([file, "--url", real.url, "--collection", "files", "--window", "64"]) == 1
+    assert "has window 32" in capsys.readouterr().err
+    assert main([str(tmp_path / "nope"), "--url", real.url]) == 1

@@ -84,9 +84,7 @@ class AddMemoriesRequest(RequestModel):
         """The documents, in either shape."""
         if self.documents:
             return self.documents
-        return [
-            NewMemory(id=self.id, text=self.text, tokens=self.tokens, metadata=self.metadata)
-        ]
+        return [NewMemory(id=self.id, text=self.text, tokens=self.tokens, metadata=self.metadata)]
 
 
 class SearchMemoriesRequest(MemoryFields):
