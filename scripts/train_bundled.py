@@ -25,7 +25,13 @@ from bundled.batches import Batch, make_batch
 from bundled.corpus import EARLY, FACTS, QUICK_TASKS, TASKS, Stage, Task, corpus, draw_task
 from bundled.fast_ops import use_fast_ops
 from bundled.knowledge import WORDS
-from bundled.tokenizer import encode, sample_texts, save_tokenizer, train_tokenizer
+from bundled.tokenizer import (
+    encode,
+    sample_texts,
+    save_tokenizer,
+    train_tokenizer,
+    twins,
+)
 from bundled.training import Plan, train
 from tokenizers import Tokenizer
 
@@ -83,7 +89,7 @@ def batch_maker(
 def make(kind: str, plan: Plan, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
     size = models.TARGET if kind == "target" else models.DRAFT
     config = models.config(size, tokenizer)
-    model = models.build(config, options.seed)
+    model = models.build(config, twins(tokenizer, WORDS), options.seed)
     print(f"{kind}: {models.parameter_count(model):,} parameters")
     folder = options.work / kind
     if options.fresh and (folder / "state.safetensors").exists():

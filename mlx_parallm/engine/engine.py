@@ -262,7 +262,7 @@ class Engine:
 
     def prefix_stats(self) -> CacheStats | None:
         """The prefix cache's counters; None where it is off."""
-        if self.state == "loading" or self._runner.prefixes is None:
+        if self.loaded is None or self._runner.prefixes is None:
             return None
         return self._runner.prefixes.tree.stats()
 
@@ -273,7 +273,7 @@ class Engine:
 
     def speculative_stats(self) -> SpeculativeStats | None:
         """A copy of speculation's counters; None where it is off."""
-        if self.state == "loading" or self._runner.drafter is None:
+        if self.loaded is None or self._runner.drafter is None:
             return None
         return replace(self._runner.lengths.stats)
 

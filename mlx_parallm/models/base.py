@@ -77,12 +77,12 @@ class LayerCache:
     def clear(self, slot: int) -> None:
         """A new sequence starts in this slot."""
 
-    def copy(self, source: int, target: int) -> None:
-        """Make the target slot's contents those of the source."""
+    def take(self, slot: int, length: int) -> list[mx.array]:
+        """Copies of a slot's contents, as far as `length` tokens need them."""
         raise NotImplementedError
 
-    def swap(self, one: int, other: int) -> None:
-        """Exchange two slots' contents."""
+    def put(self, slot: int, taken: list[mx.array]) -> None:
+        """Fill a slot with what `take` gave, once that is evaluated."""
         raise NotImplementedError
 
     def trim(self, longest: int) -> None:
@@ -91,13 +91,6 @@ class LayerCache:
     def drop(self) -> None:
         """Free all buffers."""
         raise NotImplementedError
-
-
-def _swap_rows(array: mx.array, one: int, other: int) -> mx.array:
-    first, second = array[one : one + 1] + 0, array[other : other + 1] + 0
-    array[one : one + 1] = second
-    array[other : other + 1] = first
-    return array
 
 
 class BatchedKVCache(LayerCache):
@@ -216,15 +209,13 @@ class BatchedKVCache(LayerCache):
             self.keys = _resize(self.keys, slots)
             self.values = _resize(self.values, slots)
 
-    def copy(self, source: int, target: int) -> None:
-        if self.keys is not None and self.values is not None:
-            self.keys[target : target + 1] = self.keys[source : source + 1]
-            self.values[target : target + 1] = self.values[source : source + 1]
+    def take(self, slot: int, length: int) -> list[mx.array]:
+        columns = min(_round_up(length), self.capacity)
+        return [array[slot : slot + 1, :, :columns] + 0 for array in self.arrays]
 
-    def swap(self, one: int, other: int) -> None:
-        if self.keys is not None and self.values is not None:
-            self.keys = _swap_rows(self.keys, one, other)
-            self.values = _swap_rows(self.values, one, other)
+    def put(self, slot: int, taken: list[mx.array]) -> None:
+        for array, part in zip(self.arrays, taken, strict=True):
+            array[slot : slot + 1, :, : part.shape[2]] = part
 
     def trim(self, longest: int) -> None:
         needed = _round_up(longest + BLOCK)
@@ -342,12 +333,12 @@ class BatchedStateCache(LayerCache):
         for state in self.arrays:
             state[slot : slot + 1] = mx.zeros((1, *state.shape[1:]), state.dtype)
 
-    def copy(self, source: int, target: int) -> None:
-        for state in self.arrays:
-            state[target : target + 1] = state[source : source + 1]
+    def take(self, slot: int, length: int) -> list[mx.array]:
+        return [state[slot : slot + 1] + 0 for state in self.arrays]
 
-    def swap(self, one: int, other: int) -> None:
-        self.states = [None if s is None else _swap_rows(s, one, other) for s in self.states]
+    def put(self, slot: int, taken: list[mx.array]) -> None:
+        for state, part in zip(self.arrays, taken, strict=True):
+            state[slot : slot + 1] = part
 
     def drop(self) -> None:
         self.states = [None] * len(self.states)
@@ -393,13 +384,11 @@ class BatchedCacheList(LayerCache):
         for cache in self.caches:
             cache.clear(slot)
 
-    def copy(self, source: int, target: int) -> None:
-        for cache in self.caches:
-            cache.copy(source, target)
+    def take(self, slot: int, length: int) -> list[mx.array]:
+        raise TypeError("the caches of a list are taken one by one")
 
-    def swap(self, one: int, other: int) -> None:
-        for cache in self.caches:
-            cache.swap(one, other)
+    def put(self, slot: int, taken: list[mx.array]) -> None:
+        raise TypeError("the caches of a list are filled one by one")
 
     def drop(self) -> None:
         for cache in self.caches:
@@ -468,16 +457,14 @@ class BatchedCache:
         """A new row with the contents of another one."""
         copy = self.join()
         copy.length, copy.shift, copy.memory = row.length, row.shift, row.memory
-        for layer in self.layers:
-            layer.copy(row.index, copy.index)
+        self._put(copy.index, self._take(row))
         return copy
 
     def leave(self, row: Row) -> None:
         """Take a row out. The last one moves into its slot."""
         last = self.rows[-1]
         if row is not last:
-            for layer in self.layers:
-                layer.copy(last.index, row.index)
+            self._put(row.index, self._take(last))
             last.index = row.index
             self.rows[last.index] = last
         self.rows.pop()
@@ -494,10 +481,25 @@ class BatchedCache:
         """Exchange two rows' slots."""
         if one is other:
             return
-        for layer in self.layers:
-            layer.swap(one.index, other.index)
+        first, second = self._take(one), self._take(other)
+        self._put(other.index, first)
+        self._put(one.index, second)
         one.index, other.index = other.index, one.index
         self.rows[one.index], self.rows[other.index] = one, other
+
+    def _take(self, row: Row) -> list[list[mx.array]]:
+        """A row's contents, layer by layer.
+
+        Evaluated at once: as long as a graph still reads from a buffer, writing to
+        the buffer would copy all of it.
+        """
+        taken = [leaf.take(row.index, row.length) for leaf in self.leaves]
+        mx.eval(taken)
+        return taken
+
+    def _put(self, slot: int, taken: list[list[mx.array]]) -> None:
+        for leaf, part in zip(self.leaves, taken, strict=True):
+            leaf.put(slot, part)
 
     def rewind(self, row: Row, count: int) -> None:
         """Forget a row's last `count` tokens. Attention layers only."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-_MOST_SIMILARITIES = 1 << 24  # computed at once, so that a long prompt does not fill the memory
+_MOST_SIMILARITIES = 1 << 23  # computed at once: larger arrays get fresh pages every time
 
 
 class LayerMemory:

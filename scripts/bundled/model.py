@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from .sample import PADDING, TURN_END
 
 CONTEXT = 2048
-VOCABULARY = 1792
+VOCABULARY = 2176
 
 TARGET = {
     "hidden_size": 128,
@@ -56,8 +56,13 @@ def config(size: dict[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def build(model_config: dict[str, Any], seed: int) -> llama.Model:
-    """A model with fresh weights: normal(0.02), the writers into the residual stream smaller."""
+def build(model_config: dict[str, Any], twins: list[tuple[int, int]], seed: int) -> llama.Model:
+    """A model with fresh weights: normal(0.02), the writers into the residual stream smaller.
+
+    The two ids of each of `twins` are one word with and without a leading space. They start with
+    the same embedding, so that a word can be copied from one place to the other, say from a
+    question into the JSON of a tool call.
+    """
     mx.random.seed(seed)
     model = llama.Model(llama.ModelArgs.from_dict(model_config))
     depth = model_config["num_hidden_layers"]
@@ -72,6 +77,10 @@ def build(model_config: dict[str, Any], seed: int) -> llama.Model:
 
     weights = [(name, fresh(name, weight)) for name, weight in named_weights(model)]
     model.load_weights(weights)
+    if twins:
+        spaced, bare = (mx.array(ids) for ids in zip(*twins, strict=True))
+        embedding = model.model.embed_tokens
+        embedding.weight[bare] = embedding.weight[spaced]
     mx.eval(model.parameters())
     return model
 

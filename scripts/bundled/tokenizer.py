@@ -27,7 +27,8 @@ _MARKS = (TOOL_CALL_START, TOOL_CALL_END)
 
 
 def train_tokenizer(texts: Iterable[str], words: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over `texts`; each of `words` becomes one token (with its leading space).
+    """Byte-level BPE over `texts`; each of `words` becomes one token with a leading space and one
+    without it.
 
     The words are repeated so often that their merges come first.
     """
@@ -50,10 +51,21 @@ def train_tokenizer(texts: Iterable[str], words: Iterable[str], vocab_size: int)
         yield from texts
         for word in words:
             yield f" {word}" * 2000
+            yield f"\n{word}" * 1000
 
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in _MARKS])
     return tokenizer
+
+
+def twins(tokenizer: Tokenizer, words: Iterable[str]) -> list[tuple[int, int]]:
+    """(id with a leading space, id without) of words that are one token either way."""
+    found = []
+    for word in words:
+        spaced, bare = tokenizer.encode(f" {word}").ids, tokenizer.encode(word).ids
+        if len(spaced) == len(bare) == 1:
+            found.append((spaced[0], bare[0]))
+    return found
 
 
 def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], list[bool]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +14,19 @@ def client(module: str, package: str) -> Any:
     return pytest.importorskip(module, reason=f"optional client: pip install {package}")
 
 
-# These warn on import about things that are theirs to change.
-pytestmark = pytest.mark.filterwarnings("default")
+# These warn about things that are theirs to change, and leave connections open.
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("leftovers"),
+]
+
+
+@pytest.fixture
+def leftovers() -> Iterator[None]:
+    """Collect what a client left open while its warnings are still let through."""
+    yield
+    gc.collect()
+
 
 PROMPT = " bapi bahi becu"
 

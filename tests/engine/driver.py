@@ -23,6 +23,7 @@ from mlx_parallm.engine.sequence import (
     Sequence,
     TokenLogprob,
 )
+from tests.engine import mock
 
 
 class Driver:
@@ -100,6 +101,12 @@ class Driver:
 
     def reasons(self, sequences: Iterable[Sequence]) -> list[FinishReason | None]:
         return [self.end(sequence).finish_reason for sequence in sequences]
+
+
+def right(driver: Driver, sequence: Sequence) -> bool:
+    """Whether the sequence was given the tokens that the mock model gives it alone."""
+    tokens = driver.tokens(sequence)
+    return tokens == mock.expected(sequence.prompt, sequence.params.max_tokens)
 
 
 def greedy(prompt: list[int], max_tokens: int = 8, **settings: Any) -> Sequence:

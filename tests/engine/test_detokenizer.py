@@ -215,9 +215,9 @@ def test_the_cost_is_linear(kind: str, what: str) -> None:
 
     def seconds(count: int) -> float:
         tokens = (some * count)[:count]
-        began = time.perf_counter()
+        began = time.process_time()
         streamed(tokenizer, tokens, stop=["a stop that never comes"])
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(100)
     assert seconds(10_000) < 3

@@ -1,4 +1,4 @@
-"""The engine with an exact mock model: answers, bounds, faults, life cycle."""
+"""The engine with an exact mock model: tokens, shared steps, bounds, aborts."""
 
 from __future__ import annotations
 
@@ -8,26 +8,17 @@ from typing import Any
 
 import pytest
 
-from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.engine.engine import Engine
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence
 from mlx_parallm.errors import (
-    ModelLoadError,
     OutOfMemoryError,
     QueueFullError,
-    SequenceError,
-    UnavailableError,
 )
-from tests.conftest import EngineFactory, assert_no_leaks
+from tests.conftest import EngineFactory
 from tests.engine import mock
-from tests.engine.driver import Driver, greedy, wait_until
+from tests.engine.driver import Driver, greedy, right
 
 PROMPTS = [[5], [9, 8, 7], list(range(3, 60)), [11] * 17, [250, 3] * 20]
-
-
-def right(driver: Driver, sequence: Sequence) -> bool:
-    """Whether the sequence was given the tokens that the mock model gives it alone."""
-    tokens = driver.tokens(sequence)
-    return tokens == mock.expected(sequence.prompt, sequence.params.max_tokens)
 
 
 # Tokens
@@ -198,17 +189,19 @@ def test_a_chunk_is_a_bound_on_what_is_computed(make_engine: EngineFactory) -> N
 
 
 def test_queue_full(make_engine: EngineFactory) -> None:
-    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.002)), max_batch_size=2, max_queue=3)
-    driver = Driver(engine)
-    running = [greedy([5], 100) for _ in range(5)]
-    driver.submit(*running)
+    engine = make_engine(mock.loaded(mock.MockModel()), max_batch_size=2, max_queue=3)
+    driver, blocked = Driver(engine), threading.Event()
+    engine.call(blocked.wait)
+    rows = [greedy([5], 100) for _ in range(5)]
+    driver.submit(*rows)
     with pytest.raises(QueueFullError) as refused:
         driver.submit(greedy([5], 1))
     assert refused.value.status == 429
     assert engine.num_live == 5
+    blocked.set()
     driver.wait()
     driver.run(late := greedy([6], 2))
-    assert right(driver, late)
+    assert all(right(driver, row) for row in [*rows, late])
 
 
 def test_a_sequence_larger_than_the_memory_is_refused_at_once(make_engine: EngineFactory) -> None:
@@ -311,289 +304,3 @@ def test_abort_of_the_finished_and_the_unknown_is_ignored(engine: Engine) -> Non
     assert driver.end(row).finish_reason is FinishReason.LENGTH
     assert right(driver, other)
     assert engine.stats().aborted == 0
-
-
-# Faults stay with their row (law 5)
-
-
-def poisoned_engine(make_engine: EngineFactory, **config: Any) -> Engine:
-    return make_engine(mock.loaded(mock.MockModel(poison=mock.POISON)), **config)
-
-
-def failed(driver: Driver, sequence: Sequence) -> bool:
-    end = driver.end(sequence)
-    return end.finish_reason is FinishReason.ERROR and isinstance(end.error, SequenceError)
-
-
-def clean(prompt: list[int], count: int) -> bool:
-    return mock.POISON not in prompt + mock.expected(prompt, count)
-
-
-@pytest.mark.parametrize("place", [0, 3, 6])
-def test_a_poisoned_prompt_fails_alone(make_engine: EngineFactory, place: int) -> None:
-    engine = poisoned_engine(make_engine)
-    prompts = [p for p in ([i, 5, 6] for i in range(3, 40)) if clean(p, 12)][:6]
-    rows = [greedy(p, 12) for p in prompts]
-    bad = greedy([9, mock.POISON, 4], 12)
-    rows.insert(place, bad)
-    driver = Driver(engine).run(*rows)
-    assert failed(driver, bad)
-    assert all(right(driver, row) for row in rows if row is not bad)
-    assert engine.stats().failed == 1
-
-
-def test_a_poisoned_token_in_the_middle_fails_alone(make_engine: EngineFactory) -> None:
-    engine = poisoned_engine(make_engine)
-    prompts = [[i, j] for i in range(3, 60) for j in range(3, 9)]
-    wells = [p for p in prompts if clean(p, 30)][:6]
-    bads = [p for p in prompts if mock.POISON in mock.expected(p, 25)[3:]][:2]
-    well, bad = [greedy(p, 30) for p in wells], [greedy(p, 30) for p in bads]
-    driver = Driver(engine).run(bad[0], *well, bad[1])
-    assert all(right(driver, row) for row in well)
-    for row in bad:
-        assert failed(driver, row)
-        until = mock.expected(row.prompt, 30).index(mock.POISON)
-        assert driver.tokens(row) == mock.expected(row.prompt, until + 1)
-
-
-def test_faults_among_arrivals_groups_and_preemptions(make_engine: EngineFactory) -> None:
-    engine = poisoned_engine(make_engine, kv_cache_memory=8 * 320, prefill_chunk=8)
-    prompts = [p for p in ([i] * 20 for i in range(3, 200)) if clean(p, 20)][:8]
-    well = [greedy(p, 20) for p in prompts[:6]]
-    well += [Sequence(prompts[6], greedy([1], 20).params, group=77) for _ in range(3)]
-    bad = [greedy([5] * i + [mock.POISON], 9) for i in (0, 4, 25)]
-    driver = Driver(engine)
-    driver.at_step(3, lambda: driver.submit(bad[1], *well[3:6]))
-    driver.at_step(6, lambda: driver.submit(*well[6:], bad[2]))
-    driver.run(*well[:3], bad[0])
-    assert all(right(driver, row) for row in well)
-    assert all(failed(driver, row) for row in bad)
-
-
-def test_counters_are_right_after_the_last_row_failed(make_engine: EngineFactory) -> None:
-    engine = poisoned_engine(make_engine)
-    prompt = next([i] for i in range(3, 200) if mock.POISON in mock.expected([i], 25)[3:])
-    bad = greedy(prompt, 30)
-    assert failed(Driver(engine).run(bad), bad)
-    assert_no_leaks(engine)
-
-
-def test_a_fault_that_passes_costs_nobody(make_engine: EngineFactory) -> None:
-    """The model fails once: every row is computed again and none is failed."""
-    model = mock.MockModel()
-    engine = make_engine(mock.loaded(model))
-    driver, rows = Driver(engine), [greedy([i + 3], 20) for i in range(4)]
-    driver.at_step(5, lambda: setattr(model, "poison", rows[0].output[-1]))
-    driver.at_step(6, lambda: setattr(model, "poison", None))
-    original = engine._recover
-
-    def recover(*args: Any) -> None:
-        model.poison = None
-        original(*args)
-
-    engine._recover = recover  # type: ignore[assignment, method-assign]
-    driver.run(*rows)
-    assert all(right(driver, row) for row in rows)
-
-
-def test_a_step_that_fails_when_it_is_read(make_engine: EngineFactory) -> None:
-    """Arrays are computed later than the model is called; their errors come later too."""
-    engine = make_engine(mock.loaded(mock.MockModel()))
-    collect, left = engine._runner.collect, [0, 0, 0, 0, 1, *[0] * 25, 1, 0]
-
-    def sometimes(launched: Any) -> Any:
-        if left and left.pop(0):
-            raise RuntimeError("the device failed")
-        return collect(launched)
-
-    engine._runner.collect = sometimes  # type: ignore[method-assign]
-    driver, rows = Driver(engine), [greedy([i + 3, 9], 40 + i) for i in range(4)]
-    driver.run(*rows)
-    assert all(right(driver, row) for row in rows)
-    assert not left
-
-
-def test_counters_are_right_after_a_step_that_could_not_be_read(
-    make_engine: EngineFactory,
-) -> None:
-    engine = make_engine(mock.loaded(mock.MockModel()))
-
-    def fail(launched: Any) -> Any:
-        raise RuntimeError("the device failed")
-
-    engine._runner.collect = fail  # type: ignore[method-assign]
-    rows = [greedy([5, 6], 4), greedy([7], 1)]
-    driver = Driver(engine).run(*rows)
-    assert all(failed(driver, row) for row in rows)
-    assert_no_leaks(engine)
-
-
-def test_a_sink_that_raises_harms_nobody(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    def bad_sink(outputs: list[Output]) -> None:
-        raise RuntimeError("the client's fault")
-
-    driver, row, other = Driver(engine), greedy([5], 8), greedy([6], 8)
-    engine.submit([row], bad_sink)
-    driver.run(other)
-    assert right(driver, other)
-    assert_no_leaks(engine)
-    assert row.finish_reason is FinishReason.LENGTH
-    assert "sink" in caplog.text
-
-
-def test_one_sink_call_a_step(engine: Engine) -> None:
-    driver = Driver(engine)
-    sizes: list[int] = []
-
-    def sink(outputs: list[Output]) -> None:
-        sizes.append(len(outputs))
-        driver.sink(outputs)
-
-    rows = [greedy([5], 6) for _ in range(5)]
-    for row in rows:
-        driver.outputs[row.id] = []
-        driver._open.add(row.id)
-    engine.submit(rows, sink)
-    driver.wait()
-    assert sizes == [5] * 6
-
-
-# Life
-
-
-def test_load_errors_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    def load() -> Any:
-        raise OSError("no such folder")
-
-    engine = Engine(load, EngineConfig())
-    engine.start()
-    with pytest.raises(ModelLoadError, match="no such folder"):
-        engine.wait_ready(10)
-    assert engine.state == "stopped"
-    assert "no such folder" in (engine.reason or "")
-    with pytest.raises(UnavailableError):
-        engine.submit([greedy([5])], print)
-    with pytest.raises(UnavailableError):
-        engine.call(lambda: 1)
-    engine.stop()
-
-
-def test_a_call_made_while_loading_is_answered_when_loading_fails() -> None:
-    go, asked = threading.Event(), threading.Event()
-
-    def load() -> Any:
-        go.wait(10)
-        raise OSError("broken")
-
-    engine = Engine(load, EngineConfig())
-    engine.start()
-    future = engine.call(asked.set)
-    go.set()
-    future.result(10)
-    assert asked.is_set()
-
-
-def test_submit_while_loading_is_refused() -> None:
-    go = threading.Event()
-
-    def load() -> Any:
-        go.wait(10)
-        return mock.loaded(mock.MockModel())
-
-    engine = Engine(load, EngineConfig())
-    engine.start()
-    assert engine.state == "loading"
-    with pytest.raises(UnavailableError, match="loading"):
-        engine.submit([greedy([5])], print)
-    with pytest.raises(TimeoutError):
-        engine.wait_ready(0.01)
-    go.set()
-    engine.wait_ready(10)
-    assert engine.state == "ready"
-    engine.stop()
-    assert engine.state == "stopped"
-
-
-def test_draining_finishes_what_runs(make_engine: EngineFactory) -> None:
-    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.001)))
-    driver, row = Driver(engine), greedy([5], 40)
-    driver.at_step(2, engine.drain)
-    driver.submit(row)
-    wait_until(lambda: engine.state == "draining")
-    with pytest.raises(UnavailableError):
-        engine.submit([greedy([6])], print)
-    driver.wait()
-    assert right(driver, row)
-
-
-def test_stop_answers_everybody_and_frees_everything(make_engine: EngineFactory) -> None:
-    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.001)), max_batch_size=2)
-    driver, rows = Driver(engine), [greedy([5, 6], 400) for _ in range(5)]
-    driver.submit(*rows)
-    wait_until(lambda: driver.steps > 3)
-    engine.stop()
-    driver.wait(5)
-    assert driver.reasons(rows) == [FinishReason.ERROR] * 5
-    assert all(isinstance(driver.end(row).error, UnavailableError) for row in rows)
-    assert engine.state == "stopped"
-    with pytest.raises(UnavailableError):
-        engine.submit([greedy([5])], print)
-    with pytest.raises(UnavailableError):
-        engine.call(lambda: 1)
-    assert_no_leaks(engine, timeout_s=1)
-
-
-def test_a_broken_loop_answers_everybody(
-    make_engine: EngineFactory, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = make_engine(mock.loaded(mock.MockModel(delay_s=0.001)))
-    driver, rows = Driver(engine), [greedy([5], 400), greedy([6], 400)]
-    driver.submit(*rows)
-
-    def break_it() -> None:
-        raise RuntimeError("a fault of the loop itself")
-
-    engine._inbox.put(break_it)
-    driver.wait(10)
-    assert driver.reasons(rows) == [FinishReason.ERROR] * 2
-    assert engine.state == "stopped"
-    assert engine.reason
-    with pytest.raises(UnavailableError):
-        engine.submit([greedy([5])], print)
-
-
-def test_calls_run_between_steps(engine: Engine) -> None:
-    assert engine.call(lambda: threading.current_thread().name).result(10) == "mlx-engine"
-
-    def fail() -> None:
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        engine.call(fail).result(10)
-    driver = Driver(engine).run(row := greedy([5], 3))
-    assert right(driver, row)
-
-
-def test_submissions_from_many_threads(engine: Engine) -> None:
-    drivers = [Driver(engine) for _ in range(8)]
-    rows = [[greedy([i + 3, j + 3], 10) for j in range(6)] for i in range(8)]
-
-    def work(index: int) -> None:
-        for row in rows[index]:
-            drivers[index].submit(row)
-        drivers[index].wait()
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert all(right(d, row) for d, own in zip(drivers, rows, strict=True) for row in own)
-
-
-def test_seeds_are_drawn_where_none_is_given(engine: Engine) -> None:
-    params = SamplingParams(max_tokens=12, temperature=50.0, ignore_eos=True)
-    rows = [Sequence([5], params) for _ in range(4)]
-    driver = Driver(engine).run(*rows)
-    assert len({tuple(driver.tokens(row)) for row in rows}) == 4
-    assert all(row.params.seed is not None for row in rows)
