@@ -11,6 +11,10 @@ import numpy as np
 
 from .sample import Sample
 
+# The first token of an answer decides what kind of answer it is (a call or none, which fact), and
+# there is only one of it.
+_FIRST_WEIGHT = 4.0
+
 Encoded = tuple[list[int], list[bool]]
 
 
@@ -76,7 +80,7 @@ def make_batch(
         asked = [i for i in range(1, len(ids)) if wanted[i]]
         positions += [start + i - 1 for i in asked]
         targets += [ids[i] for i in asked]
-        weights += [weight] * len(asked)
+        weights += [weight * (1.0 if wanted[i - 1] else _FIRST_WEIGHT) for i in asked]
         tasks += [task] * len(asked)
         used += len(ids)
     same = document[:, None, :, None] == document[:, None, None, :]

@@ -38,7 +38,7 @@ class Plan:
 
     steps: int
     minutes: float
-    matrix_rate: float = 0.012
+    matrix_rate: float = 0.01
     other_rate: float = 2.5e-3
 
 
