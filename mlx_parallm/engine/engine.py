@@ -16,18 +16,19 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.model_runner import Launched, ModelRunner, Result
 from mlx_parallm.engine.prefix_contract import PAGE_SIZE, CacheStats
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.speculative import Drafter, ModelDrafter, NgramDrafter, SpeculativeStats
+from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.errors import (
     ModelLoadError,
     OutOfMemoryError,
@@ -42,75 +43,12 @@ from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token, wa
 from mlx_parallm.models.page_spill import model_fingerprint
 from mlx_parallm.models.prefix_store import PrefixStore
 
+__all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Sink = Callable[[list[Output]], None]
 _NO_LIMIT = 1 << 40
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How the engine runs.
-
-    Attributes:
-        max_batch_size: sequences that compute at once.
-        max_queue: sequences that may wait; one more is refused.
-        prefill_chunk: prompt tokens a step may add while others decode; None
-            chooses by device.
-        kv_cache_memory: bytes for K and V of running sequences; None is half of
-            what the weights leave.
-        prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is
-            a quarter of kv_cache_memory.
-        prefix_cache_dir: a folder that keeps prefixes over a restart, at most
-            prefix_cache_disk bytes of them.
-        speculative: "ngram" guesses tokens from the text so far, "draft" with a
-            draft model; None decodes one token a step.
-        num_draft_tokens: the most tokens to guess.
-    """
-
-    max_batch_size: int = 32
-    max_queue: int = 1024
-    prefill_chunk: int | None = None
-    kv_cache_memory: int | None = None
-    prefix_cache_memory: int | None = None
-    prefix_cache_dir: Path | None = None
-    prefix_cache_disk: int = 4 << 30
-    speculative: str | None = None
-    num_draft_tokens: int = 4
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters since start, and the state now. Times in seconds, memory in bytes."""
-
-    running: int = 0
-    waiting: int = 0
-    rows: int = 0
-    kv_tokens_used: int = 0
-    kv_tokens_total: int = 0
-    kv_bytes: int = 0
-    steps: int = 0
-    step_time: float = 0.0
-    decode_rows: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    accepted: int = 0
-    finished: int = 0
-    aborted: int = 0
-    failed: int = 0
-    preemptions: int = 0
-    prefix_lookups: int = 0
-    prefix_hits: int = 0
-    prefix_hit_tokens: int = 0
-    prefix_evicted_pages: int = 0
-    prefix_pages: int = 0
-    prefix_bytes: int = 0
-    speculative_steps: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    draft_length: int = 0
-    draft_time: float = 0.0
 
 
 @dataclass(slots=True)
@@ -358,6 +296,7 @@ class Engine:
         )
         if prefixes is not None and prefixes.disk is not None:
             self._scheduler.restore = prefixes.disk.restore
+        self._counter = Counter(self._stats, self._scheduler, self._runner)
         self.loaded = loaded
         self._running = True
         self._state, self.reason = "ready", None
@@ -453,7 +392,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - as above
             self._recover(error, None)
             following = None
-        self._count_step(began, following)
+        self._counter.step(began, following)
         return following
 
     def _recover(self, error: Exception, launched: Launched | None) -> None:
@@ -483,7 +422,7 @@ class Engine:
             if result.complete:
                 self._scheduler.finish(sequence, FinishReason.LENGTH)
             if taken or result.complete:
-                self._count_tokens(sequence, len(taken), first)
+                self._counter.tokens(sequence, len(taken), first)
                 self._emit(sequence, taken, result, first)
 
     def _emit(self, sequence: Sequence, tokens: list[int], result: Result, first: bool) -> None:
@@ -513,7 +452,7 @@ class Engine:
         if output.finish_reason is not None:
             with self._lock:
                 del self._live[output.sequence_id]
-            self._count_end(output.finish_reason)
+            self._counter.end(output.finish_reason)
         self._outbox.setdefault(id(live.sink), (live.sink, []))[1].append(output)
 
     def _deliver(self) -> None:
@@ -563,58 +502,8 @@ class Engine:
         """Give back what rows hold, on the thread that made it."""
         self._runner.reset()
         mx.clear_cache()
-        self._stats = replace(
-            self._stats, running=0, waiting=0, rows=0, kv_tokens_used=0, kv_bytes=0
-        )
-
-    # Counting
-
-    def _count_step(self, began: float, launched: Launched | None) -> None:
-        scheduler, stats = self._scheduler, self._stats
-        stats.running, stats.waiting = len(scheduler.running), scheduler.num_waiting
-        stats.rows = self._runner.num_rows
-        stats.kv_tokens_used = scheduler.kv_tokens_used
-        stats.kv_tokens_total = scheduler.config.kv_tokens
-        stats.kv_bytes = self._runner.cache.nbytes
-        stats.preemptions = scheduler.preemptions
-        stats.step_time += time.perf_counter() - began
-        if launched is not None:
-            stats.steps += 1
-            stats.decode_rows += len(launched.decode)
-        self._count_prefixes()
-        self._count_speculation()
-
-    def _count_prefixes(self) -> None:
-        prefixes, stats = self._runner.prefixes, self._stats
-        if prefixes is None:
-            return
-        found = prefixes.tree.stats()
-        stats.prefix_lookups, stats.prefix_hits = found.lookups, found.hits
-        stats.prefix_hit_tokens = found.hit_tokens
-        stats.prefix_evicted_pages = found.evicted_pages
-        stats.prefix_pages, stats.prefix_bytes = found.cached_pages, prefixes.nbytes
-
-    def _count_speculation(self) -> None:
-        if self._runner.drafter is None:
-            return
-        stats, found = self._stats, self._runner.lengths.stats
-        stats.speculative_steps, stats.draft_length = found.steps, found.current_length
-        stats.drafted_tokens, stats.accepted_tokens = found.drafted, found.accepted
-        stats.draft_time = found.draft_time
-
-    def _count_tokens(self, sequence: Sequence, taken: int, first: bool) -> None:
-        self._stats.generated_tokens += taken
-        if first:
-            self._stats.prompt_tokens += len(sequence.prompt)
-            self._stats.cached_tokens += sequence.num_cached
-
-    def _count_end(self, reason: FinishReason) -> None:
-        if reason is FinishReason.ABORT:
-            self._stats.aborted += 1
-        elif reason is FinishReason.ERROR:
-            self._stats.failed += 1
-        else:
-            self._stats.finished += 1
+        stats = self._stats
+        stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0
 
 
 def _default_chunk() -> int:

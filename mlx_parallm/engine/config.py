@@ -1,0 +1,37 @@
+"""EngineConfig: the bounds and choices of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine runs.
+
+    Attributes:
+        max_batch_size: sequences that compute at once.
+        max_queue: sequences that may wait; one more is refused.
+        prefill_chunk: prompt tokens a step may add while others decode; None
+            chooses by device.
+        kv_cache_memory: bytes for K and V of running sequences; None is half of
+            what the weights leave.
+        prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is
+            a quarter of kv_cache_memory.
+        prefix_cache_dir: a folder that keeps prefixes over a restart, at most
+            prefix_cache_disk bytes of them.
+        speculative: "ngram" guesses tokens from the text so far, "draft" with a
+            draft model; None decodes one token a step.
+        num_draft_tokens: the most tokens to guess.
+    """
+
+    max_batch_size: int = 32
+    max_queue: int = 1024
+    prefill_chunk: int | None = None
+    kv_cache_memory: int | None = None
+    prefix_cache_memory: int | None = None
+    prefix_cache_dir: Path | None = None
+    prefix_cache_disk: int = 4 << 30
+    speculative: str | None = None
+    num_draft_tokens: int = 4
