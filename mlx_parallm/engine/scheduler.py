@@ -24,6 +24,7 @@ from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
 Restore = Callable[[tuple[object, ...], list[int], int], int]
+_MOST_CHUNKS = 4  # of prompts in one step beside decoding rows
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
 
 
@@ -68,7 +69,7 @@ class SchedulerConfig:
     Attributes:
         max_batch_size: rows at most.
         prefill_chunk: prompt tokens a step may catch up while others decode, what
-            shorter rows are padded with included.
+            shorter rows are padded with included; see prefill_budget for a crowd.
         idle_prefill_tokens: the same while nothing decodes.
         kv_tokens: tokens that the KV memory budget holds.
         max_width: tokens a row may catch up in one forward.
@@ -350,7 +351,7 @@ class ContinuousBatchScheduler:
 
     def _catch_up(self, plan: Plan) -> None:
         behind = sorted((s for s in self.running if s.status is Status.PREFILL), key=_order)
-        budget = self.config.prefill_chunk if self.decoding else self.config.idle_prefill_tokens
+        budget = prefill_budget(self.config, len(behind), len(self.decoding))
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))
@@ -428,6 +429,21 @@ class ContinuousBatchScheduler:
         while self._waiting and self._waiting[0][-1].status is not Status.WAITING:
             heapq.heappop(self._waiting)
         return self._waiting[0][-1] if self._waiting else None
+
+
+def prefill_budget(config: SchedulerConfig, behind: int, decoding: int) -> int:
+    """Prompt tokens that a step may catch up.
+
+    Args:
+        behind: rows that wait for their first token.
+        decoding: rows that wait for their next one. A step that catches up takes
+            longer for these; where more rows wait for their first token than that,
+            up to four chunks a step serve more of them.
+    """
+    if not decoding:
+        return config.idle_prefill_tokens
+    crowd = min(_MOST_CHUNKS, max(1, behind // decoding))
+    return config.prefill_chunk * crowd
 
 
 def _order(sequence: Sequence) -> tuple[int, float, int]:

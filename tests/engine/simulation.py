@@ -13,6 +13,7 @@ from mlx_parallm.engine.scheduler import (
     ContinuousBatchScheduler,
     Plan,
     SchedulerConfig,
+    prefill_budget,
 )
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 
@@ -181,9 +182,10 @@ class Simulation:
             assert len(self.rows) * longest <= config.kv_tokens
         joined = {s.id for s, _ in plan.prefill} | {s.id for s, _ in plan.forks}
         joined |= {s.id for s in plan.admit}
-        decoding = any(s.id not in joined for s in plan.decode)
+        decoding = sum(s.id not in joined for s in plan.decode)
         idle = max(config.prefill_chunk, config.idle_prefill_tokens)
-        budget = config.prefill_chunk if decoding else idle
+        crowd = len(self.rows) - decoding
+        budget = prefill_budget(config, crowd, decoding) if decoding else idle
         counts = [count for _, count in plan.prefill]
         assert max(counts, default=0) * len(counts) <= budget, "padding counts too"
 

@@ -34,7 +34,7 @@ def raw_request(server: Any, body: dict[str, Any], buffer: int = 0) -> socket.so
 
 
 def test_loading_is_said_and_requests_are_refused(serve: Any, helpers: Any) -> None:
-    server = serve(helpers.ParrotEngine(load_s=0.5), ready=False)
+    server = serve(helpers.ParrotEngine(load_s=4), ready=False)
     helpers.wait_until(lambda: server.runner.started)
     health = server.http.get("/health")
     assert health.status_code == 503
