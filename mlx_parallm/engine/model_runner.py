@@ -326,6 +326,7 @@ class ModelRunner:
         for index, (sequence, count) in by_row.items():
             first = self._row(sequence).length
             inputs[index - start, :count] = _slice(sequence, first, first + count)
+        self.cache.expect(max(s.num_tokens for s, _ in chunks))
         self.cache.begin(start, stop, width, counts)
         pooled = [(index - start, s, n) for index, (s, n) in by_row.items() if s.pooling]
         if pooled:
@@ -339,6 +340,9 @@ class ModelRunner:
             if self._wants_scores(sequence)
         ]
         self.cache.commit()
+        # The decoding rows write to the same buffers next, in place only if nothing
+        # that is still to be computed reads from them.
+        mx.eval(self.cache.arrays)
         if self.prefixes is not None:
             for sequence, _ in chunks:
                 self.prefixes.save_chunk(self.cache, self._row(sequence), sequence)

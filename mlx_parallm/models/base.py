@@ -54,6 +54,7 @@ class BatchedCache:
     def __init__(self, model: Any) -> None:
         self.rows: list[Row] = []
         self.slots = 0
+        self.expected = 0
         self._span: Span | None = None
         self.layers = [_batched(self, cache) for cache in mlx_cache.make_prompt_cache(model)]
         for place, layer in enumerate(self.layers):
@@ -119,7 +120,7 @@ class BatchedCache:
             return
         if len(self.rows) <= self.slots // 2:
             self._resize(self.slots * 3 // 4)
-        longest = max(row.length for row in self.rows)
+        longest = self.expected = max(row.length for row in self.rows)
         for leaf in self.leaves:
             leaf.trim(longest)
 
@@ -151,6 +152,10 @@ class BatchedCache:
         """Forget a row's last `count` tokens. Attention layers only."""
         row.length -= count
 
+    def expect(self, length: int) -> None:
+        """Rows will soon be this long: grow once, not chunk by chunk."""
+        self.expected = max(self.expected, length)
+
     def begin(self, start: int, stop: int, width: int, counts: Items[int]) -> Span:
         """Open a forward over slots [start, stop) with `width` tokens a row."""
         if width > MAX_WIDTH:
@@ -178,7 +183,7 @@ class BatchedCache:
 
     def drop(self) -> None:
         """Free all buffers; no row may be held."""
-        self.slots = 0
+        self.slots = self.expected = 0
         for layer in self.layers:
             layer.drop()
 

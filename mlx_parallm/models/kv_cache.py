@@ -109,7 +109,7 @@ class BatchedKVCache(LayerCache):
         return flat.reshape(slots, heads, capacity, dim)
 
     def _reserve(self, keys: mx.array, values: mx.array) -> None:
-        needed = round_up(self.span.needed)
+        needed = round_up(max(self.span.needed, self.batch.expected))
         if self.ring_size is not None:
             needed = min(needed, self.ring_size)
         if needed <= self.capacity:
