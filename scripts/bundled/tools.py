@@ -322,16 +322,17 @@ KINDS = (
 
 
 def tool_use(rng: random.Random, offered: int = 0) -> Sample:
-    """A request with tools; one in three has none that fits. offered 0: one to four tools."""
-    count = offered or rng.choice((1, 2, 3, 3, 3, 4))
+    """A request with tools, and half of the time none that fits: otherwise the model learns which
+    tool a request calls for without looking whether it is there. offered 0: one to four tools."""
+    count = offered or rng.choice((1, 1, 2, 2, 3, 3, 3, 4))
     kinds = rng.sample(KINDS, count + 1)
-    fits = rng.random() < 0.67
+    fits = rng.random() < 0.5
     chosen, shown = (kinds[0], kinds[:count]) if fits else (kinds[-1], kinds[:count])
     rng.shuffle(shown)
     tools = [kind.tool(rng) for kind in shown]
     if fits:
         return _call(rng, chosen, tools)
-    if rng.random() < 0.4:
+    if rng.random() < 0.2:
         return _no_tool_needed(rng, tools, shown)
     if chosen.name == "add":
         return _sum_without_tool(rng, tools)

@@ -26,7 +26,7 @@ from mlx_lm.models.cache import (
 )
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models import kv_cache
+from mlx_parallm.models import base, kv_cache
 from mlx_parallm.models.base import BatchedCache, BatchedKVCache, BatchedStateCache
 from mlx_parallm.models.span import Row
 
@@ -37,7 +37,10 @@ HEADS = 2
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_rings() -> Iterator[None]:
-    with mock.patch.object(kv_cache, "MAX_WIDTH", WIDTH):
+    with (
+        mock.patch.object(base, "MAX_WIDTH", WIDTH),
+        mock.patch.object(kv_cache, "MAX_WIDTH", WIDTH),
+    ):
         yield
 
 
