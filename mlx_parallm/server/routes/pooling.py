@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.heads import ClassificationHead
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generation import Collected, Track
 from mlx_parallm.server.logprobs import finite
@@ -25,7 +26,7 @@ from mlx_parallm.server.schemas.pooling import (
     RerankRequest,
     ScoreRequest,
 )
-from mlx_parallm.server.state import state_of
+from mlx_parallm.server.state import ServerState, state_of
 
 router = APIRouter(tags=["Scores and embeddings"])
 
@@ -126,16 +127,13 @@ async def rerank(request: Request) -> Response:
 async def rewards(request: Request) -> Response:
     """The reward head's value; needs a checkpoint with one label."""
     state = state_of(request)
-    prompts, loaded = state.prompts(), state.loaded()
-    body = await read_body(request, ClassifyRequest, state.settings.max_body_size)
-    model, head = state.check_model(body.model), require_head(loaded)
+    body, model, head = await _classify_request(request, state)
     if len(head.labels) != 1:
         raise InvalidRequestError(
             f"The served model has {len(head.labels)} labels; use /v1/classifications.",
             param="model",
         )
-    made = await prompts.inputs(body.input, True)
-    generation = Collected(pooled_tracks(made, prompts, "last", body.priority))
+    made, generation = await _classified(body, state)
 
     def answer() -> dict[str, Any]:
         scores = [float(head.logits(vector)[0]) for vector in vectors(generation)]
@@ -154,11 +152,8 @@ async def rewards(request: Request) -> Response:
 async def classifications(request: Request) -> Response:
     """The classification head's softmax, and its likeliest label."""
     state = state_of(request)
-    prompts, loaded = state.prompts(), state.loaded()
-    body = await read_body(request, ClassifyRequest, state.settings.max_body_size)
-    model, head = state.check_model(body.model), require_head(loaded)
-    made = await prompts.inputs(body.input, True)
-    generation = Collected(pooled_tracks(made, prompts, "last", body.priority))
+    body, model, head = await _classify_request(request, state)
+    made, generation = await _classified(body, state)
 
     def answer() -> dict[str, Any]:
         data = []
@@ -183,6 +178,22 @@ async def classifications(request: Request) -> Response:
         }
 
     return await whole_answer(request, state, generation, answer)
+
+
+async def _classify_request(
+    request: Request, state: ServerState
+) -> tuple[ClassifyRequest, str, ClassificationHead]:
+    """The body, the served model's name, and its head."""
+    loaded = state.loaded()
+    body = await read_body(request, ClassifyRequest, state.settings.max_body_size)
+    return body, state.check_model(body.model), require_head(loaded)
+
+
+async def _classified(body: ClassifyRequest, state: ServerState) -> tuple[list[Prompt], Collected]:
+    """The inputs as prompts, and the generation that pools their last tokens."""
+    prompts = state.prompts()
+    made = await prompts.inputs(body.input, True)
+    return made, Collected(pooled_tracks(made, prompts, "last", body.priority))
 
 
 def _instructed(text: str | list[int], instruction: str) -> str | list[int]:
