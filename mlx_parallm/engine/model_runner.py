@@ -326,7 +326,8 @@ class ModelRunner:
         for index, (sequence, count) in by_row.items():
             first = self._row(sequence).length
             inputs[index - start, :count] = _slice(sequence, first, first + count)
-        self.cache.expect(max(s.num_tokens for s, _ in chunks))
+        for sequence, _ in chunks:
+            self._row(sequence).expected = sequence.num_tokens
         self.cache.begin(start, stop, width, counts)
         pooled = [(index - start, s, n) for index, (s, n) in by_row.items() if s.pooling]
         if pooled:

@@ -54,7 +54,6 @@ class BatchedCache:
     def __init__(self, model: Any) -> None:
         self.rows: list[Row] = []
         self.slots = 0
-        self.expected = 0
         self._span: Span | None = None
         self.layers = [_batched(self, cache) for cache in mlx_cache.make_prompt_cache(model)]
         for place, layer in enumerate(self.layers):
@@ -90,6 +89,11 @@ class BatchedCache:
         """Bytes allocated."""
         return sum(array.nbytes for array in self.arrays)
 
+    @property
+    def expected(self) -> int:
+        """Tokens of the longest row to come: buffers grow once, not chunk by chunk."""
+        return max((row.expected for row in self.rows), default=0)
+
     def join(self) -> Row:
         """A new, empty row behind the others."""
         row = Row(index=len(self.rows))
@@ -120,7 +124,7 @@ class BatchedCache:
             return
         if len(self.rows) <= self.slots // 2:
             self._resize(self.slots * 3 // 4)
-        longest = self.expected = max(row.length for row in self.rows)
+        longest = max(self.expected, *(row.length for row in self.rows))
         for leaf in self.leaves:
             leaf.trim(longest)
 
@@ -152,10 +156,6 @@ class BatchedCache:
         """Forget a row's last `count` tokens. Attention layers only."""
         row.length -= count
 
-    def expect(self, length: int) -> None:
-        """Rows will soon be this long: grow once, not chunk by chunk."""
-        self.expected = max(self.expected, length)
-
     def begin(self, start: int, stop: int, width: int, counts: Items[int]) -> Span:
         """Open a forward over slots [start, stop) with `width` tokens a row."""
         if width > MAX_WIDTH:
@@ -183,7 +183,7 @@ class BatchedCache:
 
     def drop(self) -> None:
         """Free all buffers; no row may be held."""
-        self.slots = self.expected = 0
+        self.slots = 0
         for layer in self.layers:
             layer.drop()
 

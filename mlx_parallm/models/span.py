@@ -18,12 +18,14 @@ class Row:
     Attributes:
         index: its slot now; the cache keeps it up to date.
         length: tokens whose K and V (or state) are held.
+        expected: tokens that it will soon hold, where that is known.
         shift: added to its tokens' positions; columns and masks stay on `length`.
         memory: what it attends to besides its own tokens (a MemoryRequest).
     """
 
     index: int
     length: int = 0
+    expected: int = 0
     shift: int = 0
     memory: Any = None
 
