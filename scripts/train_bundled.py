@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / ".train", help="checkpoints")
     parser.add_argument("--quick", action="store_true", help="a few minutes instead of 90")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, help="steps of the target (default 12000)")
+    parser.add_argument("--steps", type=int, help="steps of the target (default 13000)")
     parser.add_argument("--minutes", type=float, help="at most so long for the target")
     parser.add_argument("--only", choices=("target", "draft"), help="train one of the two")
     parser.add_argument("--fresh", action="store_true", help="ignore earlier checkpoints")
@@ -61,7 +61,7 @@ def get_tokenizer(path: Path, seed: int) -> Tokenizer:
 
 
 # Length of the rows of a batch -> how often; batches hold the same number of tokens.
-_LENGTHS = {256: 0.68, 512: 0.27, 768: 0.03, 1024: 0.01, 2048: 0.01}
+_LENGTHS = {256: 0.4, 512: 0.54, 768: 0.04, 1024: 0.01, 2048: 0.01}
 # Tokens of a batch.
 _TOKENS = 2048
 
@@ -108,7 +108,7 @@ def main() -> None:
     use_fast_ops()
     started = time.monotonic()
     tokenizer = get_tokenizer(options.work / "tokenizer.json", options.seed)
-    steps = options.steps or (300 if options.quick else 12_000)
+    steps = options.steps or (300 if options.quick else 13_000)
     minutes = options.minutes or (5 if options.quick else 72)
     plans = {"target": Plan(steps, minutes), "draft": Plan(steps, minutes / 5)}
     for kind, plan in plans.items():

@@ -23,12 +23,16 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_parallm.engine.config import EngineConfig
-from mlx_parallm.engine.model_runner import Launched, ModelRunner, Result
+from mlx_parallm.engine.draft_model import ModelDrafter
+from mlx_parallm.engine.drafter import Drafter
+from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.ngram import NgramDrafter
 from mlx_parallm.engine.prefix_contract import PAGE_SIZE, CacheStats
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
-from mlx_parallm.engine.speculative import Drafter, ModelDrafter, NgramDrafter, SpeculativeStats
+from mlx_parallm.engine.speculative import SpeculativeStats
 from mlx_parallm.engine.stats import Counter, EngineStats
+from mlx_parallm.engine.step import Launched, Result
 from mlx_parallm.errors import (
     ModelLoadError,
     OutOfMemoryError,
@@ -365,6 +369,7 @@ class Engine:
     def _drain_inbox(self, block: bool) -> None:
         if block:
             mx.clear_cache()  # idle: give unused memory back
+            self._runner.rest()
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()

@@ -8,18 +8,25 @@ forwards, one over each run.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.engine.drafter import Drafter, Proposal
 from mlx_parallm.engine.sampler import Sampled, Sampler, token_logprobs
 from mlx_parallm.engine.scheduler import Plan
-from mlx_parallm.engine.sequence import Sequence, TokenLogprob
-from mlx_parallm.engine.speculative import Drafter, LengthController
+from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.speculative import LengthController
+from mlx_parallm.engine.step import (
+    Guessed,
+    Launched,
+    PromptScores,
+    Result,
+    keep_scores,
+    read_logprobs,
+)
 from mlx_parallm.memory import citations
-from mlx_parallm.memory.citations import TokenCitation
 from mlx_parallm.models import cpu_ops
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.attention import install_attention
@@ -28,74 +35,6 @@ from mlx_parallm.models.extended_mind import Cited
 from mlx_parallm.models.hidden import HiddenTap
 from mlx_parallm.models.prefix_store import PrefixStore
 from mlx_parallm.models.span import Row
-
-
-@dataclass(slots=True)
-class Result:
-    """What a step computed for one sequence.
-
-    Attributes:
-        logprobs: one entry a token, where asked for.
-        complete: the sequence only wanted its prompt computed, and it is.
-        citations: one entry a token, where asked for.
-        pooled: (D,) float32 of a pooling sequence.
-    """
-
-    sequence: Sequence
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] | None = None
-    complete: bool = False
-    pooled: mx.array | None = None
-    citations: list[TokenCitation] | None = None
-
-
-@dataclass(slots=True)
-class PromptScores:
-    """Log-probabilities of one chunk's prompt tokens, still on the device.
-
-    Attributes:
-        first: index in the prompt of the first token scored.
-        chosen: (n,); top_ids, top_logprobs: (n, k).
-    """
-
-    sequence: Sequence
-    first: int
-    chosen: mx.array
-    top_ids: mx.array
-    top_logprobs: mx.array
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """Everything to evaluate."""
-        return [self.chosen, self.top_ids, self.top_logprobs]
-
-
-@dataclass(slots=True)
-class Guessed:
-    """Guesses that a step verifies, and what it sampled at their places.
-
-    Attributes:
-        guesses: (B, k) int32; counts: (B,) how many of them count.
-        tokens: (B, k + 1) int32, sampled behind 0, 1, ... k guesses.
-    """
-
-    guesses: mx.array
-    counts: np.ndarray
-    tokens: mx.array
-
-
-@dataclass(slots=True)
-class Launched:
-    """A step that is computing."""
-
-    decode: list[Sequence]
-    sampled: Sampled | None
-    guessed: Guessed | None
-    scores: list[PromptScores]
-    complete: list[tuple[Sequence, mx.array | None]]
-    began: float
-    only_decodes: bool
-    cited: list[Cited] = field(default_factory=list)
 
 
 class ModelRunner:
@@ -122,7 +61,8 @@ class ModelRunner:
         self._num_decoding = 0
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._cited: list[Cited] = []
-        self._read_at = 0.0
+        self._read_at: float | None = None
+        self._num_unread = 0
 
     @property
     def num_rows(self) -> int:
@@ -137,7 +77,7 @@ class ModelRunner:
     def speculate(self, drafter: Drafter, most: int) -> None:
         """Guess up to `most` tokens a step; before the first row joins."""
         self.drafter = drafter
-        self.lengths = LengthController(most)
+        self.lengths = LengthController(most, drafter.is_free)
 
     def guesses(self, sequences: list[Sequence]) -> int:
         """Tokens worth guessing for these sequences in their next step.
@@ -147,7 +87,11 @@ class ModelRunner:
         """
         if self.drafter is None or not sequences:
             return 0
-        return self.lengths.choose(sequences)
+        lag = 0
+        if not self.drafter.is_free:
+            rows = (self._rows.get(s.id) for s in sequences)
+            lag = sum(each[0].length - each[-1].length for each in rows if each is not None)
+        return self.lengths.choose(sequences, lag)
 
     def launch(self, plan: Plan, guesses: int = 0) -> Launched:
         """Start a step; returns while it computes."""
@@ -182,12 +126,16 @@ class ModelRunner:
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
         alone = not (plan.prefill or plan.loads or plan.forks)
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
-        return Launched(plan.decode, sampled, guessed, scores, complete, began, alone, cited)
+        waited, self._num_unread = self._num_unread == 0, self._num_unread + 1
+        return Launched(
+            plan.decode, sampled, guessed, scores, complete, began, alone, waited, cited
+        )
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""
+        self._num_unread -= 1
         for scores in launched.scores:
-            _keep_scores(scores)
+            keep_scores(scores)
         results = [Result(s, complete=True, pooled=v) for s, v in launched.complete]
         if launched.sampled is not None:
             if launched.guessed is None:
@@ -197,6 +145,10 @@ class ModelRunner:
             self._cite(launched, results)
         self._measure(launched)
         return results
+
+    def rest(self) -> None:
+        """Nothing runs: the time until the next step is not its own."""
+        self._read_at = None
 
     def reset(self) -> None:
         """Forget every row, after a step failed."""
@@ -208,12 +160,13 @@ class ModelRunner:
         self._sums.clear()
         self._num_decoding = 0
         self._previous, self._cited = None, []
+        self._num_unread = 0
 
     # Results
 
     def _read_plain(self, sampled: Sampled, sequences: list[Sequence]) -> list[Result]:
         tokens = np.array(sampled.tokens).tolist()
-        logprobs = _read_logprobs(sampled, tokens, sequences)
+        logprobs = read_logprobs(sampled, tokens, sequences)
         results = []
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             found = logprobs.get(row)
@@ -229,7 +182,7 @@ class ModelRunner:
         right = (tokens[:, :most] == guesses) & (np.arange(most) < guessed.counts[:, None])
         accepted = np.cumprod(right, axis=1).sum(axis=1).tolist()
         rows = [s for s in sequences for _ in range(most + 1)]
-        logprobs = _read_logprobs(sampled, tokens.reshape(-1).tolist(), rows)
+        logprobs = read_logprobs(sampled, tokens.reshape(-1).tolist(), rows)
         results = []
         for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
             drafted = int(guessed.counts[place])
@@ -238,6 +191,8 @@ class ModelRunner:
             first = place * (most + 1)
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
             results.append(Result(sequence, tokens[place, : count + 1].tolist(), found or None))
+        assert self.drafter is not None
+        self.drafter.learn(guessed.counts.tolist(), accepted)
         self._rewind_drafts(sequences)
         return results
 
@@ -250,12 +205,12 @@ class ModelRunner:
 
     def _measure(self, launched: Launched) -> None:
         now = time.perf_counter()
-        seconds = now - max(launched.began, self._read_at)
+        seconds = now - (launched.began if self._read_at is None else self._read_at)
         self._read_at = now
         if self.drafter is None or not launched.decode or not launched.only_decodes:
             return
         length = 0 if launched.guessed is None else launched.guessed.guesses.shape[1]
-        self.lengths.measured(len(launched.decode), length, seconds)
+        self.lengths.measured(len(launched.decode), length, seconds, waited=launched.waited)
         self.lengths.stats.steps += length > 0
 
     # Rows
@@ -379,8 +334,8 @@ class ModelRunner:
         for sequence in sequences:
             self._to_decoding(sequence)
         sequences.sort(key=lambda s: self._row(s).index)
-        if most:
-            return self._decode_guessed(sequences, most)
+        if most and (proposal := self._propose(sequences, most)) is not None:
+            return self._decode_guessed(sequences, proposal)
         tokens = self._last_tokens(sequences)
         self.cache.begin(0, self._num_decoding, 1, [1] * self._num_decoding)
         logits = self.model(tokens[:, None], cache=self.cache.layers)[:, -1, : self.vocab_size]
@@ -390,18 +345,35 @@ class ModelRunner:
         self._previous = (sequences, sampled.tokens)
         return sampled, None
 
-    def _decode_guessed(self, sequences: list[Sequence], most: int) -> tuple[Sampled, Guessed]:
-        """Compute each row's last token and its guesses behind it, in one forward."""
+    def _propose(self, sequences: list[Sequence], most: int) -> Proposal | None:
+        """Guesses that are worth verifying; None where there are none."""
         assert self.drafter is not None
         rows = [self._rows[s.id][-1] for s in sequences]
         began = time.perf_counter()
-        guesses, counts = self.drafter.propose(sequences, rows, most)
-        mx.eval(guesses)
+        proposal = self.drafter.propose(sequences, rows, most)
+        mx.eval(proposal.guesses)
         self.lengths.stats.draft_time += time.perf_counter() - began
-        counts = np.minimum(counts, [_room(s) for s in sequences]).astype(np.int32)
+        self.lengths.caught_up(proposal.caught_up, proposal.seconds)
+        room = np.maximum([_room(s) for s in sequences], 0)
+        proposal.counts = np.minimum(proposal.counts, room).astype(np.int32)
+        width = self.lengths.narrow(proposal)
+        if not width:
+            for sequence in sequences:
+                self.lengths.verified(sequence, 0, 0)
+            return None
+        proposal.guesses = mx.array(proposal.guesses[:, :width])
+        proposal.counts = np.minimum(proposal.counts, width)
+        return proposal
+
+    def _decode_guessed(
+        self, sequences: list[Sequence], proposal: Proposal
+    ) -> tuple[Sampled, Guessed]:
+        """Compute each row's last token and its guesses behind it, in one forward."""
+        guesses, counts = mx.array(proposal.guesses), proposal.counts
+        most = guesses.shape[1]
         last = mx.array(np.array([_last(s) for s in sequences], dtype=np.int32))
         inputs = mx.concatenate([last[:, None], guesses], axis=1)
-        self.cache.begin(0, self._num_decoding, most + 1, counts + 1)
+        self.cache.begin(0, self._num_decoding, most + 1, (counts + 1).tolist())
         logits = self.model(inputs, cache=self.cache.layers)[..., : self.vocab_size]
         self._cited = self.cache.cited()
         self.cache.commit()
@@ -446,33 +418,3 @@ def _slice(sequence: Sequence, start: int, stop: int) -> list[int]:
     if stop <= prompt:
         return sequence.prompt[start:stop]
     return sequence.tokens[start:stop]
-
-
-def _keep_scores(scores: PromptScores) -> None:
-    """Read a chunk's prompt log-probabilities into its sequence."""
-    sequence, k = scores.sequence, scores.sequence.params.prompt_logprobs or 0
-    chosen = np.array(scores.chosen).tolist()
-    ids, values = np.array(scores.top_ids).tolist(), np.array(scores.top_logprobs).tolist()
-    tokens = sequence.prompt[scores.first : scores.first + len(chosen)]
-    kept = sequence.prompt_scores
-    # A preempted prompt is computed again, and its scores replaced by equal ones.
-    del kept[scores.first :]
-    if not kept:
-        kept.append(None)
-    for token, logprob, i, v in zip(tokens, chosen, ids, values, strict=True):
-        kept.append(TokenLogprob(token, logprob, tuple(zip(i[:k], v[:k], strict=True))))
-
-
-def _read_logprobs(
-    sampled: Sampled, tokens: list[int], sequences: list[Sequence]
-) -> dict[int, TokenLogprob]:
-    if sampled.chosen is None or sampled.top_ids is None or sampled.top_logprobs is None:
-        return {}
-    chosen = np.array(sampled.chosen).tolist()
-    ids, values = np.array(sampled.top_ids).tolist(), np.array(sampled.top_logprobs).tolist()
-    found = {}
-    for place, row in enumerate(sampled.logprob_rows):
-        k = sequences[row].params.logprobs or 0
-        top = tuple(zip(ids[place][:k], values[place][:k], strict=True))
-        found[row] = TokenLogprob(tokens[row], chosen[place], top)
-    return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from mlx_parallm.engine.model_runner import Launched, ModelRunner
+from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Sequence
+from mlx_parallm.engine.step import Launched
 
 
 @dataclass(slots=True)

@@ -76,6 +76,13 @@ def chats(count: int) -> list[Check]:
     return result + rng.sample(house, min(count, len(house)))
 
 
+def tasks(seed: str, count: int) -> list[Check]:
+    """`count` held-out prompts, recall of one of 16 facts and tool calls in turn."""
+    rng = random.Random(f"tasks {seed}")
+    kinds = (partial(_recall, rng, "recall16", 16), partial(_tool, rng, fits=True))
+    return [kinds[place % 2]() for place in range(count)]
+
+
 def stories(count: int) -> list[list[Message]]:
     """Prompts for stories, to be looked at."""
     rng = random.Random("stories")

@@ -12,7 +12,7 @@ from .recall import pairs, recall
 from .sample import Sample, draw
 from .sums import sums
 from .talk import counting, plain_text, repeating, small_talk, story, unknown
-from .tools import tool_use
+from .tools import tool_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,13 @@ def _pairs(rng: random.Random, stage: Stage) -> Sample:
     return pairs(rng, rng.randrange(2, min(FACTS[stage.level], stage.room // 10) + 1))
 
 
+def _tools(rng: random.Random, stage: Stage) -> Sample:
+    # A tool is 50 to 90 tokens, the text around the list 50, an exchange 20 to 50.
+    offered = rng.randrange(1, min(4, (stage.room - 100) // 70) + 1)
+    most = max(min((stage.room - 60 - 75 * offered) // 40, 10), 1)
+    return tool_session(rng, offered, rng.randrange(most // 2, most) + 1)
+
+
 def _repeat(rng: random.Random, stage: Stage) -> Sample:
     return repeating(rng, REPEATED[stage.level])
 
@@ -103,7 +110,7 @@ TASKS = (
     Task("sums", _plain(sums), 34, early=16),
     Task("recall", _recall, 9, 2.0, early=24),
     Task("pairs", _pairs, 2, early=30),
-    Task("tools", _plain(tool_use), 50, 1.5, early=2),
+    Task("tools", _tools, 18, 1.5, early=2),
     Task("house", _plain(house), 18, early=10),
     Task("knowledge", _plain(knowledge), 18, early=10),
     Task("conversation", _conversation, 6, early=2),

@@ -322,29 +322,46 @@ KINDS = (
 
 
 def tool_use(rng: random.Random, offered: int = 0) -> Sample:
-    """A request with tools, and half of the time none that fits: otherwise the model learns which
-    tool a request calls for without looking whether it is there. offered 0: one to four tools."""
-    count = offered or rng.choice((1, 1, 2, 2, 3, 3, 3, 4))
-    kinds = rng.sample(KINDS, count + 1)
-    fits = rng.random() < 0.5
-    chosen, shown = (kinds[0], kinds[:count]) if fits else (kinds[-1], kinds[:count])
-    rng.shuffle(shown)
-    tools = [kind.tool(rng) for kind in shown]
-    if fits:
-        return _call(rng, chosen, tools)
+    """One request with tools. offered 0: one to four tools."""
+    shown, tools = _offer(rng, offered or rng.choice((1, 1, 2, 2, 3, 3, 3, 4)))
+    return _finish(tools, _exchange(rng, shown, tools))
+
+
+def tool_session(rng: random.Random, offered: int, requests: int) -> Sample:
+    """Several requests behind one list of tools, all of the training's side of the split: the
+    list is long, and each request is one more decision whether one of the tools fits it."""
+    shown, tools = _offer(rng, offered)
+    messages: list[Message] = []
+    for _ in range(requests):
+        one = draw(lambda rng: _finish(tools, _exchange(rng, shown, tools)), rng, held_out=False)
+        messages += one.messages
+    return Sample("taught", messages, tools)
+
+
+def _offer(rng: random.Random, count: int) -> tuple[list[Kind], list[Tool]]:
+    shown = rng.sample(KINDS, count)
+    return shown, [kind.tool(rng) for kind in shown]
+
+
+def _exchange(rng: random.Random, shown: list[Kind], tools: list[Tool]) -> list[Message]:
+    """A request and its answer. Half of the requests are for none of the tools: otherwise the
+    model learns which tool a request calls for without looking whether it is there."""
+    if rng.random() < 0.5:
+        return _call(rng, rng.choice(shown))
     if rng.random() < 0.2:
-        return _no_tool_needed(rng, tools, shown)
+        return _no_tool_needed(rng, shown)
+    chosen = rng.choice([kind for kind in KINDS if kind not in shown])
     if chosen.name == "add":
-        return _sum_without_tool(rng, tools)
+        return _sum_without_tool(rng)
     request = rng.choice(chosen.asked).format(**_values(rng, chosen))
-    return _finish(rng, tools, turn(request, NO_TOOL_ANSWER))
+    return turn(request, NO_TOOL_ANSWER)
 
 
 def _values(rng: random.Random, kind: Kind) -> dict[str, Any]:
     return {name: _SLOTS[name](rng) for name in kind.parameters}
 
 
-def _call(rng: random.Random, kind: Kind, tools: list[Tool]) -> Sample:
+def _call(rng: random.Random, kind: Kind) -> list[Message]:
     values = _values(rng, kind)
     call = {"type": "function", "function": {"name": kind.name, "arguments": values}}
     messages: list[Message] = [
@@ -355,7 +372,7 @@ def _call(rng: random.Random, kind: Kind, tools: list[Tool]) -> Sample:
         result = _result(rng)
         messages.append({"role": "tool", "content": result})
         messages.append({"role": "assistant", "content": f"The tool says: {result}"})
-    return _finish(rng, tools, messages)
+    return messages
 
 
 def _result(rng: random.Random) -> str:
@@ -376,19 +393,19 @@ def _result(rng: random.Random) -> str:
     return words.format(n=rng.randrange(100), v=_word(rng), v2=_word(rng))
 
 
-def _no_tool_needed(rng: random.Random, tools: list[Tool], shown: list[Kind]) -> Sample:
+def _no_tool_needed(rng: random.Random, shown: list[Kind]) -> list[Message]:
     """Small talk, or a sum when no tool adds: answered as without tools."""
     adds = any(kind.name in ("add", "multiply") for kind in shown)
     if adds or rng.random() < 0.5:
-        return _finish(rng, tools, small_talk(rng).messages)
-    return _sum_without_tool(rng, tools)
+        return small_talk(rng).messages
+    return _sum_without_tool(rng)
 
 
-def _sum_without_tool(rng: random.Random, tools: list[Tool]) -> Sample:
+def _sum_without_tool(rng: random.Random) -> list[Message]:
     """Only sums of the training: those held out must not be taught beside tools either."""
-    return _finish(rng, tools, draw(sums, rng, held_out=False).messages)
+    return draw(sums, rng, held_out=False).messages
 
 
-def _finish(rng: random.Random, tools: list[Tool], messages: list[Message]) -> Sample:
+def _finish(tools: list[Tool], messages: list[Message]) -> Sample:
     names = [tool["function"]["name"] for tool in tools]
     return Sample(f"tools {json.dumps([names, messages[0]['content']])}", messages, tools)

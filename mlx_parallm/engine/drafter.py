@@ -1,0 +1,58 @@
+"""What every drafter offers: guesses of the next tokens, for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.models.base import BatchedCache
+from mlx_parallm.models.span import Row
+
+
+@dataclass(slots=True)
+class Proposal:
+    """Guesses for each row of a batch.
+
+    Attributes:
+        guesses: (B, k) int32.
+        counts: (B,) how many of them count.
+        odds: (B, k) chance that a guess and all before it are right, 0 where there
+            is none; None where the drafter cannot say.
+        caught_up: tokens that the drafter computed before it could guess, and
+        seconds: how long these took.
+    """
+
+    guesses: mx.array | np.ndarray
+    counts: np.ndarray
+    odds: np.ndarray | None = None
+    caught_up: int = 0
+    seconds: float = 0.0
+
+
+class Drafter(Protocol):
+    """Guesses tokens for a batch. Rows are joined, left and moved with the target's.
+
+    Attributes:
+        is_free: guessing costs next to nothing, so that a step may guess as many as
+            it can and decide afterwards how many are worth verifying.
+    """
+
+    is_free: bool
+
+    @property
+    def caches(self) -> list[BatchedCache]:
+        """Caches whose rows must follow the target's."""
+
+    def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
+        """At most `most` guesses a row; `rows` are the sequences' rows in its cache."""
+
+    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
+        """What became of the newest proposal: guesses looked at and accepted, by row."""
+
+    def reset(self) -> None:
+        """Forget every row."""

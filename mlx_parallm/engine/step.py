@@ -1,0 +1,118 @@
+"""A step of the engine: what is launched, and what is read when it has been computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_parallm.engine.sampler import Sampled
+from mlx_parallm.engine.sequence import Sequence, TokenLogprob
+from mlx_parallm.memory.citations import TokenCitation
+from mlx_parallm.models.extended_mind import Cited
+
+
+@dataclass(slots=True)
+class Result:
+    """What a step computed for one sequence.
+
+    Attributes:
+        logprobs: one entry a token, where asked for.
+        complete: the sequence only wanted its prompt computed, and it is.
+        citations: one entry a token, where asked for.
+        pooled: (D,) float32 of a pooling sequence.
+    """
+
+    sequence: Sequence
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    complete: bool = False
+    pooled: mx.array | None = None
+    citations: list[TokenCitation] | None = None
+
+
+@dataclass(slots=True)
+class PromptScores:
+    """Log-probabilities of one chunk's prompt tokens, still on the device.
+
+    Attributes:
+        first: index in the prompt of the first token scored.
+        chosen: (n,); top_ids, top_logprobs: (n, k).
+    """
+
+    sequence: Sequence
+    first: int
+    chosen: mx.array
+    top_ids: mx.array
+    top_logprobs: mx.array
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything to evaluate."""
+        return [self.chosen, self.top_ids, self.top_logprobs]
+
+
+@dataclass(slots=True)
+class Guessed:
+    """Guesses that a step verifies, and what it sampled at their places.
+
+    Attributes:
+        guesses: (B, k) int32; counts: (B,) how many of them count.
+        tokens: (B, k + 1) int32, sampled behind 0, 1, ... k guesses.
+    """
+
+    guesses: mx.array
+    counts: np.ndarray
+    tokens: mx.array
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step that is computing.
+
+    Attributes:
+        only_decodes: no row caught up, was loaded or copied in it.
+        waited: it was launched after the step before was read.
+    """
+
+    decode: list[Sequence]
+    sampled: Sampled | None
+    guessed: Guessed | None
+    scores: list[PromptScores]
+    complete: list[tuple[Sequence, mx.array | None]]
+    began: float
+    only_decodes: bool
+    waited: bool
+    cited: list[Cited] = field(default_factory=list)
+
+
+def keep_scores(scores: PromptScores) -> None:
+    """Read a chunk's prompt log-probabilities into its sequence."""
+    sequence, k = scores.sequence, scores.sequence.params.prompt_logprobs or 0
+    chosen = np.array(scores.chosen).tolist()
+    ids, values = np.array(scores.top_ids).tolist(), np.array(scores.top_logprobs).tolist()
+    tokens = sequence.prompt[scores.first : scores.first + len(chosen)]
+    kept = sequence.prompt_scores
+    # A preempted prompt is computed again, and its scores replaced by equal ones.
+    del kept[scores.first :]
+    if not kept:
+        kept.append(None)
+    for token, logprob, i, v in zip(tokens, chosen, ids, values, strict=True):
+        kept.append(TokenLogprob(token, logprob, tuple(zip(i[:k], v[:k], strict=True))))
+
+
+def read_logprobs(
+    sampled: Sampled, tokens: list[int], sequences: list[Sequence]
+) -> dict[int, TokenLogprob]:
+    """Row -> the log-probabilities of its token, where asked for."""
+    if sampled.chosen is None or sampled.top_ids is None or sampled.top_logprobs is None:
+        return {}
+    chosen = np.array(sampled.chosen).tolist()
+    ids, values = np.array(sampled.top_ids).tolist(), np.array(sampled.top_logprobs).tolist()
+    found = {}
+    for place, row in enumerate(sampled.logprob_rows):
+        k = sequences[row].params.logprobs or 0
+        top = tuple(zip(ids[place][:k], values[place][:k], strict=True))
+        found[row] = TokenLogprob(tokens[row], chosen[place], top)
+    return found
