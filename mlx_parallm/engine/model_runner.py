@@ -106,11 +106,9 @@ class ModelRunner:
         began = time.perf_counter()
         for sequence in plan.release:
             self._release(sequence)
-        for sequence in plan.admit:
-            self._rows[sequence.id] = [cache.join() for cache in self.caches]
-            self._remember(sequence)
         for sequence, match in plan.loads:
             assert self.prefixes is not None
+            self._join(sequence)
             self.prefixes.load(self.cache, self._row(sequence), match)
         scores = self._catch_up(plan.prefill) if plan.prefill else []
         for sequence, leader in plan.forks:
@@ -237,12 +235,13 @@ class ModelRunner:
             self._swap(rows, self._num_decoding)
             self._num_decoding += 1
 
-    def _remember(self, sequence: Sequence) -> None:
-        """Give a new row the memories of its sequence."""
-        memory = sequence.memory
-        if memory is not None:
-            row = self._row(sequence)
-            row.memory, row.shift = memory, memory.shift
+    def _join(self, sequence: Sequence) -> None:
+        """Give a sequence its row, when there is something to put into it and not before."""
+        if sequence.id in self._rows:
+            return
+        rows = self._rows[sequence.id] = [cache.join() for cache in self.caches]
+        if sequence.memory is not None:
+            rows[0].memory, rows[0].shift = sequence.memory, sequence.memory.shift
 
     def _cite(self, launched: Launched, results: list[Result]) -> None:
         """Add the citations of a step to its results."""
@@ -272,6 +271,8 @@ class ModelRunner:
 
     def _catch_up(self, chunks: list[tuple[Sequence, int]]) -> list[PromptScores]:
         """Compute known tokens; their logits only where someone wants them."""
+        for sequence, _ in chunks:
+            self._join(sequence)
         self._line_up([s for s, _ in chunks])
         by_row = {self._row(s).index: (s, n) for s, n in chunks}
         start, stop = min(by_row), max(by_row) + 1
@@ -332,6 +333,7 @@ class ModelRunner:
 
     def _decode(self, sequences: list[Sequence], most: int) -> tuple[Sampled, Guessed | None]:
         for sequence in sequences:
+            self._join(sequence)
             self._to_decoding(sequence)
         sequences.sort(key=lambda s: self._row(s).index)
         if most and (proposal := self._propose(sequences, most)) is not None:

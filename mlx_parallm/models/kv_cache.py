@@ -114,8 +114,8 @@ class BatchedKVCache(LayerCache):
             needed = min(needed, self.ring_size)
         if needed <= self.capacity:
             return
-        # A quarter more than asked, so that growth costs O(1) per token.
-        capacity = round_up(max(needed, self.capacity * 5 // 4))
+        # By an eighth at least, so that growth costs O(1) per token.
+        capacity = round_up(max(needed, self.capacity * 9 // 8))
         if self.ring_size is not None:
             capacity = min(capacity, self.ring_size)
         self.keys = _grow(self.keys, self.batch.slots, capacity, keys)
@@ -182,5 +182,5 @@ def _grow(buffer: mx.array | None, slots: int, capacity: int, like: mx.array) ->
     _, heads, _, dim = like.shape
     if buffer is None:
         return mx.zeros((slots, heads, capacity, dim), like.dtype)
-    extra = mx.zeros((slots, heads, capacity - buffer.shape[2], dim), buffer.dtype)
-    return mx.concatenate([buffer, extra], axis=2)
+    # Not a concatenation with zeros: that would write those twice.
+    return mx.pad(buffer, [(0, 0), (0, 0), (0, capacity - buffer.shape[2]), (0, 0)])

@@ -83,4 +83,4 @@ def resized(buffer: mx.array, slots: int) -> mx.array:
     held = buffer.shape[0]
     if slots <= held:
         return mx.contiguous(buffer[:slots])
-    return mx.concatenate([buffer, mx.zeros((slots - held, *buffer.shape[1:]), buffer.dtype)])
+    return mx.pad(buffer, [(0, slots - held)] + [(0, 0)] * (buffer.ndim - 1))
