@@ -6,6 +6,7 @@ Source: Klett and Ahle, "Extended Mind Transformers", arXiv 2406.02332.
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 _MOST_SIMILARITIES = 1 << 23  # computed at once: larger arrays get fresh pages every time
 
@@ -29,8 +30,8 @@ class LayerMemory:
         norms = mx.linalg.norm(exact, axis=-1)
         # A key of zeros is similar to nothing, and stays zeros.
         unit = exact / mx.maximum(norms, mx.array(1e-30))[..., None]
-        on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        self.unit = mx.contiguous(unit if on_cpu else unit.astype(keys.dtype))
+        # Half-precision products are slow on CPUs.
+        self.unit = mx.contiguous(unit if _on_cpu() else unit.astype(keys.dtype))
         self.norms = norms
         self.values = mx.contiguous(values)
 
@@ -75,6 +76,15 @@ class LayerMemory:
         return queries @ unit.swapaxes(-1, -2)
 
     def _search(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        if _on_cpu():
+            # BLAS computes this product faster than its transpose.
+            products = self.unit @ queries.swapaxes(-1, -2)
+            mx.eval(products)
+            ids, best = largest_on_host(np.array(products, copy=False), k)
+            return mx.array(ids), mx.array(best)
+        return self._search_on_gpu(queries, k)
+
+    def _search_on_gpu(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
         products = queries.astype(self.unit.dtype) @ self.unit.swapaxes(-1, -2)
         ids, best = largest(products, k)
         if products.dtype == mx.float32:
@@ -123,6 +133,64 @@ def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     candidates = mx.take_along_axis(values, ids, axis=-1)
     chosen = mx.argpartition(-candidates, k - 1, axis=-1)[..., :k]
     return mx.take_along_axis(ids, chosen, axis=-1), mx.take_along_axis(candidates, chosen, axis=-1)
+
+
+def largest_on_host(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same in numpy, whose vectorised partition makes it several times faster on CPUs.
+
+    Args:
+        values: (heads, M, N) float32. The axis to search is in the middle: maxima of
+            blocks are then taken of whole rows at a time.
+
+    Returns:
+        (heads, N, k) int32 ids and values.
+    """
+    heads, size, queries = values.shape
+    block = _block(size, k)
+    count = size // block
+    if block < 4:
+        ids = np.arange(size, dtype=np.int32)
+        ids = np.broadcast_to(ids, (heads, queries, size))
+        candidates = values.swapaxes(1, 2)
+    else:
+        # Block b is every count-th entry from b on.
+        maxima = values[:, : count * block].reshape(heads, block, count, queries).max(axis=1)
+        best = flat_largest(maxima.swapaxes(1, 2), k) % count
+        ids = best.reshape(heads, queries, 1, k) + count * np.arange(block)[:, None]
+        ids = ids.reshape(heads, queries, block * k)
+        if count * block < size:
+            rest = np.arange(count * block, size)
+            rest = np.broadcast_to(rest, (heads, queries, rest.size))
+            ids = np.concatenate([ids, rest], axis=-1)
+        first = np.arange(heads)[:, None] * (size * queries) + np.arange(queries)
+        candidates = values.reshape(-1).take(first[..., None] + ids * queries)
+    chosen = flat_largest(candidates, k)
+    shape = (heads, queries, k)
+    found = np.ascontiguousarray(candidates).reshape(-1).take(chosen).reshape(shape)
+    return ids.reshape(-1).take(chosen).astype(np.int32).reshape(shape), found
+
+
+def flat_largest(values: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k largest of each row of (..., M) in the flattened array; k <= M.
+
+    Looks for what reaches the k-th largest value, several times faster than
+    argpartition, and right unless values are equal.
+
+    Returns:
+        (rows * k,), row by row, in no order within a row.
+    """
+    size = values.shape[-1]
+    rows = np.ascontiguousarray(values).reshape(-1, size)
+    threshold = np.partition(rows, size - k, axis=-1)[:, size - k, None]
+    reached = (rows >= threshold).reshape(-1).nonzero()[0]
+    if reached.size != len(rows) * k:
+        chosen = np.argpartition(rows, size - k, axis=-1)[:, size - k :]
+        reached = (chosen + size * np.arange(len(rows))[:, None]).reshape(-1)
+    return reached
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
 def _block(size: int, k: int) -> int:
