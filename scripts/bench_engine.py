@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkou
 
 import bench_models
 import benchlib.caching
-import benchlib.sharing  # noqa: F401  adds its scenarios
+import benchlib.sharing
+import benchlib.speculation  # noqa: F401  likewise
 from benchlib.scenarios import SCENARIOS, Bench
 from benchlib.table import format_table
 

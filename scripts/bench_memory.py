@@ -151,7 +151,8 @@ def measure_layer(args: argparse.Namespace) -> list[dict[str, Any]]:
             lazy = mx.array(queries)
 
             def by_mlx(lazy: mx.array = lazy, memory: LayerMemory = memory) -> None:
-                mx.eval(memory.search(lazy, args.topk))
+                places, scores = memory.nearest(lazy, args.topk)
+                mx.eval(mx.array(places), mx.array(scores))
 
             searches: dict[str, Callable[[], None]] = {"mlx": by_mlx}
             for name, indices in kinds.items():

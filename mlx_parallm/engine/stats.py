@@ -39,6 +39,7 @@ class EngineStats:
     prefix_pages: int = 0
     prefix_bytes: int = 0
     speculative_steps: int = 0
+    speculation_off_steps: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     draft_length: int = 0
@@ -92,6 +93,7 @@ class Counter:
         stats.speculative_steps, stats.draft_length = found.steps, found.current_length
         stats.drafted_tokens, stats.accepted_tokens = found.drafted, found.accepted
         stats.draft_time = found.draft_time
+        stats.speculation_off_steps = found.off_steps
 
     def tokens(self, sequence: Sequence, taken: int, first: bool) -> None:
         """Count what a step gave a sequence."""
