@@ -111,7 +111,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
                 {
                     "rows": rows,
                     "memories": size,
-                    "search": "mlx",
+                    "search": "own",
                     "median_ms": 1e3 * median,
                     "best_ms": 1e3 * min(taken),
                     "ratio": median / base if base else None,
@@ -150,11 +150,11 @@ def measure_layer(args: argparse.Namespace) -> list[dict[str, Any]]:
             queries = rng.standard_normal((heads, rows * group, dim)).astype(np.float32)
             lazy = mx.array(queries)
 
-            def by_mlx(lazy: mx.array = lazy, memory: LayerMemory = memory) -> None:
+            def search_own(lazy: mx.array = lazy, memory: LayerMemory = memory) -> None:
                 places, scores = memory.nearest(lazy, args.topk)
                 mx.eval(mx.array(places), mx.array(scores))
 
-            searches: dict[str, Callable[[], None]] = {"mlx": by_mlx}
+            searches: dict[str, Callable[[], None]] = {"own": search_own}
             for name, indices in kinds.items():
                 for threads in (1, args.threads):
                     searches[f"{name}/{threads}"] = _faiss(faiss, indices, lazy, args.topk, threads)

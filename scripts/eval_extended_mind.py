@@ -1,6 +1,6 @@
 """Does a model use its memories? Facts that are in no context, asked for in a chat.
 
-    python scripts/eval_extended_mind.py --json recall.json --plot recall.png   # some 3 minutes
+    python scripts/eval_extended_mind.py --json recall.json --plot recall.png   # 2 minutes
     python scripts/eval_extended_mind.py --quick
 
 Up to 32 sentences like "The code of Mira is falcon." are hidden in texts of filler of growing
@@ -17,8 +17,9 @@ wrong facts      k = 8, scored against the value of the text's next fact
 The last three, and the first, have to be near 0. The facts of a text share one relation, as they
 do in the bundled model's training: it cannot tell relations apart.
 
-A local offset above 0 keeps the question's first tokens apart from the memories, which all are at
-position 0: of 1,024 tokens with k = 8 the bundled model recalls half without it.
+The defaults are what works best for the bundled model. The local offset keeps the question's first
+tokens apart from the memories, which all are at position 0; without it a larger k recalls less.
+Windows far longer than the texts of the training (512 tokens) make memories that nothing finds.
 """
 
 from __future__ import annotations
@@ -150,10 +151,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    for name in COLUMNS:
+    for place, name in enumerate(COLUMNS):
         points = [(row["tokens"], row[name]) for row in rows if name in row]
+        if not points:
+            continue
         style = "o:" if name in CONTROLS else "o-"
-        axes.plot(*zip(*points, strict=True), style, label=name, alpha=0.8)
+        # Smaller and smaller, since many lie upon each other.
+        size = 12 - place
+        axes.plot(*zip(*points, strict=True), style, label=name, markersize=size, alpha=0.8)
     axes.set(xscale="log", xlabel="tokens of text", ylabel="facts recalled", ylim=(-0.03, 1.05))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.memory.request import MemoryRequest
-from mlx_parallm.models.retrieval import LayerMemory, gather
+from mlx_parallm.models.retrieval import A, LayerMemory, above
 
 Plain = Callable[[], mx.array]
 
@@ -165,43 +165,40 @@ def _attend(
         (R, heads, T, columns), the weights of the local tokens.
     """
     count, heads, width, _ = queries.shape
-    kv_heads = memory.unit.shape[0]
-    ids, scores = _retrieve(_by_kv_head(queries, kv_heads), memory, group.request)
+    places, scores = _retrieve(queries, memory, group.request)
     k = scores.shape[-1]
-    parts = [_by_row(scores, count, heads, width), local]
+    parts = [scores, local]
     if sinks is not None:
         sink = sinks.astype(mx.float32)[:, None, None]
         parts.append(mx.broadcast_to(sink, (count, heads, width, 1)))
     shares = mx.softmax(mx.concatenate(parts, axis=-1), axis=-1)
     own = shares[..., :k]
     if group.wants_citations:
-        group.cited.append((None if ids is None else _by_row(ids, count, heads, width), own))
-    weights = _by_kv_head(own, kv_heads)
-    if ids is None:
-        output = weights @ memory.values.astype(mx.float32)
+        group.cited.append((None if places is None else places % memory.size, own))
+    if places is None:
+        output = _by_kv_head(own, memory.unit.shape[0]) @ memory.values.astype(mx.float32)
+        output = _by_row(output, count, heads, width)
     else:
-        chosen = gather(memory.values, ids).astype(mx.float32)
-        output = (weights[..., None, :] @ chosen).squeeze(-2)
-    return _by_row(output, count, heads, width), shares[..., k : k + local.shape[-1]]
+        chosen = memory.flat_values[places].astype(mx.float32)
+        output = (own[..., None, :] @ chosen).squeeze(-2)
+    return output, shares[..., k : k + local.shape[-1]]
 
 
 def _retrieve(
     queries: mx.array, memory: LayerMemory, request: MemoryRequest
 ) -> tuple[mx.array | None, mx.array]:
-    """(kv_heads, N, k) ids, None where k is all of them in order, and scores of queries."""
-    k = min(request.topk, memory.size)
-    ids: mx.array | None = None
-    if k == memory.size:
-        products = memory.products(queries)
-        scores = products * memory.norms[:, None]
-    else:
-        ids, products = memory.search(queries, k)
-        scores = products * gather(memory.norms, ids)
+    """(R, heads, T, k) places in memory.flat_values, None where k is all of them in order,
+    and scores of (R, heads, T, dim) queries."""
+    shape = queries.shape[:3]
+    grouped = _by_kv_head(queries, memory.unit.shape[0])
+    if request.topk < memory.size:
+        places, scores = memory.nearest(grouped, request.topk, request.sim_threshold)
+        return _on_device(places, *shape), _on_device(scores, *shape)
+    products = memory.products(grouped)
+    scores = products * memory.norms[:, None]
     if request.sim_threshold is not None:
-        lengths = mx.linalg.norm(queries, axis=-1, keepdims=True)
-        # Not by adding a large negative number: half precision would make NaN of it.
-        scores = mx.where(products > request.sim_threshold * lengths, scores, -mx.inf)
-    return ids, scores
+        scores = above(request.sim_threshold, grouped, products, scores)
+    return None, _by_row(scores, *shape)
 
 
 def _local_scores(queries: mx.array, keys: mx.array, mask: mx.array | str | None) -> mx.array:
@@ -240,11 +237,19 @@ def _by_kv_head(queries: mx.array, kv_heads: int) -> mx.array:
     return grouped.swapaxes(0, 1).reshape(kv_heads, -1, dim)
 
 
-def _by_row(array: mx.array, count: int, heads: int, width: int) -> mx.array:
+def _by_row(array: A, count: int, heads: int, width: int) -> A:
     """(kv_heads, R * group * T, n) to (R, heads, T, n)."""
     kv_heads, _, size = array.shape
     split = array.reshape(kv_heads, count, heads // kv_heads * width, size)
     return split.swapaxes(0, 1).reshape(count, heads, width, size)
+
+
+def _on_device(array: mx.array | np.ndarray, count: int, heads: int, width: int) -> mx.array:
+    """_by_row of what LayerMemory.nearest found."""
+    if isinstance(array, mx.array):
+        return _by_row(array, count, heads, width)
+    # Put in order on the host: small operations of MLX take longer.
+    return mx.array(_by_row(array, count, heads, width))
 
 
 def _in_order(parts: list[mx.array], places: list[int], size: int) -> mx.array:

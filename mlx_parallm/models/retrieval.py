@@ -5,8 +5,15 @@ Source: Klett and Ahle, "Extended Mind Transformers", arXiv 2406.02332.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+from typing import TypeVar
+
 import mlx.core as mx
 import numpy as np
+
+A = TypeVar("A", mx.array, np.ndarray)
+Found = tuple[mx.array, mx.array] | tuple[np.ndarray, np.ndarray]
 
 _MOST_SIMILARITIES = 1 << 23  # computed at once: larger arrays get fresh pages every time
 
@@ -50,23 +57,25 @@ class LayerMemory:
         """Bytes held."""
         return sum(array.nbytes for array in self.arrays)
 
-    def search(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
-        """The k memories whose product with each query is the largest, in no order.
+    def nearest(self, queries: mx.array, k: int, threshold: float | None = None) -> Found:
+        """The k memories most similar to each query, in no order.
 
         Args:
             queries: (kv_heads, N, dim).
             k: below M.
+            threshold: similarities up to this get a score of -inf.
 
         Returns:
-            (kv_heads, N, k) ids, and products with the unit keys in float32.
+            (kv_heads, N, k) places in `flat_values`, and scores (products with the keys) in
+            float32. On a CPU both are on the host, and the queries have been evaluated.
         """
         heads, count, _ = queries.shape
         step = max(1, _MOST_SIMILARITIES // (heads * self.size))
-        parts = [self._search(queries[:, at : at + step], k) for at in range(0, count, step)]
-        if len(parts) == 1:
-            return parts[0]
-        ids = mx.concatenate([part[0] for part in parts], axis=1)
-        return ids, mx.concatenate([part[1] for part in parts], axis=1)
+        parts = [queries[:, at : at + step] for at in range(0, count, step)]
+        if _on_cpu():
+            on_host = [self._nearest_on_host(part, k, threshold) for part in parts]
+            return _joined(on_host, np.concatenate)
+        return _joined([self._nearest(part, k, threshold) for part in parts], mx.concatenate)
 
     def products(self, queries: mx.array) -> mx.array:
         """(kv_heads, N, M) float32 products of queries with all unit keys."""
@@ -75,32 +84,65 @@ class LayerMemory:
             queries, unit = queries.astype(mx.float32), unit.astype(mx.float32)
         return queries @ unit.swapaxes(-1, -2)
 
-    def _search(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
-        if _on_cpu():
-            # BLAS computes this product faster than its transpose.
-            products = self.unit @ queries.swapaxes(-1, -2)
-            mx.eval(products)
-            ids, best = largest_on_host(np.array(products, copy=False), k)
-            return mx.array(ids), mx.array(best)
-        return self._search_on_gpu(queries, k)
+    def _nearest_on_host(
+        self, queries: mx.array, k: int, threshold: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # BLAS computes this product faster than its transpose.
+        lazy = self.unit @ queries.swapaxes(-1, -2)
+        mx.eval(lazy)
+        ids, products = largest_on_host(np.asarray(lazy), k)
+        places = ids + self._first
+        scores = products * self._host_norms.take(places)
+        if threshold is not None:
+            least = threshold * np.array(mx.linalg.norm(queries, axis=-1, keepdims=True))
+            scores = np.where(products > least, scores, np.float32(-np.inf))
+        return places, scores
 
-    def _search_on_gpu(self, queries: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    def _nearest(
+        self, queries: mx.array, k: int, threshold: float | None
+    ) -> tuple[mx.array, mx.array]:
         products = queries.astype(self.unit.dtype) @ self.unit.swapaxes(-1, -2)
         ids, best = largest(products, k)
-        if products.dtype == mx.float32:
-            return ids, best
-        # The ranking may be rounded, the scores may not.
-        keys = gather(self.unit, ids).astype(mx.float32)
-        exact = (keys * queries.astype(mx.float32)[:, :, None]).sum(axis=-1)
-        return ids, exact
+        places = ids.astype(mx.int32) + mx.array(self._first)
+        exact = queries.astype(mx.float32)
+        if products.dtype != mx.float32:
+            # The ranking may be rounded, the scores may not.
+            keys = mx.flatten(self.unit, 0, 1)[places].astype(mx.float32)
+            best = (keys * exact[:, :, None]).sum(axis=-1)
+        scores = best * self.norms.reshape(-1)[places]
+        if threshold is not None:
+            scores = above(threshold, exact, best, scores)
+        return places, scores
+
+    @cached_property
+    def flat_values(self) -> mx.array:
+        """(kv_heads * M, dim)."""
+        return mx.flatten(self.values, 0, 1)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """(kv_heads, 1, 1), each head's first place."""
+        heads, size = self.norms.shape
+        return (np.arange(heads, dtype=np.int32) * size)[:, None, None]
+
+    @cached_property
+    def _host_norms(self) -> np.ndarray:
+        return np.array(self.norms).reshape(-1)
 
 
-def gather(table: mx.array, ids: mx.array) -> mx.array:
-    """Rows of a (heads, M, ...) table: ids (heads, N, k) give (heads, N, k, ...)."""
-    heads, size = table.shape[:2]
-    flat = table.reshape(heads * size, *table.shape[2:])
-    places = ids.astype(mx.int32) + (mx.arange(heads) * size)[:, None, None]
-    return flat[places]
+def above(threshold: float, queries: mx.array, products: mx.array, scores: mx.array) -> mx.array:
+    """Scores, -inf where a product with a unit key is no similarity above the threshold."""
+    lengths = mx.linalg.norm(queries, axis=-1, keepdims=True)
+    # Not by adding a large negative number: half precision would make NaN of it.
+    return mx.where(products > threshold * lengths, scores, -mx.inf)
+
+
+def _joined(parts: list[tuple[A, A]], concatenate: Callable[..., A]) -> tuple[A, A]:
+    """Parts of queries, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    places, scores = zip(*parts, strict=True)
+    return concatenate(list(places), axis=1), concatenate(list(scores), axis=1)
 
 
 def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:

@@ -460,7 +460,9 @@ def test_a_long_prompt_is_searched_in_parts(monkeypatch: Any) -> None:
         for shape in ((2, 500, 8), (2, 500, 8), (2, 37, 8))
     )
     memory = LayerMemory(keys, values)
-    ids, _ = memory.search(queries, 4)
+    places, scores = memory.nearest(queries, 4)
     monkeypatch.setattr("mlx_parallm.models.retrieval._MOST_SIMILARITIES", 5000)
-    in_parts, _ = memory.search(queries, 4)
-    assert (np.sort(np.array(in_parts)) == np.sort(np.array(ids))).all()
+    in_parts, scores_in_parts = memory.nearest(queries, 4)
+    assert (np.sort(np.array(in_parts)) == np.sort(np.array(places))).all()
+    error = np.sort(np.array(scores_in_parts)) - np.sort(np.array(scores))
+    assert np.abs(error).max() < TOLERANCE
