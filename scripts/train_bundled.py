@@ -1,6 +1,6 @@
 """Make the bundled model from nothing: corpus, tokenizer, target and draft.
 
-    python scripts/train_bundled.py                 # about 90 minutes on two CPU cores
+    python scripts/train_bundled.py                 # about 75 minutes on two CPU cores
     python scripts/train_bundled.py --quick         # a few minutes; counts and talks a little
 
 The text is written by the templates in scripts/bundled. A training that was stopped goes on
@@ -32,8 +32,12 @@ from bundled.tokenizer import (
     train_tokenizer,
     twins,
 )
+from bundled.tools import TOOL_NAMES
 from bundled.training import Plan, train
 from tokenizers import Tokenizer
+
+# One token each, with a space before it and without.
+SINGLE = (*WORDS, *TOOL_NAMES)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "mlx_parallm/models/bundled")
     parser.add_argument("--work", type=Path, default=ROOT / ".train", help="checkpoints")
-    parser.add_argument("--quick", action="store_true", help="a few minutes instead of 90")
+    parser.add_argument("--quick", action="store_true", help="a few minutes instead of 75")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, help="steps of the target (default 13000)")
     parser.add_argument("--minutes", type=float, help="at most so long for the target")
@@ -54,7 +58,7 @@ def arguments() -> argparse.Namespace:
 def get_tokenizer(path: Path, seed: int) -> Tokenizer:
     if path.exists():
         return Tokenizer.from_file(str(path))
-    tokenizer = train_tokenizer(sample_texts(corpus(seed, 20_000)), WORDS, models.VOCABULARY)
+    tokenizer = train_tokenizer(sample_texts(corpus(seed, 20_000)), SINGLE, models.VOCABULARY)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return tokenizer
@@ -89,7 +93,7 @@ def batch_maker(
 def make(kind: str, plan: Plan, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
     size = models.TARGET if kind == "target" else models.DRAFT
     config = models.config(size, tokenizer)
-    model = models.build(config, twins(tokenizer, WORDS), options.seed)
+    model = models.build(config, twins(tokenizer, SINGLE), options.seed)
     print(f"{kind}: {models.parameter_count(model):,} parameters")
     folder = options.work / kind
     if options.fresh and (folder / "state.safetensors").exists():
@@ -109,7 +113,7 @@ def main() -> None:
     started = time.monotonic()
     tokenizer = get_tokenizer(options.work / "tokenizer.json", options.seed)
     steps = options.steps or (300 if options.quick else 13_000)
-    minutes = options.minutes or (5 if options.quick else 72)
+    minutes = options.minutes or (5 if options.quick else 60)
     plans = {"target": Plan(steps, minutes), "draft": Plan(steps, minutes / 5)}
     for kind, plan in plans.items():
         if options.only in (None, kind):

@@ -43,13 +43,16 @@ class Source:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How a request uses memories; see MemoryRequest."""
+    """How a request uses memories; see MemoryRequest.
+
+    local_offset None is the model's own (with position "zero"), or 0.
+    """
 
     topk: int = DEFAULT_TOPK
     sim_threshold: float | None = None
     layers: tuple[int, ...] | None = None
     position: Position = "zero"
-    local_offset: int = 0
+    local_offset: int | None = None
     citations: Citations = "none"
 
 
@@ -63,6 +66,9 @@ class MemoryManager:
         engine: ready.
         backend: where documents are kept.
         budget: bytes of memories held ready at most; None is no limit.
+
+    A model's config.json may say what suits it, in `"extended_mind": {"window", "stride",
+    "local_offset"}`; these are then the defaults.
     """
 
     def __init__(self, engine: Engine, backend: MemoryBackend, budget: int | None = None) -> None:
@@ -71,6 +77,7 @@ class MemoryManager:
         self.backend = backend
         self._engine = engine
         self._loaded: LoadedModel = engine.loaded
+        self._defaults: dict[str, int] = dict(engine.loaded.config.get("extended_mind") or {})
         self._fingerprint: str | None = None
         self._collections: dict[str, StoredCollection] = {}
         self._lock = threading.Lock()
@@ -93,8 +100,8 @@ class MemoryManager:
 
         Args:
             window: tokens that run through the model together; stride: tokens by which
-                it advances. None: the collection's own, or 3072 and 512, cut to the
-                model's context.
+                it advances. None: the collection's own, or the model's, or 3072 and 512,
+                cut to the model's context.
 
         Raises:
             InvalidRequestError: a document without tokens, or a window that does not fit.
@@ -129,8 +136,10 @@ class MemoryManager:
             self._check(known)
             return own.window, own.stride
         limit = self._loaded.max_model_len
-        window = min(DEFAULT_WINDOW, limit) if window is None else window
-        stride = min(DEFAULT_STRIDE, window) if stride is None else stride
+        own_window = self._defaults.get("window", DEFAULT_WINDOW)
+        own_stride = self._defaults.get("stride", DEFAULT_STRIDE)
+        window = min(own_window, limit) if window is None else window
+        stride = min(own_stride, window) if stride is None else stride
         if window > limit:
             raise InvalidRequestError(
                 f"A window of {window} tokens is over the model's context of {limit}.",
@@ -264,12 +273,15 @@ class MemoryManager:
             raise InvalidRequestError(
                 f"There is no layer {wrong[0]}: the model has {count}.", param="memory.layers"
             )
+        offset = settings.local_offset
+        if offset is None:
+            offset = self._defaults.get("local_offset", 0) if settings.position == "zero" else 0
         return MemoryRequest(
             view,
             topk=settings.topk,
             sim_threshold=settings.sim_threshold,
             layers=None if layers is None else frozenset(layers),
-            local_offset=settings.local_offset,
+            local_offset=offset,
             citations=settings.citations,
         )
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from .sample import PADDING, TURN_END
 
 CONTEXT = 2048
-VOCABULARY = 2176
+VOCABULARY = 2304
 
 TARGET = {
     "hidden_size": 128,
@@ -53,6 +53,8 @@ def config(size: dict[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
         "eos_token_id": tokenizer.token_to_id(TURN_END),
         "pad_token_id": tokenizer.token_to_id(PADDING),
         "torch_dtype": "float16",
+        # What scripts/eval_extended_mind.py found best; see MemoryManager.
+        "extended_mind": {"window": 128, "stride": 64, "local_offset": 64},
     }
 
 

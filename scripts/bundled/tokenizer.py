@@ -19,8 +19,9 @@ from .sample import (
     segments,
 )
 
-# GPT-2's pattern, but a digit stands alone: numbers are read digit by digit.
-_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# GPT-2's pattern, but a digit stands alone, so that numbers are read digit by digit, and an
+# underscore belongs to a word, so that the name of a tool can be one token.
+_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}_]+| ?\p{N}| ?[^\s\p{L}\p{N}_]+|\s+(?!\S)|\s+"
 _SPECIAL = (PADDING, TURN_START, TURN_END)
 # Seen as single tokens but shown in the text, so that clients can read the call.
 _MARKS = (TOOL_CALL_START, TOOL_CALL_END)

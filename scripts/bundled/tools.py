@@ -1,11 +1,16 @@
-"""Tool calls: three tools are offered, one of them fits, or none."""
+"""Tool calls: some tools are offered, one of them fits, or none.
+
+An answer first names the tool that the request calls for, and only then calls it or says that it
+is missing: so small a model can look up one word in the list, but not compare a meaning with it.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .sample import Message, Sample, Tool, draw, turn
@@ -13,7 +18,8 @@ from .sums import sums
 from .talk import small_talk
 from .words import ANIMALS, CITIES, DAYS, NAMES, VALUES
 
-NO_TOOL_ANSWER = "I have no tool for that."
+_NEEDED = "This needs {name}."
+_MISSING = "This needs {name}, which I do not have."
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +141,15 @@ KINDS = (
         "How late is it in {city}?",
     ),
     _kind(
-        "add",
-        "Add two numbers",
+        "divide_numbers",
+        "Divide two numbers",
         "a b",
-        "What is {a} + {b}?",
-        "Add {a} and {b}.",
-        "How much is {a} plus {b}?",
-        "What is {a} plus {b}?",
+        "Divide {a} by {b}.",
+        "What is {a} divided by {b}?",
+        "How much is {a} divided by {b}?",
     ),
     _kind(
-        "multiply",
+        "multiply_numbers",
         "Multiply two numbers",
         "a b",
         "What is {a} times {b}?",
@@ -152,7 +157,7 @@ KINDS = (
         "How much is {a} times {b}?",
     ),
     _kind(
-        "search",
+        "web_search",
         "Search the web",
         "query",
         "Search for {query}.",
@@ -170,7 +175,7 @@ KINDS = (
         "Message {to}: {text}.",
     ),
     _kind(
-        "call",
+        "call_person",
         "Call a person",
         "name",
         "Call {name}.",
@@ -229,7 +234,7 @@ KINDS = (
         "Make the {room} {degrees} degrees warm.",
     ),
     _kind(
-        "buy",
+        "buy_item",
         "Buy things",
         "item count",
         "Buy {count} of {item}.",
@@ -237,7 +242,7 @@ KINDS = (
         "Please buy {item}, {count} of it.",
     ),
     _kind(
-        "translate",
+        "translate_text",
         "Translate a text",
         "text language",
         "Translate {text} into {language}.",
@@ -245,7 +250,7 @@ KINDS = (
         "Say {text} in {language}.",
     ),
     _kind(
-        "define",
+        "define_word",
         "Get the meaning of a word",
         "word",
         "Define {word}.",
@@ -321,10 +326,14 @@ KINDS = (
 )
 
 
-def tool_use(rng: random.Random, offered: int = 0) -> Sample:
-    """One request with tools. offered 0: one to four tools."""
-    shown, tools = _offer(rng, offered or rng.choice((1, 1, 2, 2, 3, 3, 3, 4)))
-    return _finish(tools, _exchange(rng, shown, tools))
+# Each is one token, so that it is looked up in one step.
+TOOL_NAMES = tuple(kind.name for kind in KINDS)
+
+
+def tool_use(rng: random.Random, offered: int) -> Sample:
+    """One request with tools."""
+    shown, tools = _offer(rng, offered)
+    return _request(tools, shown, KINDS, rng)
 
 
 def tool_session(rng: random.Random, offered: int, requests: int) -> Sample:
@@ -332,10 +341,19 @@ def tool_session(rng: random.Random, offered: int, requests: int) -> Sample:
     list is long, and each request is one more decision whether one of the tools fits it."""
     shown, tools = _offer(rng, offered)
     messages: list[Message] = []
+    missing = [kind for kind in KINDS if kind not in shown]
     for _ in range(requests):
-        one = draw(lambda rng: _finish(tools, _exchange(rng, shown, tools)), rng, held_out=False)
+        one = draw(partial(_request, tools, shown, missing), rng, held_out=False)
         messages += one.messages
+        # The name of a missing tool stands in the answer now, so ask for others.
+        missing = [kind for kind in missing if kind.name not in one.messages[1]["content"]]
     return Sample("taught", messages, tools)
+
+
+def _request(
+    tools: list[Tool], shown: list[Kind], others: Sequence[Kind], rng: random.Random
+) -> Sample:
+    return _finish(tools, _exchange(rng, shown, others))
 
 
 def _offer(rng: random.Random, count: int) -> tuple[list[Kind], list[Tool]]:
@@ -343,18 +361,15 @@ def _offer(rng: random.Random, count: int) -> tuple[list[Kind], list[Tool]]:
     return shown, [kind.tool(rng) for kind in shown]
 
 
-def _exchange(rng: random.Random, shown: list[Kind], tools: list[Tool]) -> list[Message]:
-    """A request and its answer. Half of the requests are for none of the tools: otherwise the
-    model learns which tool a request calls for without looking whether it is there."""
+def _exchange(rng: random.Random, shown: list[Kind], others: Sequence[Kind]) -> list[Message]:
+    """A request and its answer; half of the requests are for none of the tools."""
     if rng.random() < 0.5:
         return _call(rng, rng.choice(shown))
     if rng.random() < 0.2:
-        return _no_tool_needed(rng, shown)
-    chosen = rng.choice([kind for kind in KINDS if kind not in shown])
-    if chosen.name == "add":
-        return _sum_without_tool(rng)
+        return _no_tool_needed(rng)
+    chosen = rng.choice([kind for kind in others if kind not in shown])
     request = rng.choice(chosen.asked).format(**_values(rng, chosen))
-    return turn(request, NO_TOOL_ANSWER)
+    return turn(request, _MISSING.format(name=chosen.name))
 
 
 def _values(rng: random.Random, kind: Kind) -> dict[str, Any]:
@@ -366,7 +381,11 @@ def _call(rng: random.Random, kind: Kind) -> list[Message]:
     call = {"type": "function", "function": {"name": kind.name, "arguments": values}}
     messages: list[Message] = [
         {"role": "user", "content": rng.choice(kind.asked).format(**values)},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {
+            "role": "assistant",
+            "content": _NEEDED.format(name=kind.name),
+            "tool_calls": [call],
+        },
     ]
     if rng.random() < 0.25:
         result = _result(rng)
@@ -393,16 +412,11 @@ def _result(rng: random.Random) -> str:
     return words.format(n=rng.randrange(100), v=_word(rng), v2=_word(rng))
 
 
-def _no_tool_needed(rng: random.Random, shown: list[Kind]) -> list[Message]:
-    """Small talk, or a sum when no tool adds: answered as without tools."""
-    adds = any(kind.name in ("add", "multiply") for kind in shown)
-    if adds or rng.random() < 0.5:
+def _no_tool_needed(rng: random.Random) -> list[Message]:
+    """Small talk or a sum, answered as without tools; only sums of the training, which must not
+    be taught beside tools either."""
+    if rng.random() < 0.5:
         return small_talk(rng).messages
-    return _sum_without_tool(rng)
-
-
-def _sum_without_tool(rng: random.Random) -> list[Message]:
-    """Only sums of the training: those held out must not be taught beside tools either."""
     return draw(sums, rng, held_out=False).messages
 
 

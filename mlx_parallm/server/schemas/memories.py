@@ -30,8 +30,11 @@ class MemoryFields(RequestModel):
     position: Literal["zero", "contiguous"] = Field(
         "zero", description="zero: memory keys are not rotated; contiguous: they come first."
     )
-    local_offset: int = Field(
-        0, ge=0, le=MAX_TOKEN_ID, description="Added to the positions of the request's own tokens."
+    local_offset: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKEN_ID,
+        description="Added to the positions of the request's tokens. Default: the model's, or 0.",
     )
     citations: Literal["none", "token", "span"] = Field(
         "none", description="Report what was used, by token or merged into spans."
@@ -63,9 +66,14 @@ class AddMemoriesRequest(RequestModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
     documents: list[NewMemory] = Field(default_factory=list, max_length=MAX_DOCUMENTS)
     window: int | None = Field(
-        None, ge=1, le=MAX_TOKEN_ID, description="Default 3072, cut to the model's context."
+        None,
+        ge=1,
+        le=MAX_TOKEN_ID,
+        description="Default: the model's own, or 3072; cut to its context.",
     )
-    stride: int | None = Field(None, ge=1, le=MAX_TOKEN_ID, description="Default 512.")
+    stride: int | None = Field(
+        None, ge=1, le=MAX_TOKEN_ID, description="Default: the model's own, or 512."
+    )
 
     @model_validator(mode="after")
     def _one_shape(self) -> AddMemoriesRequest:
