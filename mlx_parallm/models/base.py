@@ -28,6 +28,9 @@ from mlx_parallm.models.layer_cache import BLOCK, MAX_WIDTH, LayerCache
 from mlx_parallm.models.span import Row, Span
 from mlx_parallm.models.state_cache import BatchedCacheList, BatchedStateCache
 
+_LONG = 1024  # tokens; buffers below grow in no time
+_GROWING_STEPS = 32  # in which all layers have grown; a block lasts longer
+
 __all__ = [
     "BLOCK",
     "MAX_WIDTH",
@@ -91,7 +94,8 @@ class BatchedCache:
 
     @property
     def expected(self) -> int:
-        """Tokens of the longest row to come: buffers grow once, not chunk by chunk."""
+        """Tokens of the longest row to come: buffers grow to these in few steps, not chunk by
+        chunk."""
         return max((row.expected for row in self.rows), default=0)
 
     def join(self) -> Row:
@@ -99,7 +103,7 @@ class BatchedCache:
         row = Row(index=len(self.rows))
         self.rows.append(row)
         if len(self.rows) > self.slots:
-            self._resize(max(len(self.rows), min(2 * self.slots, self.slots + 8)))
+            self._resize(max(len(self.rows), self.slots + self.slots // 4))
         for layer in self.layers:
             layer.clear(row.index)
         return row
@@ -160,6 +164,7 @@ class BatchedCache:
         """Open a forward over slots [start, stop) with `width` tokens a row."""
         if width > MAX_WIDTH:
             raise ValueError(f"a forward of {width} tokens a row is over {MAX_WIDTH}")
+        self._grow_ahead()
         rows = self.rows[start:stop]
         lengths = np.array([row.length for row in rows], dtype=np.int32)
         span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32))
@@ -186,6 +191,19 @@ class BatchedCache:
         self.slots = 0
         for layer in self.layers:
             layer.drop()
+
+    def _grow_ahead(self) -> None:
+        """Grow a few layers where answers will soon fill them: all layers in one step would
+        stall every row."""
+        longest = max((row.length for row in self.rows if row.length >= row.expected), default=0)
+        if longest < _LONG:
+            return
+        wanted = longest + BLOCK
+        left = -(-len(self.leaves) // _GROWING_STEPS)
+        for leaf in self.leaves:
+            left -= leaf.grow_ahead(wanted)
+            if left == 0:
+                return
 
     def _resize(self, slots: int) -> None:
         self.slots = slots

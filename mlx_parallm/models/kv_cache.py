@@ -109,17 +109,32 @@ class BatchedKVCache(LayerCache):
         return flat.reshape(slots, heads, capacity, dim)
 
     def _reserve(self, keys: mx.array, values: mx.array) -> None:
-        needed = round_up(max(self.span.needed, self.batch.expected))
-        if self.ring_size is not None:
-            needed = min(needed, self.ring_size)
+        needed = self._at_most(round_up(self.span.needed))
         if needed <= self.capacity:
             return
-        # By an eighth at least, so that growth costs O(1) per token.
-        capacity = round_up(max(needed, self.capacity * 9 // 8))
-        if self.ring_size is not None:
-            capacity = min(capacity, self.ring_size)
+        capacity = max(needed, self._ahead(self.batch.expected))
         self.keys = _grow(self.keys, self.batch.slots, capacity, keys)
         self.values = _grow(self.values, self.batch.slots, capacity, values)
+
+    def grow_ahead(self, wanted: int) -> bool:
+        if self.keys is None or self.values is None or wanted <= self.capacity:
+            return False
+        capacity = self._ahead(wanted)
+        if capacity <= self.capacity:
+            return False
+        self.keys = _grow(self.keys, self.batch.slots, capacity, self.keys)
+        self.values = _grow(self.values, self.batch.slots, capacity, self.values)
+        return True
+
+    def _ahead(self, wanted: int) -> int:
+        """Columns to have next: by an eighth more, so that growth costs O(1) per token, and
+        doubled at most, so that one step does not wait for all that a long prompt needs."""
+        most = 2 * self.capacity if self.capacity else wanted
+        eighth = self.capacity * 9 // 8 // BLOCK * BLOCK
+        return self._at_most(max(round_up(min(wanted, most)), eighth))
+
+    def _at_most(self, columns: int) -> int:
+        return columns if self.ring_size is None else min(columns, self.ring_size)
 
     @property
     def arrays(self) -> list[mx.array]:

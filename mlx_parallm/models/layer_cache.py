@@ -70,6 +70,11 @@ class LayerCache:
         """Fill a slot with what `take` gave, once that is evaluated."""
         raise NotImplementedError
 
+    def grow_ahead(self, wanted: int) -> bool:
+        """Make room before it is needed, where there is less than `wanted` tokens a row want.
+        False where nothing was to be done."""
+        return False
+
     def trim(self, longest: int) -> None:
         """Give back what rows of at most this many tokens do not need."""
 
