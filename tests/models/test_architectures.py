@@ -35,6 +35,9 @@ from tests.models import architectures
 CHUNK = 7
 TOKENS = 10
 TOLERANCE = 1e-3  # of logits with a standard deviation of about 3
+# sqrt(1 - a * a) with a near 1 magnifies rounding: with some BLAS kernels mlx-lm's own model
+# differs by 3e-3 between a whole prompt and the same prompt token by token.
+LOOSE = {"recurrent_gemma": 1e-2}
 HELPERS = frozenset(
     "activations base bitlinear_layers cache gated_delta mla pipeline rope_utils ssm"
     " switch_layers".split()
@@ -225,14 +228,16 @@ def test_rows_advance_as_they_like(model_type: str) -> None:
         if rng.random() < 0.5:
             counts = [min(count, 1) for count in counts]
         counts[rng.integers(len(counts))] = 1
-        advance(model, cache, live, counts)
+        advance(model, cache, live, counts, LOOSE.get(model_type, TOLERANCE))
         for text in [text for text in live if not text.left]:
             cache.leave(text.row)
             live.remove(text)
     assert not cache.arrays
 
 
-def advance(model: Any, cache: BatchedCache, live: list[Text], counts: list[int]) -> None:
+def advance(
+    model: Any, cache: BatchedCache, live: list[Text], counts: list[int], tolerance: float
+) -> None:
     """One forward; its logits must be those of each text alone."""
     inputs = np.zeros((len(live), max(counts)), dtype=np.int32)
     for tokens, text, count in zip(inputs, live, counts, strict=True):
@@ -241,7 +246,7 @@ def advance(model: Any, cache: BatchedCache, live: list[Text], counts: list[int]
     logits = np.array(model(mx.array(inputs), cache=cache.layers).astype(mx.float32))
     for found, text, count in zip(logits, live, counts, strict=True):
         wanted = text.expected[text.row.length : text.row.length + count]
-        np.testing.assert_allclose(found[:count], wanted, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found[:count], wanted, rtol=0, atol=tolerance)
     cache.commit()
 
 
