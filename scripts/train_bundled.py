@@ -1,6 +1,6 @@
 """Make the bundled model from nothing: corpus, tokenizer, target and draft.
 
-    python scripts/train_bundled.py                 # about 75 minutes on two CPU cores
+    python scripts/train_bundled.py                 # about 90 minutes on two CPU cores
     python scripts/train_bundled.py --quick         # a few minutes; counts and talks a little
 
 The text is written by the templates in scripts/bundled. A training that was stopped goes on
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "mlx_parallm/models/bundled")
     parser.add_argument("--work", type=Path, default=ROOT / ".train", help="checkpoints")
-    parser.add_argument("--quick", action="store_true", help="a few minutes instead of 75")
+    parser.add_argument("--quick", action="store_true", help="a few minutes instead of 90")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, help="steps of the target (default 13000)")
     parser.add_argument("--minutes", type=float, help="at most so long for the target")
@@ -113,7 +113,7 @@ def main() -> None:
     started = time.monotonic()
     tokenizer = get_tokenizer(options.work / "tokenizer.json", options.seed)
     steps = options.steps or (300 if options.quick else 13_000)
-    minutes = options.minutes or (5 if options.quick else 60)
+    minutes = options.minutes or (5 if options.quick else 75)
     plans = {"target": Plan(steps, minutes), "draft": Plan(steps, minutes / 5)}
     for kind, plan in plans.items():
         if options.only in (None, kind):

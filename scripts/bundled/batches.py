@@ -11,11 +11,7 @@ import numpy as np
 
 from .sample import Sample
 
-# The first token of an answer decides what kind of answer it is (a call or none, which fact), and
-# there is only one of it.
-_FIRST_WEIGHT = 4.0
-
-Encoded = tuple[list[int], list[bool]]
+Encoded = tuple[list[int], list[float]]
 
 
 @dataclass(slots=True)
@@ -66,7 +62,7 @@ def make_batch(
     row = used = documents = 0
     while row < rows:
         task, weight, sample = draw(rng)
-        ids, wanted = encode(sample)
+        ids, shares = encode(sample)
         if len(ids) > length:
             continue
         if used + len(ids) > length:
@@ -77,10 +73,10 @@ def make_batch(
         inputs[row, used : used + len(ids)] = ids
         document[row, used : used + len(ids)] = documents
         start = row * length + used
-        asked = [i for i in range(1, len(ids)) if wanted[i]]
+        asked = [i for i in range(1, len(ids)) if shares[i]]
         positions += [start + i - 1 for i in asked]
         targets += [ids[i] for i in asked]
-        weights += [weight * (1.0 if wanted[i - 1] else _FIRST_WEIGHT) for i in asked]
+        weights += [weight * shares[i] for i in asked]
         tasks += [task] * len(asked)
         used += len(ids)
     same = document[:, None, :, None] == document[:, None, None, :]

@@ -61,7 +61,9 @@ def turn(user: str, assistant: str) -> list[Message]:
 def segments(sample: Sample) -> list[tuple[str, bool]]:
     """The text of a sample as the chat template writes it, in pieces; True where the model has
     to predict the piece. Every piece starts at a token border (after a special token or a
-    newline before a word), so that pieces may be encoded one by one."""
+    newline before a word), so that pieces may be encoded one by one. What an assistant message says
+    depends on its first token, and on that at the character `decision`, where a piece begins too.
+    """
     if sample.text is not None:
         return [(sample.text + TURN_END, True)]
     pieces: list[tuple[str, bool]] = []
@@ -75,7 +77,9 @@ def segments(sample: Sample) -> list[tuple[str, bool]]:
             continue
         if message["role"] == "assistant":
             pieces.append((f"{TURN_START}assistant\n", False))
-            pieces.append((assistant_text(message) + TURN_END, True))
+            text = assistant_text(message) + TURN_END
+            decision = message.get("decision", 0)
+            pieces += [(part, True) for part in (text[:decision], text[decision:]) if part]
             pieces.append(("\n", False))
         else:
             content = message["content"]

@@ -69,15 +69,21 @@ def twins(tokenizer: Tokenizer, words: Iterable[str]) -> list[tuple[int, int]]:
     return found
 
 
-def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], list[bool]]:
-    """Token ids of a sample, and for each whether the model has to predict it."""
+# The first token of a piece decides what kind of answer it is (a call or none, which fact), and
+# there is only one of it.
+_FIRST_WEIGHT = 4.0
+
+
+def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], list[float]]:
+    """Token ids of a sample, and the weight of each in the loss: 0 where the model does not have
+    to predict it."""
     ids: list[int] = []
-    wanted: list[bool] = []
+    weights: list[float] = []
     for text, predicted in segments(sample):
         piece = tokenizer.encode(text, add_special_tokens=False).ids
         ids += piece
-        wanted += [predicted] * len(piece)
-    return ids, wanted
+        weights += [_FIRST_WEIGHT, *([1.0] * (len(piece) - 1))] if predicted else [0.0] * len(piece)
+    return ids, weights
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:

@@ -18,8 +18,8 @@ from .sums import sums
 from .talk import small_talk
 from .words import ANIMALS, CITIES, DAYS, NAMES, VALUES
 
-_NEEDED = "This needs {name}."
-_MISSING = "This needs {name}, which I do not have."
+_NEEDED = "This needs {name}"
+_MISSING = ", which I do not have."
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +369,9 @@ def _exchange(rng: random.Random, shown: list[Kind], others: Sequence[Kind]) -> 
         return _no_tool_needed(rng)
     chosen = rng.choice([kind for kind in others if kind not in shown])
     request = rng.choice(chosen.asked).format(**_values(rng, chosen))
-    return turn(request, _MISSING.format(name=chosen.name))
+    needed = _NEEDED.format(name=chosen.name)
+    question, answer = turn(request, needed + _MISSING)
+    return [question, {**answer, "decision": len(needed)}]
 
 
 def _values(rng: random.Random, kind: Kind) -> dict[str, Any]:
@@ -379,12 +381,14 @@ def _values(rng: random.Random, kind: Kind) -> dict[str, Any]:
 def _call(rng: random.Random, kind: Kind) -> list[Message]:
     values = _values(rng, kind)
     call = {"type": "function", "function": {"name": kind.name, "arguments": values}}
+    needed = _NEEDED.format(name=kind.name)
     messages: list[Message] = [
         {"role": "user", "content": rng.choice(kind.asked).format(**values)},
         {
             "role": "assistant",
-            "content": _NEEDED.format(name=kind.name),
+            "content": f"{needed}.",
             "tool_calls": [call],
+            "decision": len(needed),
         },
     ]
     if rng.random() < 0.25:
