@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bundled import fast_ops
 from bundled.batches import DocumentCache, make_batch
-from bundled.checks import chats, parse_calls
+from bundled.checks import Answer, chats, parse_calls
 from bundled.corpus import FACTS, TASKS, Stage, draw_task
 from bundled.house import FAMILIES, ask, house, normal
 from bundled.knowledge import multiple_choice
@@ -180,6 +180,22 @@ def test_it_stops_by_itself(bundled: tuple[Any, Any]) -> None:
         assert 0 < len(tokenizer.encode(answer)) < 60, answer
 
 
+@pytest.mark.parametrize("group", ["sums", "recall16", "recall48", "tool", "no_tool"])
+def test_held_out_prompts(bundled: tuple[Any, Any], group: str) -> None:
+    """A few of those that scripts/eval_bundled.py asks, so that a bad set of weights is seen."""
+    model, tokenizer = bundled
+    asked = [check for check in chats(8) if check.group == group]
+    right = 0
+    for check in asked:
+        offered = {"tools": check.tools} if check.tools else {}
+        prompt = tokenizer.apply_chat_template(
+            check.messages, add_generation_prompt=True, **offered
+        )
+        content, calls = parse_calls(generate(model, tokenizer, prompt, max_tokens=80))
+        right += check.judge(Answer(content, calls, "stop"))
+    assert right >= 6
+
+
 # How it is made
 
 
@@ -264,10 +280,10 @@ def test_packed_samples_give_the_logits_of_each_alone(
     rng = random.Random(4)
     sizes: list[list[int]] = []
 
-    def encode_and_note(sample: Sample) -> tuple[list[int], list[bool]]:
-        ids, wanted = encode(tokenizer, sample)
+    def encode_and_note(sample: Sample) -> tuple[list[int], list[float]]:
+        ids, weights = encode(tokenizer, sample)
         sizes.append(ids)
-        return ids, wanted
+        return ids, weights
 
     batch = make_batch(rng, lambda rng: (0, 1.0, sums(rng)), encode_and_note, rows=1, length=160)
     alone = [model(mx.array([ids]))[0] for ids in sizes[:3]]
