@@ -21,10 +21,11 @@ from typing import Any
 PRIVATE_PREFIX = "mlx_parallm_"
 
 # OpenBLAS's idle threads spin for 2^26 cycles before they sleep. For 25 ms after each product
-# that takes a core from FAISS (measured: 2.4 times slower beside MLX) and from the event loop.
-# 2^20 is longer than the pauses within a decode step.
-_SPIN_VARIABLE, _SPIN = "OPENBLAS_THREAD_TIMEOUT", "20"
-_THREAD_VARIABLES = (
+# that takes a core from FAISS (measured: 2.4 times slower beside MLX) and from the event loop;
+# 2^20 still takes it from MLX's and Python's threads on two cores (a decode step of the bundled
+# model: 1.3 times slower than with 2^14; of larger models: the same).
+_SPIN_VARIABLE, _SPIN = "OPENBLAS_THREAD_TIMEOUT", "14"
+THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "GOTO_NUM_THREADS",
     "BLIS_NUM_THREADS",
@@ -44,7 +45,7 @@ def open_library(path: str, mode: int = os.RTLD_NOW) -> ctypes.CDLL:
         if unset:
             del os.environ[_SPIN_VARIABLE]
     # OpenBLAS counts the machine's CPUs; more threads than a container may use only spin.
-    if not any(os.environ.get(variable) for variable in _THREAD_VARIABLES):
+    if not any(os.environ.get(variable) for variable in THREAD_VARIABLES):
         set_num_threads(library, usable_cpus())
     return library
 

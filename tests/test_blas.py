@@ -178,11 +178,18 @@ first = blas.preload()
 answer = {"same": blas.preload() is first is blas.info(), "start": first.threads}
 answer["set"] = blas.set_num_threads(1)
 answer["threads"] = blas.info().threads
+blas.fit_threads(10_000_000)
+answer["large"] = blas.info().threads
+blas.fit_threads(100_000)
+answer["small"] = blas.info().threads
 """
-    clean = dict.fromkeys(_blas_library._THREAD_VARIABLES, "")
+    clean = dict.fromkeys(_blas_library.THREAD_VARIABLES, "")
     answer, _ = run(code, cache, **clean)
     cpus = _blas_library.usable_cpus()
-    assert answer == {"same": True, "start": cpus, "set": True, "threads": 1}
+    expected = {"same": True, "start": cpus, "set": True, "threads": 1}
+    assert answer == {**expected, "large": cpus, "small": 1}
+    answer, _ = run(code, cache, **clean | {"OPENBLAS_NUM_THREADS": "1"})
+    assert answer["large"] == 1  # what the user has set stays
 
 
 # --- nothing breaks start-up --------------------------------------------------------------

@@ -22,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_parallm.blas import fit_threads
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.draft_model import ModelDrafter
 from mlx_parallm.engine.drafter import Drafter
@@ -280,6 +281,7 @@ class Engine:
 
     def _start_up(self) -> None:
         loaded = self._load()
+        fit_threads(loaded.largest_matrix)
         self._runner = ModelRunner(loaded.model, loaded.vocab_size)
         warm_up(self._runner)
         per_token = kv_bytes_per_token(self._runner.cache)

@@ -15,7 +15,7 @@ token from the cumulative distribution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -287,12 +287,42 @@ def _sparse(
 
 
 @dataclass(slots=True)
+class _Cut:
+    """A setting that cuts off unlikely tokens, for the rows that have it alone: to find where
+    costs many passes over the vocabulary.
+
+    Attributes:
+        rows: their indices; None is all. values: (rows, 1).
+    """
+
+    rows: mx.array | None
+    values: mx.array
+
+    @classmethod
+    def of(cls, values: Items[float], off: float) -> _Cut | None:
+        """None where no row has it."""
+        rows = [row for row, value in enumerate(values) if value != off]
+        if not rows:
+            return None
+        wanted = mx.array([values[row] for row in rows], dtype=mx.float32)[:, None]
+        return cls(None if len(rows) == len(values) else mx.array(rows), wanted)
+
+    def apply(self, p: mx.array, threshold: Callable[[mx.array, mx.array], mx.array]) -> mx.array:
+        """(R, V) with all entries 0 that are not above their row's threshold."""
+        if self.rows is None:
+            return mx.where(p > threshold(p, self.values), p, 0.0)
+        least = mx.full((p.shape[0], 1), -1.0)
+        least[self.rows] = threshold(p[self.rows], self.values)
+        return mx.where(p > least, p, 0.0)
+
+
+@dataclass(slots=True)
 class _Settings:
     """Settings of the rows that are drawn at random, (R, 1) each; None is unused."""
 
     temperature: mx.array
-    top_k: mx.array | None
-    top_p: mx.array | None
+    top_k: _Cut | None
+    top_p: _Cut | None
     min_p: mx.array | None
 
     @classmethod
@@ -304,8 +334,8 @@ class _Settings:
 
         return cls(
             mx.array([max(p.temperature, 1e-30) for p in params], dtype=mx.float32)[:, None],
-            column([float(p.top_k) for p in params], 0.0),
-            column([p.top_p for p in params], 1.0),
+            _Cut.of([float(p.top_k) for p in params], 0.0),
+            _Cut.of([p.top_p for p in params], 1.0),
             column([p.min_p for p in params], 0.0),
         )
 
@@ -315,31 +345,27 @@ class _Settings:
         best = mx.minimum(logits.max(axis=-1, keepdims=True), _LARGEST)
         p = ops.exp(mx.minimum(logits - best, 0.0) / self.temperature)
         if self.top_k is not None:
-            p = _keep_top_k(p, self.top_k)
+            p = self.top_k.apply(p, _top_k_threshold)
         if self.top_p is not None:
-            p = _keep_top_p(p, self.top_p)
+            p = self.top_p.apply(p, _top_p_threshold)
         if self.min_p is not None:
             p = mx.where(p >= self.min_p, p, 0.0)
         return p
 
 
-def _keep_top_k(p: mx.array, k: mx.array) -> mx.array:
-    """(R, V) with all but each row's k largest entries 0; k (R, 1), 0 keeps all."""
-    every = float(p.shape[-1])
-    k = mx.where(k > 0, k, mx.array(every))
+def _top_k_threshold(p: mx.array, k: mx.array) -> mx.array:
+    """(R, 1): each row's k largest entries are above it; k (R, 1)."""
     # The least positive float: an entry above it counts as 1 below.
     lowest = mx.full(k.shape, 1e-38)
-    threshold = _threshold(p, mx.array(1.0), k, lowest, _EXACT_HALVINGS)
-    return mx.where(p > threshold, p, 0.0)
+    return _threshold(p, mx.array(1.0), k, lowest, _EXACT_HALVINGS)
 
 
-def _keep_top_p(p: mx.array, top_p: mx.array) -> mx.array:
-    """(R, V) with all but each row's nucleus 0; top_p (R, 1), 1 keeps all."""
+def _top_p_threshold(p: mx.array, top_p: mx.array) -> mx.array:
+    """(R, 1): each row's nucleus is above it; top_p (R, 1)."""
     mass = _row_sums(p)
     # All entries up to this one together are less than the 1 - top_p left out.
     lowest = mx.maximum((1 - top_p) * mass / p.shape[-1] * 0.5, 1e-38)
-    threshold = _threshold(p, p, top_p * mass, lowest, _NUCLEUS_HALVINGS)
-    return mx.where((p > threshold) | (top_p >= 1), p, 0.0)
+    return _threshold(p, p, top_p * mass, lowest, _NUCLEUS_HALVINGS)
 
 
 def _threshold(

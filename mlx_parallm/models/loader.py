@@ -68,6 +68,12 @@ class LoadedModel:
     predictors: dict[str, Predictor] = field(default_factory=dict)
 
     @property
+    def largest_matrix(self) -> int:
+        """Entries of the largest weight with more than one axis."""
+        weights: list[mx.array] = list(dict(tree_flatten(self.model.parameters())).values())
+        return max((weight.size for weight in weights if weight.ndim > 1), default=0)
+
+    @property
     def is_encoder(self) -> bool:
         """Whether it makes hidden states of whole texts only, and no next token."""
         return bool(getattr(self.model, "whole_sequence", False))
