@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
-from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.loader import BUNDLED, LoadedModel, load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 
@@ -49,9 +49,9 @@ def _empty(real: Any) -> Iterator[None]:
     real.http.delete(MEMORIES)
 
 
-def remember(real: Any, **body: Any) -> dict[str, Any]:
+def remember(real: Any, path: str = MEMORIES, **body: Any) -> dict[str, Any]:
     """Add, and wait for the job."""
-    response = real.post(MEMORIES, **body)
+    response = real.post(path, **body)
     assert response.status_code == 202, response.text
     job = response.json()
     assert job["object"] == "memory.job" and job["total_tokens"] > 0
@@ -317,6 +317,23 @@ def test_memories_outlive_the_server_but_not_the_model(
     error = error_of(third.post(COMPLETIONS, **ASKED, memory=memory), 400)
     assert error["code"] == "memory_mismatch" and error["param"] == "memory.collections"
     assert error_of(third.post(MEMORIES, text="more"), 400)["code"] == "memory_mismatch"
+
+
+def test_the_bundled_model_answers_from_memory_alone(serve: Callable[..., Any]) -> None:
+    """The example of the README."""
+    engine = Engine(lambda: load_model(BUNDLED), EngineConfig())
+    bundled = serve(engine, served_model_name=("bundled",))
+    text = "The code of Mira is 57. The code of Tom is 23. The code of Anna is 91."
+    remember(bundled, path="/v1/models/bundled/memories", collection="notes", text=text)
+    memory = {"collections": ["notes"], "topk": 8, "citations": "span"}
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+    for name, code in (("Mira", "57"), ("Tom", "23"), ("Anna", "91")):
+        asked["messages"] = [{"role": "user", "content": f"What is the code of {name}?"}]
+        told = bundled.ok(CHAT, **asked, memory=memory)["choices"][0]
+        assert told["message"]["content"] == f"The code of {name} is {code}."
+        assert code in told["citations"][0]["text"]
+        untold = bundled.ok(CHAT, **asked)["choices"][0]
+        assert code not in untold["message"]["content"]
 
 
 def test_files_from_the_command_line(real: Any, tmp_path: Path, capsys: Any) -> None:
