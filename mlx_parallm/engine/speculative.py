@@ -248,7 +248,8 @@ class LengthController:
 
     def _cost(self, size: int, length: int) -> float | None:
         cost = self._costs.get((_bucket(size), length))
-        return cost.seconds if cost is not None and (cost.count >= 2 or length) else None
+        # The first one of a shape includes allocation and tracing.
+        return cost.seconds if cost is not None and cost.count >= 2 else None
 
 
 def _bucket(size: int) -> int:

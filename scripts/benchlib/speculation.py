@@ -17,6 +17,8 @@ from benchlib.work import Timing, Work
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, LoadedModel, load_model
 
+_CEILING = 12  # guesses: the JSON of a tool call is often known that far ahead
+
 # (seed, requests) -> what to run on a model.
 Make = Callable[[LoadedModel, str, int], list[Work]]
 
@@ -203,7 +205,7 @@ def _sides(*names: str) -> Iterator[dict[str, OurEngine]]:
 def _engine(name: str) -> Iterator[OurEngine]:
     engine = Engine(
         lambda: load_model(BUNDLED),
-        EngineConfig(speculative=None if name == "plain" else name, num_draft_tokens=6),
+        EngineConfig(speculative=None if name == "plain" else name, num_draft_tokens=_CEILING),
         lambda: load_model(BUNDLED_DRAFT),
     )
     engine.start()

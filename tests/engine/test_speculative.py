@@ -262,7 +262,8 @@ def test_a_draft_that_must_read_long_prompts_for_short_answers_does_not_pay() ->
     for _ in range(2):
         controller.choose(rows)
         controller.measured(1, 0, 1.0, waited=False)
-    controller.measured(1, 4, 1.1, waited=True)
+    for _ in range(2):
+        controller.measured(1, 4, 1.1, waited=True)
     for _ in range(30):
         controller.verified(rows[0], 4, 4)
     assert controller.choose(rows) == 4
@@ -277,6 +278,7 @@ def test_a_draft_that_must_read_long_prompts_for_short_answers_does_not_pay() ->
 def test_only_guesses_that_pay_are_verified() -> None:
     controller = LengthController(3, is_free=True)
     for length, seconds in ((1, 1.1), (2, 1.2), (3, 3.0)):
+        controller.measured(1, length, 20 * seconds, waited=True)  # the first of its shape
         controller.measured(1, length, seconds, waited=True)
     for _ in range(3):
         controller.measured(1, 0, 1.0, waited=True)
