@@ -1,9 +1,11 @@
 """Decode step time with memories: 0, 1k, 16k and 100k of them, 1, 8 and 32 rows, each search.
 
     python scripts/bench_memory.py --model bundled --output bench_memory.json
+    python scripts/bench_memory.py --model bundled --all-layers
 
 Memories are random K and V of the model's shape, since only their number counts. All
-rows share one collection. A step is one decode forward with greedy sampling; the table
+rows share one collection, and the layers that the model's config.json names use it (or all).
+A step is one decode forward with greedy sampling; the table
 has the median and the best of `--steps` of them, and in brackets the ratios to the step
 without memories. `--cpu-time` counts the process' CPU time instead of the clock's, which
 says more on a machine that is busy with other things. `--layer` times the search of one
@@ -24,6 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_parallm  # noqa: F401  opens the fast BLAS before MLX is imported
+from mlx_parallm.blas import fit_threads
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.memory.faiss_backend import make_index
 from mlx_parallm.memory.request import MemoryRequest
@@ -91,13 +94,18 @@ class Steps:
 def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds of a step for every size and number of rows."""
     loaded = load_model(args.model)
+    fit_threads(loaded.largest_matrix)
     runner = ModelRunner(loaded.model, loaded.vocab_size)
     capture = Capture(loaded.model)
+    own = (loaded.config.get("extended_mind") or {}).get("layers")
+    layers = None if args.all_layers or own is None else frozenset(own)
     views = {size: random_view(capture, size) for size in args.sizes if size}
     results = []
     for rows in args.rows:
         runs = {
-            size: Steps(runner, rows, MemoryRequest(views[size], args.topk) if size else None)
+            size: Steps(
+                runner, rows, MemoryRequest(views[size], args.topk, layers=layers) if size else None
+            )
             for size in args.sizes
         }
         times: dict[int, list[float]] = {size: [] for size in args.sizes}
@@ -196,6 +204,7 @@ def main() -> None:
     parser.add_argument("--topk", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2, help="of FAISS")
+    parser.add_argument("--all-layers", action="store_true", help="whatever config.json says")
     parser.add_argument("--layer", action="store_true", help="time the search of one layer")
     parser.add_argument("--hnsw", action="store_true", help="with FAISS' graph index too")
     parser.add_argument("--output", type=Path)

@@ -2,6 +2,7 @@
 
     python scripts/eval_extended_mind.py --json recall.json --plot recall.png   # 2 minutes
     python scripts/eval_extended_mind.py --quick
+    python scripts/eval_extended_mind.py --sizes 4096 --texts 2 --each-layer
 
 Up to 32 sentences like "The code of Mira is falcon." are hidden in texts of filler of growing
 length. Each is asked for in a conversation of its own, and an answer is right if it is that
@@ -17,8 +18,8 @@ wrong facts      k = 8, scored against the value of the text's next fact
 The last three, and the first, have to be near 0. The facts of a text share one relation, as they
 do in the bundled model's training: it cannot tell relations apart.
 
-The defaults are what works best for the bundled model. The local offset keeps the question's first
-tokens apart from the memories, which all are at position 0; without it a larger k recalls less.
+The defaults are what works best for the bundled model; the layers that use memories are those
+that the model's config.json names. The local offset keeps the question's first tokens apart from the memories, which all are at position 0; without it a larger k recalls less.
 Windows far longer than the texts of the training (512 tokens) make memories that nothing finds.
 """
 
@@ -116,7 +117,7 @@ class Evaluation:
     ) -> list[str]:
         args, request = self.args, None
         if view is not None:
-            layers = None if args.layers is None else frozenset(args.layers)
+            layers = frozenset(args.layers) if args.layers else None
             request = MemoryRequest(view, k, args.sim_threshold, layers, args.local_offset)
         return self.asker.answers([known.question for known in facts], before, request)
 
@@ -181,7 +182,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--position", choices=("zero", "contiguous"), default="zero")
     parser.add_argument("--local-offset", type=int, default=64)
     parser.add_argument("--sim-threshold", type=float)
-    parser.add_argument("--layers", type=int, nargs="+", help="that use memories; default: all")
+    parser.add_argument("--layers", type=int, nargs="*", help="that use memories; none named: all")
+    parser.add_argument("--each-layer", action="store_true", help="a table for each layer alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one short text of each of two sizes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -197,6 +199,13 @@ def main() -> None:
     loaded = load_model(args.model)
     ModelRunner(loaded.model, loaded.vocab_size)  # installs the attention that uses memories
     evaluation = Evaluation(Asker(loaded), args, loaded.max_model_len)
+    if args.each_layer:
+        for layer in range(len(loaded.model.layers)):
+            args.layers = [layer]
+            print(f"layer {layer}\n{table([evaluation.row(size) for size in args.sizes])}")
+        return
+    if args.layers is None:
+        args.layers = (loaded.config.get("extended_mind") or {}).get("layers")
     rows = [evaluation.row(size) for size in args.sizes]
     print(table(rows))
     if args.json is not None:

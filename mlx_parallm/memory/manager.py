@@ -45,7 +45,8 @@ class Source:
 class MemorySettings:
     """How a request uses memories; see MemoryRequest.
 
-    local_offset None is the model's own (with position "zero"), or 0.
+    Layers and local_offset that are None are the model's own with position "zero", and all layers
+    and 0 with "contiguous", where memories equal a prefix.
     """
 
     topk: int = DEFAULT_TOPK
@@ -68,7 +69,7 @@ class MemoryManager:
         budget: bytes of memories held ready at most; None is no limit.
 
     A model's config.json may say what suits it, in `"extended_mind": {"window", "stride",
-    "local_offset"}`; these are then the defaults.
+    "local_offset", "layers"}`; these are then the defaults.
     """
 
     def __init__(self, engine: Engine, backend: MemoryBackend, budget: int | None = None) -> None:
@@ -77,7 +78,7 @@ class MemoryManager:
         self.backend = backend
         self._engine = engine
         self._loaded: LoadedModel = engine.loaded
-        self._defaults: dict[str, int] = dict(engine.loaded.config.get("extended_mind") or {})
+        self._defaults: dict[str, Any] = dict(engine.loaded.config.get("extended_mind") or {})
         self._fingerprint: str | None = None
         self._collections: dict[str, StoredCollection] = {}
         self._lock = threading.Lock()
@@ -266,22 +267,20 @@ class MemoryManager:
         return tuple(found)
 
     def _request(self, view: Any, settings: MemorySettings) -> MemoryRequest:
-        layers = settings.layers
-        count = len(view.layers)
+        own = self._defaults if settings.position == "zero" else {}
+        layers = own.get("layers") if settings.layers is None else settings.layers
+        offset, count = settings.local_offset, len(view.layers)
         wrong = [layer for layer in layers or () if count and not 0 <= layer < count]
         if wrong:
             raise InvalidRequestError(
                 f"There is no layer {wrong[0]}: the model has {count}.", param="memory.layers"
             )
-        offset = settings.local_offset
-        if offset is None:
-            offset = self._defaults.get("local_offset", 0) if settings.position == "zero" else 0
         return MemoryRequest(
             view,
             topk=settings.topk,
             sim_threshold=settings.sim_threshold,
             layers=None if layers is None else frozenset(layers),
-            local_offset=offset,
+            local_offset=own.get("local_offset", 0) if offset is None else offset,
             citations=settings.citations,
         )
 

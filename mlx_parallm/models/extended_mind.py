@@ -174,26 +174,26 @@ def _attend(
     shares = mx.softmax(mx.concatenate(parts, axis=-1), axis=-1)
     own = shares[..., :k]
     if group.wants_citations:
-        group.cited.append((None if places is None else places % memory.size, own))
+        group.cited.append((None if places is None else mx.array(places) % memory.size, own))
     if places is None:
         output = _by_kv_head(own, memory.unit.shape[0]) @ memory.values.astype(mx.float32)
         output = _by_row(output, count, heads, width)
     else:
-        chosen = memory.flat_values[places].astype(mx.float32)
-        output = (own[..., None, :] @ chosen).squeeze(-2)
+        output = (own[..., None, :] @ memory.values_at(places)).squeeze(-2)
     return output, shares[..., k : k + local.shape[-1]]
 
 
 def _retrieve(
     queries: mx.array, memory: LayerMemory, request: MemoryRequest
-) -> tuple[mx.array | None, mx.array]:
-    """(R, heads, T, k) places in memory.flat_values, None where k is all of them in order,
+) -> tuple[mx.array | np.ndarray | None, mx.array]:
+    """(R, heads, T, k) places for memory.values_at, None where k is all of them in order,
     and scores of (R, heads, T, dim) queries."""
     shape = queries.shape[:3]
     grouped = _by_kv_head(queries, memory.unit.shape[0])
     if request.topk < memory.size:
         places, scores = memory.nearest(grouped, request.topk, request.sim_threshold)
-        return _on_device(places, *shape), _on_device(scores, *shape)
+        # What was found on the host is put in order there: small operations of MLX take longer.
+        return _by_row(places, *shape), mx.array(_by_row(scores, *shape))
     products = memory.products(grouped)
     scores = products * memory.norms[:, None]
     if request.sim_threshold is not None:
@@ -242,14 +242,6 @@ def _by_row(array: A, count: int, heads: int, width: int) -> A:
     kv_heads, _, size = array.shape
     split = array.reshape(kv_heads, count, heads // kv_heads * width, size)
     return split.swapaxes(0, 1).reshape(count, heads, width, size)
-
-
-def _on_device(array: mx.array | np.ndarray, count: int, heads: int, width: int) -> mx.array:
-    """_by_row of what LayerMemory.nearest found."""
-    if isinstance(array, mx.array):
-        return _by_row(array, count, heads, width)
-    # Put in order on the host: small operations of MLX take longer.
-    return mx.array(_by_row(array, count, heads, width))
 
 
 def _in_order(parts: list[mx.array], places: list[int], size: int) -> mx.array:

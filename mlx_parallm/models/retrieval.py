@@ -66,7 +66,7 @@ class LayerMemory:
             threshold: similarities up to this get a score of -inf.
 
         Returns:
-            (kv_heads, N, k) places in `flat_values`, and scores (products with the keys) in
+            (kv_heads, N, k) places for `values_at`, and scores (products with the keys) in
             float32. On a CPU both are on the host, and the queries have been evaluated.
         """
         heads, count, _ = queries.shape
@@ -114,10 +114,16 @@ class LayerMemory:
             scores = above(threshold, exact, best, scores)
         return places, scores
 
+    def values_at(self, places: mx.array | np.ndarray) -> mx.array:
+        """(..., dim) values in float32 at places that `nearest` found."""
+        if isinstance(places, np.ndarray) and self.values.dtype == mx.float32:
+            return mx.array(self._host_values.take(places, axis=0))
+        return mx.flatten(self.values, 0, 1)[mx.array(places)].astype(mx.float32)
+
     @cached_property
-    def flat_values(self) -> mx.array:
-        """(kv_heads * M, dim)."""
-        return mx.flatten(self.values, 0, 1)
+    def _host_values(self) -> np.ndarray:
+        """(kv_heads * M, dim), a view of `values`."""
+        return np.asarray(self.values).reshape(-1, self.values.shape[-1])
 
     @cached_property
     def _first(self) -> np.ndarray:

@@ -54,7 +54,7 @@ def config(size: dict[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token_id": tokenizer.token_to_id(PADDING),
         "torch_dtype": "float16",
         # What scripts/eval_extended_mind.py found best; see MemoryManager.
-        "extended_mind": {"window": 128, "stride": 64, "local_offset": 64},
+        "extended_mind": {"window": 128, "stride": 64, "local_offset": 64, "layers": [2]},
     }
 
 

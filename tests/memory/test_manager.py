@@ -21,7 +21,7 @@ from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.memory.sqlite_backend import SQLiteBackend
 from mlx_parallm.memory.text import tokens_of
 from mlx_parallm.memory.view import MemoryView
-from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.loader import BUNDLED, LoadedModel, load_model
 from tests.engine import mock
 from tests.memory.conftest import make_document
 
@@ -316,6 +316,26 @@ def test_neighbours_become_one_span() -> None:
 
 
 # Python
+
+
+def test_a_models_own_settings_are_the_defaults_of_position_zero() -> None:
+    engine = Engine(lambda: load_model(BUNDLED), EngineConfig())
+    engine.start()
+    engine.wait_ready(60)
+    try:
+        manager = MemoryManager(engine, FAISSBackend())
+        add(manager, TEXT, "one")
+        own = engine.loaded.config["extended_mind"]
+        zero = manager.request(["one"])
+        assert zero.layers == frozenset(own["layers"])
+        assert zero.local_offset == own["local_offset"]
+        assert not zero.uses(0) and zero.uses(own["layers"][0])
+        asked = manager.request(["one"], MemorySettings(layers=(0, 1), local_offset=0))
+        assert (asked.layers, asked.local_offset) == (frozenset({0, 1}), 0)
+        contiguous = manager.request(["one"], MemorySettings(position="contiguous"))
+        assert (contiguous.layers, contiguous.local_offset) == (None, 0)
+    finally:
+        engine.stop()
 
 
 def test_the_python_api(tmp_path: Path, capsys: Any) -> None:
