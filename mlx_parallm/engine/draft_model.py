@@ -37,20 +37,22 @@ class ModelDrafter:
         return [self.cache]
 
     def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
-        """See Drafter."""
+        """See Drafter. The guesses are still being computed when this returns."""
         lag = sum(s.num_tokens - r.length for s, r in zip(sequences, rows, strict=True))
         began = time.perf_counter()
+        self._read(sequences, rows, most)
+        seconds = time.perf_counter() - began
         token = self._catch_up(sequences, rows)
-        seconds = 0.0
-        if lag > len(rows) * (most + 1):  # more than the step before left behind
-            mx.eval(token, self.cache.arrays)
-            seconds = time.perf_counter() - began
         guesses = [token]
         while len(guesses) < most:
+            mx.async_eval(token)  # computes while the next forward is built
             token = self._forward(token[:, None], [1] * len(rows), 1)
             guesses.append(token)
+        together = mx.stack(guesses, axis=1)
+        mx.async_eval(together, self.cache.arrays)
         counts = np.full(len(rows), most, dtype=np.int32)
-        return Proposal(mx.stack(guesses, axis=1), counts, None, lag if seconds else 0, seconds)
+        long = lag > len(rows) * (most + 1)  # more than the step before left behind
+        return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)
 
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
         """See Drafter: a model's guesses stay what they are."""
@@ -59,28 +61,35 @@ class ModelDrafter:
         """See Drafter."""
         self.cache = BatchedCache(self.model)
 
+    def _read(self, sequences: list[Sequence], rows: list[Row], most: int) -> None:
+        """Compute tokens of rows that are far behind, row by row: beside each other, all would
+        be as wide as the longest. Nobody wants their logits."""
+        for sequence, row in zip(sequences, rows, strict=True):
+            while (left := sequence.num_tokens - row.length) > most + 1:
+                count = min(left - 1, MAX_WIDTH)
+                self.cache.begin(row.index, row.index + 1, count, [count])
+                self.model(self._inputs([sequence], [row], [count]), cache=self.cache.layers)
+                self.cache.commit()
+                mx.eval(self.cache.arrays)
+
     def _catch_up(self, sequences: list[Sequence], rows: list[Row]) -> mx.array:
-        """(B,) the first guess, after all known tokens were computed."""
-        while True:
-            left = [s.num_tokens - r.length for s, r in zip(sequences, rows, strict=True)]
-            width = min(max(left), MAX_WIDTH)
-            # The last chunk computes every row's last token; those before it may not.
-            spare = 0 if max(left) <= MAX_WIDTH else 1
-            counts = [max(0, min(n - spare, width)) for n in left]
-            inputs = np.zeros((len(rows), width), dtype=np.int32)
-            for place, (sequence, row, count) in enumerate(
-                zip(sequences, rows, counts, strict=True)
-            ):
-                inputs[place, :count] = sequence.tokens[row.length : row.length + count]
-            token = self._forward(mx.array(inputs), counts, width)
-            if not spare:
-                return token
-            mx.eval(self.cache.arrays)
+        """(B,) the first guess, after the tokens since the last one were computed."""
+        counts = [s.num_tokens - r.length for s, r in zip(sequences, rows, strict=True)]
+        return self._forward(self._inputs(sequences, rows, counts), counts, max(counts))
+
+    @staticmethod
+    def _inputs(sequences: list[Sequence], rows: list[Row], counts: list[int]) -> mx.array:
+        """(B, T) the next tokens of each row."""
+        inputs = np.zeros((len(rows), max(counts)), dtype=np.int32)
+        for place, (sequence, row, count) in enumerate(zip(sequences, rows, counts, strict=True)):
+            inputs[place, :count] = sequence.tokens[row.length : row.length + count]
+        return mx.array(inputs)
 
     def _forward(self, inputs: mx.array, counts: list[int], width: int) -> mx.array:
         self.cache.begin(0, len(counts), width, counts)
         logits = self.model(inputs, cache=self.cache.layers)
-        last = mx.array(np.maximum(np.array(counts, dtype=np.int32) - 1, 0))[:, None, None]
-        best = mx.argmax(logits[..., : self.vocab_size], axis=-1, keepdims=True)
         self.cache.commit()
-        return mx.take_along_axis(best, last, axis=1)[:, 0, 0].astype(mx.int32)
+        last = logits[:, 0]
+        if width > 1:
+            last = logits[mx.arange(len(counts)), mx.array([count - 1 for count in counts])]
+        return mx.argmax(last[:, : self.vocab_size], axis=-1).astype(mx.int32)

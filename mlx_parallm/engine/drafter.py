@@ -19,12 +19,13 @@ class Proposal:
     """Guesses for each row of a batch.
 
     Attributes:
-        guesses: (B, k) int32.
+        guesses: (B, k) int32, perhaps still being computed.
         counts: (B,) how many of them count.
         odds: (B, k) chance that a guess and all before it are right, 0 where there
             is none; None where the drafter cannot say.
         caught_up: tokens that the drafter computed before it could guess, and
         seconds: how long these took.
+        began: when guessing began, in seconds; the ModelRunner's.
     """
 
     guesses: mx.array | np.ndarray
@@ -32,6 +33,7 @@ class Proposal:
     odds: np.ndarray | None = None
     caught_up: int = 0
     seconds: float = 0.0
+    began: float = 0.0
 
 
 class Drafter(Protocol):

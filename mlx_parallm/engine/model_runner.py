@@ -33,8 +33,12 @@ from mlx_parallm.models.attention import install_attention
 from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.extended_mind import Cited
 from mlx_parallm.models.hidden import HiddenTap
+from mlx_parallm.models.packing import can_pack
 from mlx_parallm.models.prefix_store import PrefixStore
 from mlx_parallm.models.span import Row
+
+_PADDING_SHARE = 0.4  # of a token's time that a place of padding takes in a packed forward
+_FULL = 0.85  # share of real tokens in a padded grid, from which on packing does not pay
 
 
 class ModelRunner:
@@ -54,6 +58,7 @@ class ModelRunner:
         self.sampler = Sampler(vocab_size)
         self.hidden = HiddenTap(model)
         self._sums: dict[int, mx.array] = {}
+        self.packs = False
         self.prefixes: PrefixStore | None = None
         self.drafter: Drafter | None = None
         self.lengths = LengthController(0)
@@ -63,6 +68,7 @@ class ModelRunner:
         self._cited: list[Cited] = []
         self._read_at: float | None = None
         self._num_unread = 0
+        self._disturbed = False
 
     @property
     def num_rows(self) -> int:
@@ -77,7 +83,9 @@ class ModelRunner:
     def speculate(self, drafter: Drafter, most: int) -> None:
         """Guess up to `most` tokens a step; before the first row joins."""
         self.drafter = drafter
-        self.lengths = LengthController(most, drafter.is_free)
+        self.packs = can_pack(self.model)
+        padding = _PADDING_SHARE if self.packs else 1.0
+        self.lengths = LengthController(most, drafter.is_free, padding)
 
     def guesses(self, sequences: list[Sequence]) -> int:
         """Tokens worth guessing for these sequences in their next step.
@@ -122,12 +130,12 @@ class ModelRunner:
         arrays += [array for part in cited for array in (part.ids, part.weights)]
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
-        alone = not (plan.prefill or plan.loads or plan.forks)
+        alone = not (plan.prefill or plan.loads or plan.forks or plan.release)
+        # The step before may not be read yet, and seems to take as long as this launch.
+        self._disturbed = self._disturbed or not alone
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
         waited, self._num_unread = self._num_unread == 0, self._num_unread + 1
-        return Launched(
-            plan.decode, sampled, guessed, scores, complete, began, alone, waited, cited
-        )
+        return Launched(plan.decode, sampled, guessed, scores, complete, began, waited, cited)
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""
@@ -175,20 +183,20 @@ class ModelRunner:
         self, sampled: Sampled, guessed: Guessed, sequences: list[Sequence]
     ) -> list[Result]:
         """Accept each row's guesses up to its first wrong one, and take back the rest."""
-        tokens, guesses = np.array(guessed.tokens), np.array(guessed.guesses)
-        most = guesses.shape[1]
-        right = (tokens[:, :most] == guesses) & (np.arange(most) < guessed.counts[:, None])
-        accepted = np.cumprod(right, axis=1).sum(axis=1).tolist()
-        rows = [s for s in sequences for _ in range(most + 1)]
-        logprobs = read_logprobs(sampled, tokens.reshape(-1).tolist(), rows)
+        guesses = np.array(guessed.guesses)
+        self.lengths.stats.draft_time += time.perf_counter() - guessed.began
+        tokens = np.array(guessed.tokens)
+        accepted, firsts = guessed.accepted(guesses, tokens).tolist(), guessed.firsts.tolist()
+        rows = [s for s, n in zip(sequences, guessed.counts, strict=True) for _ in range(n + 1)]
+        logprobs = read_logprobs(sampled, tokens.tolist(), rows)
         results = []
         for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
-            drafted = int(guessed.counts[place])
+            drafted, first = int(guessed.counts[place]), firsts[place]
             self.cache.rewind(self._rows[sequence.id][0], drafted - count)
             self.lengths.verified(sequence, drafted, count)
-            first = place * (most + 1)
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
-            results.append(Result(sequence, tokens[place, : count + 1].tolist(), found or None))
+            taken = tokens[first : first + count + 1].tolist()
+            results.append(Result(sequence, taken, found or None))
         assert self.drafter is not None
         self.drafter.learn(guessed.counts.tolist(), accepted)
         self._rewind_drafts(sequences)
@@ -205,11 +213,12 @@ class ModelRunner:
         now = time.perf_counter()
         seconds = now - (launched.began if self._read_at is None else self._read_at)
         self._read_at = now
-        if self.drafter is None or not launched.decode or not launched.only_decodes:
+        disturbed, self._disturbed = self._disturbed, False
+        if self.drafter is None or not launched.decode or disturbed:
             return
-        length = 0 if launched.guessed is None else launched.guessed.guesses.shape[1]
-        self.lengths.measured(len(launched.decode), length, seconds, waited=launched.waited)
-        self.lengths.stats.steps += length > 0
+        work = 0.0 if launched.guessed is None else self.lengths.work(launched.guessed.counts)
+        self.lengths.measured(len(launched.decode), work, seconds, waited=launched.waited)
+        self.lengths.stats.steps += work > 0
 
     # Rows
 
@@ -353,36 +362,39 @@ class ModelRunner:
         rows = [self._rows[s.id][-1] for s in sequences]
         began = time.perf_counter()
         proposal = self.drafter.propose(sequences, rows, most)
-        mx.eval(proposal.guesses)
-        self.lengths.stats.draft_time += time.perf_counter() - began
+        proposal.began = began
         self.lengths.caught_up(proposal.caught_up, proposal.seconds)
         room = np.maximum([_room(s) for s in sequences], 0)
         proposal.counts = np.minimum(proposal.counts, room).astype(np.int32)
-        width = self.lengths.narrow(proposal)
-        if not width:
+        if not self.lengths.narrow(proposal):
             for sequence in sequences:
                 self.lengths.verified(sequence, 0, 0)
+            self.lengths.stats.draft_time += time.perf_counter() - began
             return None
-        proposal.guesses = mx.array(proposal.guesses[:, :width])
-        proposal.counts = np.minimum(proposal.counts, width)
         return proposal
 
     def _decode_guessed(
         self, sequences: list[Sequence], proposal: Proposal
     ) -> tuple[Sampled, Guessed]:
         """Compute each row's last token and its guesses behind it, in one forward."""
-        guesses, counts = mx.array(proposal.guesses), proposal.counts
-        most = guesses.shape[1]
+        counts, width = proposal.counts, int(proposal.counts.max()) + 1
+        guesses = mx.array(proposal.guesses)[:, : width - 1]
         last = mx.array(np.array([_last(s) for s in sequences], dtype=np.int32))
-        inputs = mx.concatenate([last[:, None], guesses], axis=1)
-        self.cache.begin(0, self._num_decoding, most + 1, (counts + 1).tolist())
-        logits = self.model(inputs, cache=self.cache.layers)[..., : self.vocab_size]
+        grid = mx.concatenate([last[:, None], guesses], axis=1)
+        packed = self.packs and counts.sum() + len(counts) < _FULL * grid.size
+        span = self.cache.begin(0, self._num_decoding, width, (counts + 1).tolist(), packed=packed)
+        if packed:
+            inputs = mx.flatten(grid)[span.pack_index()][:, None]
+            logits = self.model(inputs, cache=self.cache.layers)[:, 0, : self.vocab_size]
+        else:
+            logits = self.model(grid, cache=self.cache.layers)[..., : self.vocab_size]
+            logits = mx.flatten(logits, 0, 1)
+            logits = logits[span.pack_index()] if span.ragged else logits
         self._cited = self.cache.cited()
         self.cache.commit()
-        sampled = self.sampler.sample_ahead(logits, sequences, guesses)
+        sampled = self.sampler.sample_ahead(logits, sequences, guesses, counts)
         self._previous = None
-        tokens = sampled.tokens.reshape(len(sequences), most + 1)
-        return sampled, Guessed(guesses, counts, tokens)
+        return sampled, Guessed(guesses, counts, sampled.tokens, proposal.began)
 
     def _last_tokens(self, sequences: list[Sequence]) -> mx.array:
         """(B,) each sequence's newest token, also where the host has not read it yet."""

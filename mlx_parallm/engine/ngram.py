@@ -22,11 +22,12 @@ _OWN_SIZES = (6, 4, 3, 2)
 _SHARED_SIZES = (8, 5, 3)
 _LONGEST = max(*_OWN_SIZES, *_SHARED_SIZES)
 _LEARNING = 0.05  # of the belief in a kind of guess
-_HOPELESS = 0.1  # a run of guesses ends when it is less likely than this
+_HOPELESS = 0.15  # a run of guesses ends when it is less likely than this
 _MOST_HITS = 16  # what was seen long ago counts half
 
 # (book, size of the n-gram, how sure the book is): what a guess's chance depends on.
 Kind = tuple[str, int, int]
+_OWN_KINDS: list[Kind] = [("own", size, 0) for size in _OWN_SIZES]
 
 
 class NgramDrafter:
@@ -81,19 +82,20 @@ class NgramDrafter:
 
     def _guess(self, own: OwnNgrams, most: int, kinds: list[Kind]) -> list[tuple[int, float]]:
         """(token, chance that it and all before it are right), and the kind of each."""
-        recent = own.tokens[-_LONGEST:]
+        recent = tuple(own.tokens[-_LONGEST:])
         chance, found = 1.0, []
         for _ in range(most):
-            best: tuple[float, int, Kind] | None = None
-            for token, kind in (own.look_up(recent), self._shared.look_up(recent)):
-                if kind is not None and (best is None or self._believe(kind) > best[0]):
-                    best = self._believe(kind), token, kind
-            if best is None or chance * best[0] < _HOPELESS:
+            token, kind = own.look_up(recent)
+            sure = self._believe(kind) if kind is not None else 0.0
+            other, other_kind = self._shared.look_up(recent)
+            if other_kind is not None and (believed := self._believe(other_kind)) > sure:
+                token, kind, sure = other, other_kind, believed
+            chance *= sure
+            if kind is None or chance < _HOPELESS:
                 break
-            chance *= best[0]
-            found.append((best[1], chance))
-            kinds.append(best[2])
-            recent = [*recent[-_LONGEST + 1 :], best[1]]
+            found.append((token, chance))
+            kinds.append(kind)
+            recent = (*recent[1 - _LONGEST :], token)
         return found
 
     def _believe(self, kind: Kind) -> float:
@@ -121,13 +123,13 @@ class OwnNgrams:
                 if end >= size:
                     last[tuple(tokens[end - size : end])] = end
 
-    def look_up(self, recent: list[int]) -> tuple[int, Kind | None]:
+    def look_up(self, recent: tuple[int, ...]) -> tuple[int, Kind | None]:
         """The token that followed the longest known ending of `recent`, and its kind."""
-        for size in _OWN_SIZES:
-            if len(recent) >= size:
-                end = self._last.get(tuple(recent[-size:]))
-                if end is not None:
-                    return self.tokens[end], ("own", size, 0)
+        for kind in _OWN_KINDS:
+            size = kind[1]
+            end = self._last.get(recent[-size:]) if size <= len(recent) else None
+            if end is not None:
+                return self.tokens[end], kind
         return 0, None
 
 
@@ -185,11 +187,10 @@ class SharedNgrams:
         while len(followers) > self._memory:
             del followers[next(iter(followers))]
 
-    def look_up(self, recent: list[int]) -> tuple[int, Kind | None]:
+    def look_up(self, recent: tuple[int, ...]) -> tuple[int, Kind | None]:
         """The token that followed the longest known ending of `recent`, and its kind."""
         for size in _SHARED_SIZES:
-            if len(recent) >= size:
-                follower = self._followers.get(tuple(recent[-size:]))
-                if follower is not None:
-                    return follower.token, ("shared", size, follower.sureness)
+            follower = self._followers.get(recent[-size:]) if size <= len(recent) else None
+            if follower is not None:
+                return follower.token, ("shared", size, follower.sureness)
         return 0, None

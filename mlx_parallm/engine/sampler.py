@@ -105,25 +105,29 @@ class Sampler:
         return result
 
     def sample_ahead(
-        self, logits: mx.array, sequences: Items[Sequence], guesses: mx.array
+        self,
+        logits: mx.array,
+        sequences: Items[Sequence],
+        guesses: mx.array,
+        counts: np.ndarray,
     ) -> Sampled:
-        """Sample each sequence's next token behind 0, 1, ... k guessed ones.
+        """Sample each sequence's next token behind 0, 1, ... guessed ones.
 
         Args:
-            logits: (B, k + 1, V).
-            guesses: (B, k) int32.
+            logits: (N, V): sequence by sequence, counts + 1 rows each.
+            guesses: (B, k) int32; counts: (B,) how many of them count.
 
         Returns:
-            B * (k + 1) rows: sequence by sequence, in order of position. Every
-            row is what `sample` would give there, had the guesses been right.
+            N rows. Every one is what `sample` would give there, had the guesses been right.
         """
-        count, width, vocab = logits.shape
-        rows = [s for s in sequences for _ in range(width)]
-        batch = _Batch(rows, vocab, None, ahead=np.tile(np.arange(width), count))
+        owners = np.repeat(np.arange(len(counts)), counts + 1)
+        ahead = np.concatenate([np.arange(count + 1) for count in counts])
+        rows = [sequences[r] for r in owners.tolist()]
+        batch = _Batch(rows, logits.shape[1], None, ahead=ahead)
         if batch.penalties is not None:
-            batch.penalties.assume(guesses, width)
+            batch.penalties.assume(guesses, owners, ahead)
         self.forget()  # its token counts do not know what will be accepted
-        raw = logits.reshape(count * width, vocab).astype(mx.float32)
+        raw = logits.astype(mx.float32)
         result = Sampled(batch.pick(batch.process(raw)), batch.logprob_rows)
         if batch.logprob_rows:
             self._report(result, raw, batch)
@@ -449,17 +453,19 @@ class _Penalties:
         logits[self.index] = mine
         return logits
 
-    def assume(self, guesses: mx.array, width: int) -> None:
-        """Count, for each sequence's width rows, the guesses before each of them.
+    def assume(self, guesses: mx.array, owners: np.ndarray, ahead: np.ndarray) -> None:
+        """Count the guesses before each row.
 
         Args:
-            guesses: (B, width - 1).
+            guesses: (B, k).
+            owners, ahead: each row's sequence, and how many of its guesses are before it.
         """
-        for ahead in range(1, width):
-            places = [p for p, row in enumerate(self.rows) if row % width >= ahead]
-            owners = [self.rows[p] // width for p in places]
-            tokens = guesses[mx.array(owners), ahead - 1]
-            index = mx.array(places)
+        for place in range(1, int(ahead.max()) + 1):
+            mine = [p for p, row in enumerate(self.rows) if ahead[row] >= place]
+            if not mine:
+                return
+            tokens = guesses[mx.array(owners[[self.rows[p] for p in mine]]), place - 1]
+            index = mx.array(mine)
             self.counts = self.counts.at[index, tokens].add(1.0)
             self.seen[index, tokens] = mx.array(True)
 

@@ -7,8 +7,8 @@ a deterministic guess this accepts exactly as often as rejection sampling
 (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), since both
 accept token x with the probability that the target gives it.
 
-The LengthController decides how far to guess, step by step: the measured time of
-a forward of 1, 2, ... tokens at this batch size against the tokens that the rows'
+The LengthController decides how far to guess, step by step: the measured time of a
+forward with so many guesses at this batch size against the tokens that the rows'
 acceptance so far promises. Where it does not pay, nothing is guessed.
 """
 
@@ -25,11 +25,11 @@ from mlx_parallm.engine.sequence import Sequence
 _DECAY = 0.9  # of the running averages
 _MARGIN = 1.02  # guessing must promise this much more than plain decoding
 _SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether guessing pays
-_MOST_TRIES = 4  # of a length whose time is not known
-_HOPED = 0.05  # time of one more guess, in plain steps, before any was measured
+_MOST_TRIES = 8  # of guessing at a batch size, before any of it was measured
+_HOPED = 0.05  # time of one more guess, in a row's plain step, before more were measured
 _PREFILL = 0.1  # time of a token that a drafter catches up, in a row's plain step, likewise
-_WAITED = -1  # instead of a length: a plain step that waited for the one before
-_ANY = -2  # instead of a length: all steps that waited, whatever they guessed
+_PLAIN = -1  # instead of guesses: a step that did not wait for the one before
+_ANY = -2  # instead of guesses: all steps that waited, whatever they guessed
 
 
 @dataclass(slots=True)
@@ -57,13 +57,20 @@ class SpeculativeStats:
 
 @dataclass(slots=True)
 class _Cost:
-    """Running average of a step's seconds, and how often it was measured."""
+    """Running averages of steps' seconds and work, and how often they were measured."""
 
     seconds: float = 0.0
+    work: float = 0.0
     count: int = 0
 
-    def add(self, seconds: float) -> None:
+    @property
+    def known(self) -> bool:
+        """The first one of a shape includes allocation and tracing."""
+        return self.count >= 2
+
+    def add(self, seconds: float, work: float) -> None:
         self.count += 1
+        self.work += max(1 - _DECAY, 1 / self.count) * (work - self.work)
         if self.count <= 3:  # the first ones include allocation and tracing
             self.seconds = seconds if self.count == 1 else min(self.seconds, seconds)
         else:
@@ -100,13 +107,15 @@ class LengthController:
 
     Attributes:
         ceiling: the most; is_free: see Drafter.
+        padding: what a place of padding costs a step, in guesses.
     """
 
     ceiling: int
     is_free: bool = False
+    padding: float = 1.0
     stats: SpeculativeStats = field(default_factory=SpeculativeStats)
     _costs: dict[tuple[int, int], _Cost] = field(default_factory=dict)
-    _tries: dict[tuple[int, int], int] = field(default_factory=dict)
+    _tries: dict[int, int] = field(default_factory=dict)
     _rates: dict[int, float] = field(default_factory=dict)
     _gains: dict[int, float] = field(default_factory=dict)
     _catch_up: _CatchUp = field(default_factory=_CatchUp)
@@ -115,52 +124,60 @@ class LengthController:
     _spare: float = 0.0
 
     def choose(self, sequences: Items[Sequence], lag: int = 0) -> int:
-        """Guesses for this step at most, 0 where plain decoding is faster.
+        """Guesses a row for this step at most, 0 where plain decoding is faster.
 
         lag: tokens that the drafter has to compute before it can guess.
         """
         willing = [s for s in sequences if s.params.speculative is not False]
-        size, plain = len(sequences), self._cost(len(sequences), 0)
+        size, plain = len(sequences), self._seconds(len(sequences), _PLAIN)
         if not willing or not self.ceiling or plain is None:
             return self._decide(0)  # the plain step is measured first
+        if not self._may_try(size):
+            return self._decide(0)
         length, cost, each = self._best(willing, size, plain)
         if plain / size > _MARGIN * each:
-            return self._decide(length)
+            return self._decide(length, size)
         self._spare += _SPARE_SHARE * plain
         catch_up = self._catch_up.seconds or _PREFILL * plain / size
         price = max(cost - plain, 0.0) + lag * catch_up
         if self._spare < price:
             return self._decide(0)
         self._spare -= price
-        return self._decide(length)
+        return self._decide(length, size)
 
     def narrow(self, proposal: Proposal) -> int:
-        """How many of the guesses of a free drafter to verify; 0 for none."""
-        most = int(proposal.counts.max(initial=0))
-        if proposal.odds is None or not most:
-            return most
-        size = len(proposal.counts)
-        plain = self._cost(size, 0) or 1.0
-        best, best_rate = 0, size / (self._cost(size, _WAITED) or plain)
-        gained = np.cumsum(proposal.odds.sum(axis=0))
-        for length in range(1, most + 1):
-            rate = (size + float(gained[length - 1])) / self._estimate(size, length, plain)
-            if rate > best_rate:
-                best, best_rate = length, rate
-        if best:
-            self._try(size, best)
+        """Keep the guesses that are worth verifying, the likeliest ones; returns how many."""
+        if proposal.odds is None:
+            return int(proposal.counts.sum())
+        valid = np.arange(proposal.odds.shape[1]) < proposal.counts[:, None]
+        places = np.nonzero(valid)[1]
+        odds = proposal.odds[valid]
+        order = np.argsort(-odds, kind="stable")
+        widest = np.maximum.accumulate(places[order] + 1)
+        best = self._worthwhile(len(proposal.counts), odds[order], widest)
+        if not best:
+            return 0
+        # A row's odds fall from guess to guess, so that these are its first ones.
+        kept = np.zeros_like(valid)
+        kept[valid] = order.argsort(kind="stable") < best
+        proposal.counts = kept.sum(axis=1).astype(np.int32)
         return best
 
-    def measured(self, size: int, length: int, seconds: float, *, waited: bool) -> None:
-        """A step of `size` rows that guessed `length` tokens took so long.
+    def work(self, counts: np.ndarray) -> float:
+        """What a step has to compute for guesses: (B,) of each row, and padding by its share."""
+        total = float(counts.sum())
+        return total + self.padding * (len(counts) * float(counts.max(initial=0)) - total)
+
+    def measured(self, size: int, work: float, seconds: float, *, waited: bool) -> None:
+        """A step of `size` rows with so much work for guesses took so long.
 
         waited: it was launched after the step before was read.
         """
         if waited:
-            self._add_cost(size, length or _WAITED, seconds)
-            self._add_cost(size, _ANY, seconds)
-        else:
-            self._add_cost(size, length, seconds)
+            self._add_cost(size, _level(int(work)), seconds, work)
+            self._add_cost(size, _ANY, seconds, work)
+        elif not work:
+            self._add_cost(size, _PLAIN, seconds, 0)
 
     def caught_up(self, tokens: int, seconds: float) -> None:
         """The drafter computed tokens that it had not guessed."""
@@ -194,66 +211,85 @@ class LengthController:
         self._gains.pop(sequence.id, None)
         self._catch_up.ended(sequence)
 
+    def _worthwhile(self, size: int, odds: np.ndarray, widest: np.ndarray) -> int:
+        """How many guesses make the most tokens a second; 0 for none.
+
+        Args:
+            odds: (n,) of all guesses, falling.
+            widest: (n,) guesses of the row with the most, up to each of them.
+        """
+        if not odds.size:
+            return 0
+        plain = self._seconds(size, _PLAIN) or 1.0
+        numbers = np.arange(1, len(odds) + 1)
+        work = numbers + self.padding * (size * widest - numbers)
+        seconds = self._estimate(size, np.concatenate([[0.0], work]), plain)
+        rates = (size + np.concatenate([[0.0], np.cumsum(odds)])) / seconds
+        return int(rates.argmax())
+
     def _best(self, willing: Items[Sequence], size: int, plain: float) -> tuple[int, float, float]:
-        """The best number of guesses, the seconds of that step and those of a token."""
+        """The best number of guesses a row, the seconds of that step and those of a token."""
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
-            cost = self._cost(size, _ANY) or plain
+            cost = self._seconds(size, _ANY) or plain
             return self.ceiling, cost, cost / (size + gained)
         rates = [self._rates.get(s.id, self._rate) for s in willing]
-        best, best_cost, best_each = 1, plain, float("inf")
-        for length in range(1, self.ceiling + 1):
-            gained = sum(_expected(rate, length) for rate in rates)
-            cost = self._estimate(size, length, plain)
-            if cost / (size + gained) < best_each:
-                best, best_cost, best_each = length, cost, cost / (size + gained)
-        self._try(size, best)
-        return best, best_cost, best_each + self._catch_up.per_token
+        lengths = np.arange(1, self.ceiling + 1)
+        costs = self._estimate(size, lengths * float(len(willing)), plain)
+        expected = [sum(_expected(rate, int(n)) for rate in rates) for n in lengths]
+        each = costs / (size + np.array(expected))
+        best = int(each.argmin())
+        return best + 1, float(costs[best]), float(each[best]) + self._catch_up.per_token
 
-    def _estimate(self, size: int, length: int, plain: float) -> float:
-        """Seconds of a step: measured, or from its neighbours, or hopeful where there is none.
+    def _estimate(self, size: int, work: np.ndarray, plain: float) -> np.ndarray:
+        """Seconds of steps with so much work, falling nowhere: measured, or between those that
+        were, or hopeful beyond them."""
+        bucket = _bucket(size)
+        known = [
+            (cost.work, cost.seconds)
+            for (rows, level), cost in self._costs.items()
+            if rows == bucket and level >= 0 and cost.known
+        ]
+        known.sort()
+        if not known or known[0][0] > 0:
+            # A step that waits takes a little longer than one that does not.
+            known.insert(0, (0.0, min([plain, *(seconds for _, seconds in known)])))
+        last, seconds = known[-1]
+        beyond = max(0.0, float(work[-1]) - last)
+        known.append((last + beyond, seconds + _HOPED * plain / size * beyond))
+        numbers, times = np.array(known).T
+        return np.asarray(np.interp(work, numbers, times))
 
-        A step with more guesses takes no less time, so one measurement says much
-        about the lengths around it; each is tried only while it may be the best.
-        """
-        known = self._cost(size, length)
-        if known is not None:
-            return known
-        if self._tries.get((_bucket(size), length), 0) >= _MOST_TRIES:
-            return float("inf")  # its steps were never alone to be measured
-        below, above = (0, plain), None
-        for other in range(1, self.ceiling + 1):
-            cost = self._cost(size, other)
-            if cost is not None and other < length:
-                below = (other, cost)
-            elif cost is not None and above is None:
-                above = (other, cost)
-        if above is None:
-            return below[1] + _HOPED * plain * (length - below[0])
-        share = (length - below[0]) / (above[0] - below[0])
-        return below[1] + share * (above[1] - below[1])
+    def _may_try(self, size: int) -> bool:
+        """Not again and again where guessing steps are never alone to be measured."""
+        known = self._seconds(size, _ANY) is not None
+        return known or self._tries.get(_bucket(size), 0) < _MOST_TRIES
 
-    def _try(self, size: int, length: int) -> None:
-        if self._cost(size, length) is None:
-            key = (_bucket(size), length)
-            self._tries[key] = self._tries.get(key, 0) + 1
-
-    def _decide(self, length: int) -> int:
+    def _decide(self, length: int, size: int = 0) -> int:
+        if length:
+            self._tries[_bucket(size)] = self._tries.get(_bucket(size), 0) + 1
         self.stats.current_length = length
         self.stats.off_steps += not length
         return length
 
-    def _add_cost(self, size: int, length: int, seconds: float) -> None:
-        self._costs.setdefault((_bucket(size), length), _Cost()).add(seconds)
+    def _add_cost(self, size: int, level: int, seconds: float, work: float) -> None:
+        self._costs.setdefault((_bucket(size), level), _Cost()).add(seconds, work)
 
-    def _cost(self, size: int, length: int) -> float | None:
-        cost = self._costs.get((_bucket(size), length))
-        # The first one of a shape includes allocation and tracing.
-        return cost.seconds if cost is not None and cost.count >= 2 else None
+    def _seconds(self, size: int, level: int) -> float | None:
+        cost = self._costs.get((_bucket(size), level))
+        return cost.seconds if cost is not None and cost.known else None
 
 
 def _bucket(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
+
+
+def _level(work: int) -> int:
+    """Amounts of work that are measured together: each up to 4, then by about a third."""
+    if work <= 4:
+        return work
+    power = 1 << (work.bit_length() - 1)
+    return power * 3 // 2 if work >= power * 3 // 2 else power
 
 
 def _expected(rate: float, length: int) -> float:

@@ -59,12 +59,28 @@ class Guessed:
 
     Attributes:
         guesses: (B, k) int32; counts: (B,) how many of them count.
-        tokens: (B, k + 1) int32, sampled behind 0, 1, ... k guesses.
+        tokens: (N,) int32, sampled behind 0, 1, ... `counts` guesses of each row.
+        began: when guessing began, in seconds.
     """
 
     guesses: mx.array
     counts: np.ndarray
     tokens: mx.array
+    began: float
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """(B,) where each row begins among the tokens."""
+        return np.cumsum(self.counts + 1) - (self.counts + 1)
+
+    def accepted(self, guesses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """(B,) guesses up to each row's first wrong one."""
+        most = guesses.shape[1]
+        counts = self.counts[:, None] > np.arange(most)
+        # Places behind a row's last guess do not count, whatever they hold.
+        places = np.minimum(self.firsts[:, None] + np.arange(most), len(tokens) - 1)
+        right = (tokens[places] == guesses) & counts
+        return np.asarray(np.cumprod(right, axis=1).sum(axis=1))
 
 
 @dataclass(slots=True)
@@ -72,7 +88,6 @@ class Launched:
     """A step that is computing.
 
     Attributes:
-        only_decodes: no row caught up, was loaded or copied in it.
         waited: it was launched after the step before was read.
     """
 
@@ -82,7 +97,6 @@ class Launched:
     scores: list[PromptScores]
     complete: list[tuple[Sequence, mx.array | None]]
     began: float
-    only_decodes: bool
     waited: bool
     cited: list[Cited] = field(default_factory=list)
 

@@ -3,8 +3,8 @@
 mlx-lm's models import `scaled_dot_product_attention` by name into their own modules.
 `install_attention` replaces it there with a hook:
 
-1. a cache with a method `attend` computes the attention (extended mind); it is given
-   `plain`, which computes what 2. or 3. would have;
+1. a cache with a method `attend` computes the attention (extended mind, packed
+   forwards); it is given `plain`, which computes what 2. or 3. would have;
 2. a cache with `bits` is quantised and goes to mlx-lm's function;
 3. everything else goes to the installed attention, mlx-lm's function by default.
 
@@ -21,6 +21,8 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
+
+from mlx_parallm.models.span import Span
 
 _NAME = "scaled_dot_product_attention"
 
@@ -48,7 +50,7 @@ class AttentionHook:
         mask: Any,  # an array, "causal" or None
         sinks: mx.array | None = None,
     ) -> mx.array:
-        def plain() -> mx.array:
+        def plain(queries: mx.array = queries) -> mx.array:
             if self.computed is None or hasattr(cache, "bits"):
                 output: mx.array = scaled_dot_product_attention(
                     queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
@@ -86,6 +88,42 @@ def uninstall_attention(model: Any) -> None:
     for module in modules_of(model):
         if isinstance(getattr(module, _NAME, None), AttentionHook):
             setattr(module, _NAME, scaled_dot_product_attention)
+
+
+def attend_packed(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None,
+    plain: Callable[..., mx.array],
+    span: Span,
+    memories: Callable[..., mx.array] | None,
+) -> mx.array:
+    """Attention of a packed forward (packing.py), which goes through the padded grid.
+
+    Args:
+        queries: (N, heads, 1, dim); keys, values: (B, kv_heads, columns, dim).
+        mask: of the grid, (B, 1, T, columns).
+        plain: attention(queries) of queries in the grid.
+        memories: the same with memories, where a row has any.
+
+    Returns:
+        (N, heads, 1, dim).
+    """
+    tokens, heads, _, dim = queries.shape
+    grid = queries.reshape(tokens, heads, dim)[span.grid_index()]
+    grid = grid.reshape(span.size, span.width, heads, dim).swapaxes(1, 2)
+    if memories is None:
+        output = plain(grid)
+    else:
+        output = memories(
+            grid, keys, values, scale=scale, mask=mask, sinks=sinks, plain=lambda: plain(grid)
+        )
+    by_token = mx.flatten(output.swapaxes(1, 2), 0, 1)
+    return mx.expand_dims(by_token[span.pack_index()], 2)
 
 
 def modules_of(model: Any) -> Iterator[ModuleType]:

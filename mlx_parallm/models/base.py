@@ -160,14 +160,19 @@ class BatchedCache:
         """Forget a row's last `count` tokens. Attention layers only."""
         row.length -= count
 
-    def begin(self, start: int, stop: int, width: int, counts: Items[int]) -> Span:
-        """Open a forward over slots [start, stop) with `width` tokens a row."""
+    def begin(
+        self, start: int, stop: int, width: int, counts: Items[int], *, packed: bool = False
+    ) -> Span:
+        """Open a forward over slots [start, stop) with `width` tokens a row.
+
+        packed: the model will be given the real tokens only; see packing.py.
+        """
         if width > MAX_WIDTH:
             raise ValueError(f"a forward of {width} tokens a row is over {MAX_WIDTH}")
         self._grow_ahead()
         rows = self.rows[start:stop]
         lengths = np.array([row.length for row in rows], dtype=np.int32)
-        span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32))
+        span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32), packed=packed)
         if any(row.memory is not None for row in rows):
             span.shifts = np.array([row.shift for row in rows], dtype=np.int32)
             working = zip(rows, span.counts, strict=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlx_parallm.models.attention import attend_packed
 from mlx_parallm.models.layer_cache import BLOCK, MAX_WIDTH, LayerCache, resized, round_up
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class BatchedKVCache(LayerCache):
         window = window_size or self.window
         if window is not None and span.needed <= window:
             window = None
-        if span.uniform and window is None and not return_array:
+        if span.uniform and not span.packed and window is None and not return_array:
             return None if N == 1 else "causal"
         columns = self._columns()
         ring = self.ring_size is not None and columns == self.ring_size
@@ -76,15 +77,19 @@ class BatchedKVCache(LayerCache):
 
     @property
     def attend(self) -> Callable[..., mx.array]:
-        """The attention of a forward with memories; see attention.py.
+        """The attention of a forward that is packed or has memories; see attention.py.
 
         Raises:
-            AttributeError: no row of the forward has any in this layer.
+            AttributeError: it is neither, in this layer.
         """
-        memory = self.span.memory
-        if memory is None or not memory.uses(self.place):
-            raise AttributeError("this forward has no memories")
-        return partial(memory.attend, self.place)
+        span, memories = self.span, None
+        if span.memory is not None and span.memory.uses(self.place):
+            memories = partial(span.memory.attend, self.place)
+        if span.packed:
+            return partial(attend_packed, span=span, memories=memories)
+        if memories is None:
+            raise AttributeError("attention as usual")
+        return memories
 
     def _columns(self) -> int:
         """Columns of the views: exact where all rows agree, in blocks elsewhere."""
@@ -100,7 +105,7 @@ class BatchedKVCache(LayerCache):
         assert buffer is not None
         span, first = self.span, int(self.span.lengths[0])
         slots, heads, capacity, dim = buffer.shape
-        if span.uniform and first + span.width <= capacity:
+        if span.uniform and not span.packed and first + span.width <= capacity:
             buffer[span.start : span.stop, :, first : first + span.width] = new
             return buffer
         flat = buffer.reshape(-1, dim)

@@ -41,6 +41,7 @@ class Span:
         counts: (B,) int32, real new tokens per row, at most T.
         shifts: (B,) int32, added to positions; None is 0.
         memory: the memories that its rows attend to (a MemoryForward).
+        packed: the model is given the N real tokens as (N, 1), see packing.py.
     """
 
     start: int
@@ -50,6 +51,7 @@ class Span:
     counts: np.ndarray
     shifts: np.ndarray | None = None
     memory: Any = None
+    packed: bool = False
     _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
 
     @property
@@ -65,17 +67,53 @@ class Span:
     @cached_property
     def uniform(self) -> bool:
         """Whether every row writes to the same columns, without padding."""
-        return bool((self.lengths == self.lengths[0]).all() and (self.counts == self.width).all())
+        return bool((self.lengths == self.lengths[0]).all() and not self.ragged)
 
     @cached_property
     def ragged(self) -> bool:
         """Whether some row has padding."""
         return bool((self.counts != self.width).any())
 
+    @cached_property
+    def token_rows(self) -> np.ndarray:
+        """(N,) the row of each real token, in order."""
+        return np.repeat(np.arange(self.size), self.counts)
+
+    @cached_property
+    def token_places(self) -> np.ndarray:
+        """(N,) how many new tokens of its row are before each real token."""
+        return np.arange(len(self.token_rows)) - self._firsts[self.token_rows]
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        """(B,) the number of real tokens in the rows before."""
+        return np.cumsum(self.counts) - self.counts
+
+    def grid_index(self) -> mx.array:
+        """(B * T,) the token of each place in the grid; padding has one of its neighbours."""
+        return self._memo(("grid",), self._grid_index)
+
+    def _grid_index(self) -> mx.array:
+        places = np.minimum(np.arange(self.width)[None], np.maximum(self.counts - 1, 0)[:, None])
+        index = np.minimum(self._firsts[:, None] + places, len(self.token_rows) - 1)
+        return mx.array(index.reshape(-1).astype(np.int32))
+
+    def pack_index(self) -> mx.array:
+        """(N,) the place in the grid of each real token."""
+        return self._memo(
+            ("pack",),
+            lambda: mx.array((self.token_rows * self.width + self.token_places).astype(np.int32)),
+        )
+
     def offsets(self) -> mx.array:
-        """(B,) int32, the position of each row's first new token."""
+        """(B,) int32, the position of each row's first new token; (N,) of each, when packed."""
+        return self._memo(("offsets",), lambda: mx.array(self._offsets()))
+
+    def _offsets(self) -> np.ndarray:
         positions = self.lengths if self.shifts is None else self.lengths + self.shifts
-        return self._memo(("offsets",), lambda: mx.array(positions))
+        if not self.packed:
+            return positions
+        return (positions[self.token_rows] + self.token_places).astype(np.int32)
 
     def counts_array(self) -> mx.array:
         """(B,) int32, real new tokens per row."""
@@ -89,7 +127,8 @@ class Span:
         )
 
     def scatter_index(self, heads: int, capacity: int) -> mx.array:
-        """(B * heads * T,) int32: where new tokens go in a (slots*heads*capacity, D) buffer."""
+        """(B * heads * T,) int32: where new tokens go in a (slots*heads*capacity, D) buffer;
+        (N * heads,) when packed."""
         return self._memo(
             ("scatter", heads, capacity), lambda: self._scatter_index(heads, capacity)
         )
@@ -97,6 +136,9 @@ class Span:
     def _scatter_index(self, heads: int, capacity: int) -> mx.array:
         slots = np.arange(self.start, self.stop)[:, None, None]
         columns = (self.lengths[:, None] + np.arange(self.width)[None]) % capacity
+        if self.packed:
+            slots = slots[self.token_rows]
+            columns = columns[self.token_rows, self.token_places][:, None]
         index = (slots * heads + np.arange(heads)[None, :, None]) * capacity + columns[:, None]
         return mx.array(index.reshape(-1).astype(np.int32))
 

@@ -17,6 +17,8 @@ import mlx.core as mx
 
 logger = logging.getLogger(__name__)
 
+Samples = tuple[tuple[mx.array, ...], ...]
+
 _KERNELS: list[Fused] = []
 _compiled = False
 
@@ -29,13 +31,14 @@ class Fused:
 
     Args:
         function: the chain.
-        sample: arguments to compile it for; their sizes do not matter.
+        samples: arguments to compile it for. MLX makes a kernel for dense arrays, and one
+            for each number of axes that cannot be seen as one; sizes do not matter.
     """
 
-    def __init__(self, function: Callable[..., Any], sample: tuple[mx.array, ...]) -> None:
+    def __init__(self, function: Callable[..., Any], samples: Samples) -> None:
         self._plain = function
         self._fused = mx.compile(function, shapeless=True)
-        self._sample = sample
+        self._samples = samples
         _KERNELS.append(self)
 
     def __call__(self, *arrays: mx.array) -> Any:
@@ -43,12 +46,13 @@ class Fused:
 
     def compile(self) -> None:
         """Build the kernel. Raises RuntimeError where the compiler fails."""
-        mx.eval(self._fused(*self._sample))
+        for sample in self._samples:
+            mx.eval(self._fused(*sample))
 
 
-def fused(*sample: mx.array) -> Callable[[Callable[..., Any]], Fused]:
-    """Decorator: make a Fused of a function that takes arrays like these."""
-    return lambda function: Fused(function, sample)
+def fused(*sample: mx.array, also: Samples = ()) -> Callable[[Callable[..., Any]], Fused]:
+    """Decorator: make a Fused of a function that takes arrays like these, or `also` like those."""
+    return lambda function: Fused(function, (sample, *also))
 
 
 def is_fusing() -> bool:

@@ -15,6 +15,8 @@ import numpy as np
 from mlx import nn
 from mlx_lm.models import rope_utils
 
+from mlx_parallm.models.cpu.fusing import fused
+
 # Embeddings that rotate position p by p times fixed frequencies, in halves.
 _SUPPORTED = (
     nn.RoPE,
@@ -27,7 +29,20 @@ _MAX_POSITIONS = 1 << 16
 _KEPT = 8  # forwards whose rows are kept; the layers of one forward share theirs
 _TOLERANCE = 1e-5
 
+_FEW = 1 << 14  # numbers, up to which one kernel is faster than operations on vectors
+
 Rows = tuple[mx.array, mx.array]
+
+
+def _sample(rows: int) -> tuple[mx.array, ...]:
+    # Data and not operations: whichever thread computes may use them.
+    x, factor = (mx.array(np.ones((rows, n, 1, 8), np.float32)) for n in (2, 1))
+    return x, factor, x, factor
+
+
+@fused(*_sample(1), also=(_sample(2),))
+def _combined(x: mx.array, cos: mx.array, turned: mx.array, sin: mx.array) -> mx.array:
+    return x * cos + turned * sin
 
 
 class RotaryTable:
@@ -71,7 +86,12 @@ class RotaryTable:
         if x.shape[-1] > self.dims:
             x, rest = mx.split(x, [self.dims], axis=-1)
         first, second = mx.split(x, 2, axis=-1)
-        rotated = x * cos + mx.concatenate([second, first], axis=-1) * sin
+        turned = mx.concatenate([second, first], axis=-1)
+        # The kernels were made for one token a row and several heads.
+        if x.shape[2] == 1 < x.shape[1] and x.size <= _FEW:
+            rotated = _combined(x, cos, turned, sin)
+        else:
+            rotated = x * cos + turned * sin
         return rotated if rest is None else mx.concatenate([rotated, rest], axis=-1)
 
     def agrees(self) -> bool:
