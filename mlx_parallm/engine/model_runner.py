@@ -69,6 +69,7 @@ class ModelRunner:
         self._read_at: float | None = None
         self._num_unread = 0
         self._disturbed = False
+        self._num_launches = 0
 
     @property
     def num_rows(self) -> int:
@@ -131,8 +132,9 @@ class ModelRunner:
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
         alone = not (plan.prefill or plan.loads or plan.forks or plan.release)
-        # The step before may not be read yet, and seems to take as long as this launch.
+        # Also while the step before is not read, whose time this launch is part of.
         self._disturbed = self._disturbed or not alone
+        self._num_launches += 1
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
         waited, self._num_unread = self._num_unread == 0, self._num_unread + 1
         return Launched(plan.decode, sampled, guessed, scores, complete, began, waited, cited)
@@ -214,10 +216,14 @@ class ModelRunner:
         seconds = now - (launched.began if self._read_at is None else self._read_at)
         self._read_at = now
         disturbed, self._disturbed = self._disturbed, False
-        if self.drafter is None or not launched.decode or disturbed:
+        launches, self._num_launches = self._num_launches, 0
+        # A step's time has one launch in it: its own, or of the step after, where that came first.
+        if self.drafter is None or not launched.decode:
             return
+        alone = launches == 1 and not disturbed
         work = 0.0 if launched.guessed is None else self.lengths.work(launched.guessed.counts)
-        self.lengths.measured(len(launched.decode), work, seconds, waited=launched.waited)
+        size, waited = len(launched.decode), launched.waited
+        self.lengths.measured(size, work, seconds, waited=waited, alone=alone)
         self.lengths.stats.steps += work > 0
 
     # Rows

@@ -25,7 +25,9 @@ from mlx_parallm.engine.sequence import Sequence
 _DECAY = 0.9  # of the running averages
 _MARGIN = 1.02  # guessing must promise this much more than plain decoding
 _SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether guessing pays
-_MOST_TRIES = 8  # of guessing at a batch size, before any of it was measured
+_LOOK = 5  # steps in a row: the first ones after a change are slower than those to come
+_COLD = 2  # of them are not believed
+_MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it was measured
 _HOPED = 0.05  # time of one more guess, in a row's plain step, before more were measured
 _PREFILL = 0.1  # time of a token that a drafter catches up, in a row's plain step, likewise
 _PLAIN = -1  # instead of guesses: a step that did not wait for the one before
@@ -122,6 +124,8 @@ class LengthController:
     _rate: float = 0.7
     _gain: float = 1.0
     _spare: float = 0.0
+    _looking: int = 0
+    _in_a_row: int = 0
 
     def choose(self, sequences: Items[Sequence], lag: int = 0) -> int:
         """Guesses a row for this step at most, 0 where plain decoding is faster.
@@ -137,12 +141,16 @@ class LengthController:
         length, cost, each = self._best(willing, size, plain)
         if plain / size > _MARGIN * each:
             return self._decide(length, size)
+        if self._looking:
+            self._looking -= 1
+            return self._decide(length, size)
         self._spare += _SPARE_SHARE * plain
         catch_up = self._catch_up.seconds or _PREFILL * plain / size
-        price = max(cost - plain, 0.0) + lag * catch_up
+        price = _LOOK * max(cost - plain, 0.0) + lag * catch_up
         if self._spare < price:
             return self._decide(0)
         self._spare -= price
+        self._looking = _LOOK - 1
         return self._decide(length, size)
 
     def narrow(self, proposal: Proposal) -> int:
@@ -168,11 +176,17 @@ class LengthController:
         total = float(counts.sum())
         return total + self.padding * (len(counts) * float(counts.max(initial=0)) - total)
 
-    def measured(self, size: int, work: float, seconds: float, *, waited: bool) -> None:
+    def measured(
+        self, size: int, work: float, seconds: float, *, waited: bool, alone: bool = True
+    ) -> None:
         """A step of `size` rows with so much work for guesses took so long.
 
         waited: it was launched after the step before was read.
+        alone: nothing else was done meanwhile.
         """
+        self._in_a_row = self._in_a_row + 1 if waited else 0
+        if not alone or 0 < self._in_a_row <= _COLD:
+            return
         if waited:
             self._add_cost(size, _level(int(work)), seconds, work)
             self._add_cost(size, _ANY, seconds, work)
