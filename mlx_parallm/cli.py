@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
 from mlx_parallm import blas
+from mlx_parallm.huge_pages import restart_with_huge_pages
 from mlx_parallm.server.listener import listen
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
 
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         2 for wrong options.
     """
     try:
+        if argv is None:
+            restart_with_huge_pages()
         return _main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         # Before the server ran; later ones are handled there.

@@ -25,10 +25,12 @@ from benchlib.scenarios import SCENARIOS, Bench
 from benchlib.table import format_table
 
 from mlx_parallm import blas
+from mlx_parallm.huge_pages import restart_with_huge_pages
 
 
 def main() -> None:
     """Run the scenarios asked for; print their tables, and write JSON where asked."""
+    restart_with_huge_pages()  # as the server does
     args = _arguments()
     if args.list:
         for name, function in SCENARIOS.items():

@@ -19,8 +19,9 @@ The last three, and the first, have to be near 0. The facts of a text share one 
 do in the bundled model's training: it cannot tell relations apart.
 
 The defaults are what works best for the bundled model; the layers that use memories are those
-that the model's config.json names. The local offset keeps the question's first tokens apart from the memories, which all are at position 0; without it a larger k recalls less.
-Windows far longer than the texts of the training (512 tokens) make memories that nothing finds.
+that the model's config.json names. The local offset keeps the question's first tokens apart from
+the memories, which all are at position 0; without it a larger k recalls less. Windows far longer
+than the texts of the training (512 tokens) make memories that nothing finds.
 """
 
 from __future__ import annotations

@@ -387,6 +387,7 @@ class Engine:
             if launched is not None and (guesses or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self._runner.collect(earlier))
+            self._scheduler.chunk = self._runner.pace.chunk(self._scheduler.config.prefill_chunk)
             plan = self._scheduler.schedule()
             following = None if plan.empty else self._runner.launch(plan, guesses)
             self._scheduler.launched(plan)

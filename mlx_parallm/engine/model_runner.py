@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.engine.drafter import Drafter, Proposal
+from mlx_parallm.engine.pace import Pace
 from mlx_parallm.engine.sampler import Sampled, Sampler, token_logprobs
 from mlx_parallm.engine.scheduler import Plan
 from mlx_parallm.engine.sequence import Sequence
@@ -62,6 +63,7 @@ class ModelRunner:
         self.prefixes: PrefixStore | None = None
         self.drafter: Drafter | None = None
         self.lengths = LengthController(0)
+        self.pace = Pace()
         self._rows: dict[int, list[Row]] = {}
         self._num_decoding = 0
         self._previous: tuple[list[Sequence], mx.array] | None = None
@@ -119,7 +121,11 @@ class ModelRunner:
             assert self.prefixes is not None
             self._join(sequence)
             self.prefixes.load(self.cache, self._row(sequence), match)
+        catching_up = time.perf_counter()
         scores = self._catch_up(plan.prefill) if plan.prefill else []
+        if plan.prefill and plan.decode:
+            tokens = sum(count for _, count in plan.prefill)
+            self.pace.caught_up(tokens, time.perf_counter() - catching_up)
         for sequence, leader in plan.forks:
             rows = zip(self.caches, self._rows[leader.id], strict=True)
             self._rows[sequence.id] = [cache.fork(row) for cache, row in rows]
@@ -218,9 +224,11 @@ class ModelRunner:
         disturbed, self._disturbed = self._disturbed, False
         launches, self._num_launches = self._num_launches, 0
         # A step's time has one launch in it: its own, or of the step after, where that came first.
+        alone = launches == 1 and not disturbed
+        if alone and launched.decode and launched.guessed is None:
+            self.pace.decoded(seconds)
         if self.drafter is None or not launched.decode:
             return
-        alone = launches == 1 and not disturbed
         work = 0.0 if launched.guessed is None else self.lengths.work(launched.guessed.counts)
         size, waited = len(launched.decode), launched.waited
         self.lengths.measured(size, work, seconds, waited=waited, alone=alone)

@@ -99,6 +99,7 @@ class ContinuousBatchScheduler:
         self.config = config
         self.prefixes: PrefixCache = prefixes or NaiveCache()
         self.restore: Restore | None = None
+        self.chunk: int | None = None  # what suits the decoding rows now, below prefill_chunk
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
@@ -351,7 +352,7 @@ class ContinuousBatchScheduler:
 
     def _catch_up(self, plan: Plan) -> None:
         behind = sorted((s for s in self.running if s.status is Status.PREFILL), key=_order)
-        budget = prefill_budget(self.config, len(behind), len(self.decoding))
+        budget = prefill_budget(self.config, len(behind), len(self.decoding), self.chunk)
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))
@@ -431,7 +432,9 @@ class ContinuousBatchScheduler:
         return self._waiting[0][-1] if self._waiting else None
 
 
-def prefill_budget(config: SchedulerConfig, behind: int, decoding: int) -> int:
+def prefill_budget(
+    config: SchedulerConfig, behind: int, decoding: int, chunk: int | None = None
+) -> int:
     """Prompt tokens that a step may catch up.
 
     Args:
@@ -439,11 +442,12 @@ def prefill_budget(config: SchedulerConfig, behind: int, decoding: int) -> int:
         decoding: rows that wait for their next one. A step that catches up takes
             longer for these; where more rows wait for their first token than that,
             up to four chunks a step serve more of them.
+        chunk: tokens instead of prefill_chunk.
     """
     if not decoding:
         return config.idle_prefill_tokens
     crowd = min(_MOST_CHUNKS, max(1, behind // decoding))
-    return config.prefill_chunk * crowd
+    return min(chunk or config.prefill_chunk, config.prefill_chunk) * crowd
 
 
 def _order(sequence: Sequence) -> tuple[int, float, int]:

@@ -71,7 +71,7 @@ class Guessed:
     @property
     def firsts(self) -> np.ndarray:
         """(B,) where each row begins among the tokens."""
-        return np.cumsum(self.counts + 1) - (self.counts + 1)
+        return np.asarray(np.cumsum(self.counts + 1) - (self.counts + 1))
 
     def accepted(self, guesses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(B,) guesses up to each row's first wrong one."""

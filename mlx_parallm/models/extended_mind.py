@@ -192,8 +192,11 @@ def _retrieve(
     grouped = _by_kv_head(queries, memory.unit.shape[0])
     if request.topk < memory.size:
         places, scores = memory.nearest(grouped, request.topk, request.sim_threshold)
-        # What was found on the host is put in order there: small operations of MLX take longer.
-        return _by_row(places, *shape), mx.array(_by_row(scores, *shape))
+        if isinstance(places, np.ndarray) and isinstance(scores, np.ndarray):
+            # Put in order on the host: small operations of MLX take longer.
+            return _by_row(places, *shape), mx.array(_by_row(scores, *shape))
+        assert isinstance(places, mx.array) and isinstance(scores, mx.array)
+        return _by_row(places, *shape), _by_row(scores, *shape)
     products = memory.products(grouped)
     scores = products * memory.norms[:, None]
     if request.sim_threshold is not None:

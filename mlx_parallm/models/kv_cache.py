@@ -202,5 +202,8 @@ def _grow(buffer: mx.array | None, slots: int, capacity: int, like: mx.array) ->
     _, heads, _, dim = like.shape
     if buffer is None:
         return mx.zeros((slots, heads, capacity, dim), like.dtype)
-    # Not a concatenation with zeros: that would write those twice.
-    return mx.pad(buffer, [(0, 0), (0, 0), (0, capacity - buffer.shape[2]), (0, 0)])
+    grown = mx.zeros((slots, heads, capacity, dim), buffer.dtype)
+    grown[:, :, : buffer.shape[2]] = buffer
+    # Now, or what is written to it next would copy all of it, and the old ones stay longer.
+    mx.eval(grown)
+    return grown

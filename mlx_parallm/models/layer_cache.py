@@ -88,4 +88,6 @@ def resized(buffer: mx.array, slots: int) -> mx.array:
     held = buffer.shape[0]
     if slots <= held:
         return mx.contiguous(buffer[:slots])
-    return mx.pad(buffer, [(0, slots - held)] + [(0, 0)] * (buffer.ndim - 1))
+    grown = mx.zeros((slots, *buffer.shape[1:]), buffer.dtype)
+    grown[:held] = buffer
+    return grown

@@ -39,8 +39,10 @@ def can_pack(model: Any) -> bool:
         return False
     tolerance = _TOLERANCE if padded.dtype == mx.float32 else _HALF_TOLERANCE
     padded, packed = padded.astype(mx.float32), packed.astype(mx.float32)
+    if padded.shape != packed.shape:
+        return False
     apart = mx.abs(padded - packed).max() / mx.maximum(mx.abs(padded).max(), 1e-6)
-    return padded.shape == packed.shape and apart.item() < tolerance
+    return bool((apart < tolerance).item())
 
 
 def _second_forward(model: Any, packed: bool) -> mx.array:
@@ -57,7 +59,7 @@ def _second_forward(model: Any, packed: bool) -> mx.array:
     span = cache.begin(0, size, width, _COUNTS, packed=packed)
     real = (span.token_rows, span.token_places)
     if packed:
-        logits = model(mx.array(inputs[real][:, None]), cache=cache.layers)[:, 0]
+        logits: mx.array = model(mx.array(inputs[real][:, None]), cache=cache.layers)[:, 0]
     else:
         logits = model(mx.array(inputs), cache=cache.layers)[tuple(map(mx.array, real))]
     mx.eval(logits)

@@ -77,17 +77,17 @@ class Span:
     @cached_property
     def token_rows(self) -> np.ndarray:
         """(N,) the row of each real token, in order."""
-        return np.repeat(np.arange(self.size), self.counts)
+        return np.asarray(np.repeat(np.arange(self.size), self.counts))
 
     @cached_property
     def token_places(self) -> np.ndarray:
         """(N,) how many new tokens of its row are before each real token."""
-        return np.arange(len(self.token_rows)) - self._firsts[self.token_rows]
+        return np.asarray(np.arange(len(self.token_rows)) - self._firsts[self.token_rows])
 
     @cached_property
     def _firsts(self) -> np.ndarray:
         """(B,) the number of real tokens in the rows before."""
-        return np.cumsum(self.counts) - self.counts
+        return np.asarray(np.cumsum(self.counts) - self.counts)
 
     def grid_index(self) -> mx.array:
         """(B * T,) the token of each place in the grid; padding has one of its neighbours."""
@@ -113,7 +113,7 @@ class Span:
         positions = self.lengths if self.shifts is None else self.lengths + self.shifts
         if not self.packed:
             return positions
-        return (positions[self.token_rows] + self.token_places).astype(np.int32)
+        return np.asarray(positions[self.token_rows] + self.token_places, dtype=np.int32)
 
     def counts_array(self) -> mx.array:
         """(B,) int32, real new tokens per row."""

@@ -325,6 +325,7 @@ def test_a_models_own_settings_are_the_defaults_of_position_zero() -> None:
     try:
         manager = MemoryManager(engine, FAISSBackend())
         add(manager, TEXT, "one")
+        assert engine.loaded is not None
         own = engine.loaded.config["extended_mind"]
         zero = manager.request(["one"])
         assert zero.layers == frozenset(own["layers"])

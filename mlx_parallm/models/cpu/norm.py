@@ -47,7 +47,7 @@ class RowRMSNorm(nn.RMSNorm):
 
 @lru_cache(maxsize=32)
 def _share_and_eps(dim: int, eps: float) -> tuple[mx.array, mx.array]:
-    return mx.array(np.float32(1.0 / dim)), mx.array(np.float32(eps))
+    return mx.array(1.0 / dim), mx.array(eps)
 
 
 @lru_cache(maxsize=32)
