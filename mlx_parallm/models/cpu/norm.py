@@ -37,7 +37,7 @@ class RowRMSNorm(nn.RMSNorm):
         weight: mx.array = self["weight"]
         if x.dtype != mx.float32 or weight.dtype != mx.float32:
             return mx.fast.rms_norm(x, weight, self.eps)
-        if x.shape[-2] == 1 and x.ndim == 3 and x.size <= _FEW and is_fusing():
+        if x.ndim == 3 and x.shape[1] == 1 and x.size <= _FEW and is_fusing():
             share, epsilon = _share_and_eps(x.shape[-1], self.eps)
             scaled: mx.array = _scaled(x, x @ x.swapaxes(-1, -2), weight, share, epsilon)
             return scaled
