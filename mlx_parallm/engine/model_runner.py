@@ -72,6 +72,7 @@ class ModelRunner:
         self._num_unread = 0
         self._disturbed = False
         self._num_launches = 0
+        self._besides = 0.0  # seconds of launches before their decoding
 
     @property
     def num_rows(self) -> int:
@@ -129,6 +130,7 @@ class ModelRunner:
         for sequence, leader in plan.forks:
             rows = zip(self.caches, self._rows[leader.id], strict=True)
             self._rows[sequence.id] = [cache.fork(row) for cache, row in rows]
+        self._besides += time.perf_counter() - began
         sampled, guessed = self._decode(plan.decode, guesses) if plan.decode else (None, None)
         arrays = [array for score in scores for array in score.arrays]
         if sampled is not None:
@@ -223,8 +225,12 @@ class ModelRunner:
         self._read_at = now
         disturbed, self._disturbed = self._disturbed, False
         launches, self._num_launches = self._num_launches, 0
+        besides, self._besides = self._besides, 0.0
         # A step's time has one launch in it: its own, or of the step after, where that came first.
         alone = launches == 1 and not disturbed
+        if launched.waited and launches == 1:
+            # What came before decoding waited for nothing that was computing: known time.
+            seconds, alone = seconds - besides, True
         if alone and launched.decode and launched.guessed is None:
             self.pace.decoded(seconds)
         if self.drafter is None or not launched.decode:

@@ -148,11 +148,17 @@ class BatchedCache:
         Evaluated at once: as long as a graph still reads from a buffer, writing to
         the buffer would copy all of it.
         """
+        if not row.length:  # as a draft model's are, while it has nothing to guess
+            return []
         taken = [leaf.take(row.index, row.length) for leaf in self.leaves]
         mx.eval(taken)
         return taken
 
     def _put(self, slot: int, taken: list[list[mx.array]]) -> None:
+        if not taken:
+            for layer in self.layers:
+                layer.clear(slot)
+            return
         for leaf, part in zip(self.leaves, taken, strict=True):
             leaf.put(slot, part)
 

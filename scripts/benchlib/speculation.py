@@ -68,7 +68,7 @@ def speculation_loss(bench: Bench) -> Rows:
     rows: Rows = []
     with _sides("plain", "ngram", "draft") as sides:
         for size in (1, 2, 4, 8, 16, 32):
-            found = _alternate(bench, sides, size, _noise)
+            found = _alternate(bench, sides, size, _noise, requests=24)
             for name, speeds in found.items():
                 row = _row(name, size, speeds, found["plain"])
                 if name != "plain":
@@ -137,19 +137,21 @@ def _row(name: str, size: int, speeds: _Speeds, plain: _Speeds) -> dict[str, Any
 
 
 def _alternate(
-    bench: Bench, sides: Mapping[str, OurEngine], size: int, make: Make
+    bench: Bench, sides: Mapping[str, OurEngine], size: int, make: Make, requests: int = 64
 ) -> dict[str, _Speeds]:
     """All sides in turn, round by round; the first round is not counted."""
     found = {name: _Speeds() for name in sides}
     for number in range(-1, bench.rounds):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
-            timing = _run(bench, sides[name], size, number, make)
+            timing = _run(bench, sides[name], size, number, make, requests)
             if number >= 0:
                 found[name].add(timing)
     return found
 
 
-def _run(bench: Bench, side: OurEngine, clients: int, number: int, make: Make) -> Timing:
+def _run(
+    bench: Bench, side: OurEngine, clients: int, number: int, make: Make, requests: int = 64
+) -> Timing:
     """One round of the tasks.
 
     Every round asks what no round before it did: guesses may come from earlier answers.
@@ -157,7 +159,7 @@ def _run(bench: Bench, side: OurEngine, clients: int, number: int, make: Make) -
     """
     loaded = side.engine.loaded
     assert loaded is not None
-    work = make(loaded, f"{clients} {number}", max(bench.size(64, 8), 2 * clients))
+    work = make(loaded, f"{clients} {number}", max(bench.size(requests, 8), 2 * clients))
     side.run([Work(piece.prompt, 1) for piece in work], clients=clients)
     return side.run(work, clients=clients)
 
