@@ -61,6 +61,7 @@ class BatchedCache:
         self.layers = [_batched(self, cache) for cache in mlx_cache.make_prompt_cache(model)]
         for place, layer in enumerate(self.layers):
             layer.place = place
+        self._has_state = any(isinstance(leaf, BatchedStateCache) for leaf in self.leaves)
 
     @property
     def span(self) -> Span:
@@ -80,7 +81,7 @@ class BatchedCache:
     @property
     def has_state(self) -> bool:
         """Whether some layer is recurrent: such rows cannot be rewound."""
-        return any(isinstance(leaf, BatchedStateCache) for leaf in self.leaves)
+        return self._has_state
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -148,7 +149,7 @@ class BatchedCache:
         Evaluated at once: as long as a graph still reads from a buffer, writing to
         the buffer would copy all of it.
         """
-        if not row.length:  # as a draft model's are, while it has nothing to guess
+        if not row.length and not self._has_state:  # as a draft's, while it guesses nothing
             return []
         taken = [leaf.take(row.index, row.length) for leaf in self.leaves]
         mx.eval(taken)
@@ -156,8 +157,6 @@ class BatchedCache:
 
     def _put(self, slot: int, taken: list[list[mx.array]]) -> None:
         if not taken:
-            for layer in self.layers:
-                layer.clear(slot)
             return
         for leaf, part in zip(self.leaves, taken, strict=True):
             leaf.put(slot, part)
