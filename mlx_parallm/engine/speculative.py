@@ -28,7 +28,9 @@ _SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether gue
 _LOOK = 5  # steps in a row: the first ones after a change are slower than those to come
 _COLD = 2  # of them are not believed
 _MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it was measured
-_HOPED = 0.05  # time of one more guess, in a row's plain step, before more were measured
+_HOPED = (0.2, 0.05)  # time of one more guess, in a row's plain step, before any was measured;
+# the second is that of a drafter that is free
+_FEARED = 3.0  # time of a guessing step, in plain steps, likewise, when looking is paid for
 _PREFILL = 0.1  # time of a token that a drafter catches up, in a row's plain step, likewise
 _PLAIN = -1  # instead of guesses: a step that did not wait for the one before
 _ANY = -2  # instead of guesses: all steps that waited, whatever they guessed
@@ -123,7 +125,7 @@ class LengthController:
     _catch_up: _CatchUp = field(default_factory=_CatchUp)
     _rate: float = 0.7
     _gain: float = 1.0
-    _spare: float = 0.0
+    _spare: float | None = None
     _looking: int = 0
     _in_a_row: int = 0
 
@@ -139,8 +141,13 @@ class LengthController:
         if not self._may_try(size):
             return self._decide(0)
         length, cost, each = self._best(willing, size, plain)
-        if plain / size > _MARGIN * each:
+        known = self._seconds(size, _ANY) is not None
+        if known and plain / size > _MARGIN * each:
             return self._decide(length, size)
+        if not known:
+            cost = max(cost, _FEARED * plain)
+        if self._spare is None:
+            self._spare = 0.0 if known else _LOOK * (cost - plain)  # the first look is free
         if self._looking:
             self._looking -= 1
             return self._decide(length, size)
@@ -270,7 +277,7 @@ class LengthController:
             known.insert(0, (0.0, min([plain, *(seconds for _, seconds in known)])))
         last, seconds = known[-1]
         beyond = max(0.0, float(work[-1]) - last)
-        known.append((last + beyond, seconds + _HOPED * plain / size * beyond))
+        known.append((last + beyond, seconds + _HOPED[self.is_free] * plain / size * beyond))
         numbers, times = np.array(known).T
         return np.asarray(np.interp(work, numbers, times))
 
