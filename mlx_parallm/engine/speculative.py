@@ -25,12 +25,12 @@ from mlx_parallm.engine.sequence import Sequence
 _DECAY = 0.9  # of the running averages
 _MARGIN = 1.02  # guessing must promise this much more than plain decoding
 _SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether guessing pays
-_LOOK = 5  # steps in a row: the first ones after a change are slower than those to come
+_LOOK = 8  # steps in a row: the first ones after a change are slower than those to come
 _COLD = 2  # of them are not believed
 _MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it was measured
 _HOPED = (0.2, 0.05)  # time of one more guess, in a row's plain step, before any was measured;
 # the second is that of a drafter that is free
-_FEARED = 3.0  # time of a guessing step, in plain steps, likewise, when looking is paid for
+_FEARED = 2.5  # time of a guessing step, in plain steps, likewise, when looking is paid for
 _PREFILL = 0.1  # time of a token that a drafter catches up, in a row's plain step, likewise
 _PLAIN = -1  # instead of guesses: a step that did not wait for the one before
 _ANY = -2  # instead of guesses: all steps that waited, whatever they guessed
