@@ -148,6 +148,8 @@ class LengthController:
             cost = max(cost, _FEARED * plain)
         if self._spare is None:
             self._spare = 0.0 if known else _LOOK * (cost - plain)  # the first look is free
+        if self._looking and known and self._in_a_row > _COLD + 1:
+            self._looking = 0  # seen enough
         if self._looking:
             self._looking -= 1
             return self._decide(length, size)
