@@ -97,7 +97,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     fit_threads(loaded.largest_matrix)
     runner = ModelRunner(loaded.model, loaded.vocab_size)
     capture = Capture(loaded.model)
-    own = (loaded.config.get("extended_mind") or {}).get("layers")
+    own = loaded.memory_defaults.get("layers")
     layers = None if args.all_layers or own is None else frozenset(own)
     views = {size: random_view(capture, size) for size in args.sizes if size}
     results = []

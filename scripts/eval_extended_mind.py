@@ -206,7 +206,7 @@ def main() -> None:
             print(f"layer {layer}\n{table([evaluation.row(size) for size in args.sizes])}")
         return
     if args.layers is None:
-        args.layers = (loaded.config.get("extended_mind") or {}).get("layers")
+        args.layers = loaded.memory_defaults.get("layers")
     rows = [evaluation.row(size) for size in args.sizes]
     print(table(rows))
     if args.json is not None:

@@ -82,7 +82,7 @@ class ModelDrafter:
         """(B, T) the next tokens of each row."""
         inputs = np.zeros((len(rows), max(counts)), dtype=np.int32)
         for place, (sequence, row, count) in enumerate(zip(sequences, rows, counts, strict=True)):
-            inputs[place, :count] = sequence.tokens[row.length : row.length + count]
+            inputs[place, :count] = sequence.tokens_between(row.length, row.length + count)
         return mx.array(inputs)
 
     def _forward(self, inputs: mx.array, counts: list[int], width: int) -> mx.array:

@@ -25,7 +25,6 @@ class Proposal:
             is none; None where the drafter cannot say.
         caught_up: tokens that the drafter computed before it could guess, and
         seconds: how long these took.
-        began: when guessing began, in seconds; the ModelRunner's.
     """
 
     guesses: mx.array | np.ndarray
@@ -33,7 +32,6 @@ class Proposal:
     odds: np.ndarray | None = None
     caught_up: int = 0
     seconds: float = 0.0
-    began: float = 0.0
 
 
 class Drafter(Protocol):

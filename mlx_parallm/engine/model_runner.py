@@ -27,6 +27,7 @@ from mlx_parallm.engine.step import (
     keep_scores,
     read_logprobs,
 )
+from mlx_parallm.engine.step_clock import StepClock
 from mlx_parallm.memory import citations
 from mlx_parallm.models import cpu_ops
 from mlx_parallm.models.adapt import adapt
@@ -34,7 +35,7 @@ from mlx_parallm.models.attention import install_attention
 from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.extended_mind import Cited
 from mlx_parallm.models.hidden import HiddenTap
-from mlx_parallm.models.packing import can_pack
+from mlx_parallm.models.packing import can_pack, token_logits
 from mlx_parallm.models.prefix_store import PrefixStore
 from mlx_parallm.models.span import Row
 
@@ -68,11 +69,7 @@ class ModelRunner:
         self._num_decoding = 0
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._cited: list[Cited] = []
-        self._read_at: float | None = None
-        self._num_unread = 0
-        self._disturbed = False
-        self._num_launches = 0
-        self._besides = 0.0  # seconds of launches before their decoding
+        self._clock = StepClock()
 
     @property
     def num_rows(self) -> int:
@@ -130,7 +127,7 @@ class ModelRunner:
         for sequence, leader in plan.forks:
             rows = zip(self.caches, self._rows[leader.id], strict=True)
             self._rows[sequence.id] = [cache.fork(row) for cache, row in rows]
-        self._besides += time.perf_counter() - began
+        besides = time.perf_counter() - began
         sampled, guessed = self._decode(plan.decode, guesses) if plan.decode else (None, None)
         arrays = [array for score in scores for array in score.arrays]
         if sampled is not None:
@@ -140,16 +137,12 @@ class ModelRunner:
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
         alone = not (plan.prefill or plan.loads or plan.forks or plan.release)
-        # Also while the step before is not read, whose time this launch is part of.
-        self._disturbed = self._disturbed or not alone
-        self._num_launches += 1
+        waited = self._clock.launched(alone=alone, besides=besides)
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
-        waited, self._num_unread = self._num_unread == 0, self._num_unread + 1
         return Launched(plan.decode, sampled, guessed, scores, complete, began, waited, cited)
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""
-        self._num_unread -= 1
         for scores in launched.scores:
             keep_scores(scores)
         results = [Result(s, complete=True, pooled=v) for s, v in launched.complete]
@@ -164,7 +157,7 @@ class ModelRunner:
 
     def rest(self) -> None:
         """Nothing runs: the time until the next step is not its own."""
-        self._read_at = None
+        self._clock.rest()
 
     def reset(self) -> None:
         """Forget every row, after a step failed."""
@@ -176,7 +169,7 @@ class ModelRunner:
         self._sums.clear()
         self._num_decoding = 0
         self._previous, self._cited = None, []
-        self._num_unread = 0
+        self._clock = StepClock()
 
     # Results
 
@@ -196,8 +189,9 @@ class ModelRunner:
         guesses = np.array(guessed.guesses)
         self.lengths.stats.draft_time += time.perf_counter() - guessed.began
         tokens = np.array(guessed.tokens)
-        accepted, firsts = guessed.accepted(guesses, tokens).tolist(), guessed.firsts.tolist()
-        rows = [s for s, n in zip(sequences, guessed.counts, strict=True) for _ in range(n + 1)]
+        accepted = guessed.accepted(guesses, tokens).tolist()
+        firsts = guessed.layout.firsts.tolist()
+        rows = [sequences[row] for row in guessed.layout.rows.tolist()]
         logprobs = read_logprobs(sampled, tokens.tolist(), rows)
         results = []
         for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
@@ -220,17 +214,7 @@ class ModelRunner:
                 cache.rewind(row, max(0, row.length - target.length))
 
     def _measure(self, launched: Launched) -> None:
-        now = time.perf_counter()
-        seconds = now - (launched.began if self._read_at is None else self._read_at)
-        self._read_at = now
-        disturbed, self._disturbed = self._disturbed, False
-        launches, self._num_launches = self._num_launches, 0
-        besides, self._besides = self._besides, 0.0
-        # A step's time has one launch in it: its own, or of the step after, where that came first.
-        alone = launches == 1 and not disturbed
-        if launched.waited and launches == 1:
-            # What came before decoding waited for nothing that was computing: known time.
-            seconds, alone = seconds - besides, True
+        seconds, alone = self._clock.read(launched.began, waited=launched.waited)
         if alone and launched.decode and launched.guessed is None:
             self.pace.decoded(seconds)
         if self.drafter is None or not launched.decode:
@@ -310,7 +294,7 @@ class ModelRunner:
         inputs = np.zeros((stop - start, width), dtype=np.int32)
         for index, (sequence, count) in by_row.items():
             first = self._row(sequence).length
-            inputs[index - start, :count] = _slice(sequence, first, first + count)
+            inputs[index - start, :count] = sequence.tokens_between(first, first + count)
         for sequence, _ in chunks:
             self._row(sequence).expected = sequence.num_tokens
         self.cache.begin(start, stop, width, counts)
@@ -365,8 +349,12 @@ class ModelRunner:
             self._join(sequence)
             self._to_decoding(sequence)
         sequences.sort(key=lambda s: self._row(s).index)
-        if most and (proposal := self._propose(sequences, most)) is not None:
-            return self._decode_guessed(sequences, proposal)
+        if most:
+            began = time.perf_counter()
+            proposal = self._propose(sequences, most)
+            if proposal is not None:
+                return self._decode_guessed(sequences, proposal, began)
+            self.lengths.stats.draft_time += time.perf_counter() - began
         tokens = self._last_tokens(sequences)
         self.cache.begin(0, self._num_decoding, 1, [1] * self._num_decoding)
         logits = self.model(tokens[:, None], cache=self.cache.layers)[:, -1, : self.vocab_size]
@@ -380,41 +368,35 @@ class ModelRunner:
         """Guesses that are worth verifying; None where there are none."""
         assert self.drafter is not None
         rows = [self._rows[s.id][-1] for s in sequences]
-        began = time.perf_counter()
         proposal = self.drafter.propose(sequences, rows, most)
-        proposal.began = began
         self.lengths.caught_up(proposal.caught_up, proposal.seconds)
         room = np.maximum([_room(s) for s in sequences], 0)
         proposal.counts = np.minimum(proposal.counts, room).astype(np.int32)
         if not self.lengths.narrow(proposal):
             for sequence in sequences:
                 self.lengths.verified(sequence, 0, 0)
-            self.lengths.stats.draft_time += time.perf_counter() - began
             return None
         return proposal
 
     def _decode_guessed(
-        self, sequences: list[Sequence], proposal: Proposal
+        self, sequences: list[Sequence], proposal: Proposal, began: float
     ) -> tuple[Sampled, Guessed]:
-        """Compute each row's last token and its guesses behind it, in one forward."""
+        """Compute each row's last token and its guesses behind it, in one forward.
+
+        began: when guessing began.
+        """
         counts, width = proposal.counts, int(proposal.counts.max()) + 1
         guesses = mx.array(proposal.guesses)[:, : width - 1]
         last = mx.array(np.array([_last(s) for s in sequences], dtype=np.int32))
         grid = mx.concatenate([last[:, None], guesses], axis=1)
         packed = self.packs and counts.sum() + len(counts) < _FULL * grid.size
         span = self.cache.begin(0, self._num_decoding, width, (counts + 1).tolist(), packed=packed)
-        if packed:
-            inputs = mx.flatten(grid)[span.pack_index()][:, None]
-            logits = self.model(inputs, cache=self.cache.layers)[:, 0, : self.vocab_size]
-        else:
-            logits = self.model(grid, cache=self.cache.layers)[..., : self.vocab_size]
-            logits = mx.flatten(logits, 0, 1)
-            logits = logits[span.pack_index()] if span.ragged else logits
+        logits = token_logits(self.model, self.cache, grid)[:, : self.vocab_size]
         self._cited = self.cache.cited()
         self.cache.commit()
-        sampled = self.sampler.sample_ahead(logits, sequences, guesses, counts)
+        sampled = self.sampler.sample_ahead(logits, sequences, guesses, span.layout)
         self._previous = None
-        return sampled, Guessed(guesses, counts, sampled.tokens, proposal.began)
+        return sampled, Guessed(guesses, counts, span.layout, sampled.tokens, began)
 
     def _last_tokens(self, sequences: list[Sequence]) -> mx.array:
         """(B,) each sequence's newest token, also where the host has not read it yet."""
@@ -444,11 +426,3 @@ def _room(sequence: Sequence) -> int:
     if sequence.params.speculative is False:
         return 0
     return sequence.params.max_tokens - sequence.num_sampled - 1
-
-
-def _slice(sequence: Sequence, start: int, stop: int) -> list[int]:
-    """Tokens [start, stop) of prompt and output together."""
-    prompt = len(sequence.prompt)
-    if stop <= prompt:
-        return sequence.prompt[start:stop]
-    return sequence.tokens[start:stop]

@@ -24,6 +24,7 @@ import numpy as np
 
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.models import ops
+from mlx_parallm.models.span import Ragged
 
 MAX_LOGPROBS = 20
 _EXACT_HALVINGS = 31
@@ -109,23 +110,22 @@ class Sampler:
         logits: mx.array,
         sequences: Items[Sequence],
         guesses: mx.array,
-        counts: np.ndarray,
+        layout: Ragged,
     ) -> Sampled:
         """Sample each sequence's next token behind 0, 1, ... guessed ones.
 
         Args:
-            logits: (N, V): sequence by sequence, counts + 1 rows each.
-            guesses: (B, k) int32; counts: (B,) how many of them count.
+            logits: (N, V).
+            guesses: (B, k) int32.
+            layout: whose each of the N rows is, and behind how many guesses.
 
         Returns:
             N rows. Every one is what `sample` would give there, had the guesses been right.
         """
-        owners = np.repeat(np.arange(len(counts)), counts + 1)
-        ahead = np.concatenate([np.arange(count + 1) for count in counts])
-        rows = [sequences[r] for r in owners.tolist()]
-        batch = _Batch(rows, logits.shape[1], None, ahead=ahead)
+        rows = [sequences[row] for row in layout.rows.tolist()]
+        batch = _Batch(rows, logits.shape[1], None, ahead=layout.places)
         if batch.penalties is not None:
-            batch.penalties.assume(guesses, owners, ahead)
+            batch.penalties.assume(guesses, layout)
         self.forget()  # its token counts do not know what will be accepted
         raw = logits.astype(mx.float32)
         result = Sampled(batch.pick(batch.process(raw)), batch.logprob_rows)
@@ -453,18 +453,14 @@ class _Penalties:
         logits[self.index] = mine
         return logits
 
-    def assume(self, guesses: mx.array, owners: np.ndarray, ahead: np.ndarray) -> None:
-        """Count the guesses before each row.
-
-        Args:
-            guesses: (B, k).
-            owners, ahead: each row's sequence, and how many of its guesses are before it.
-        """
-        for place in range(1, int(ahead.max()) + 1):
-            mine = [p for p, row in enumerate(self.rows) if ahead[row] >= place]
+    def assume(self, guesses: mx.array, layout: Ragged) -> None:
+        """Count the guesses before each row; guesses (B, k), layout as in `sample_ahead`."""
+        for place in range(1, int(layout.places.max()) + 1):
+            mine = [p for p, row in enumerate(self.rows) if layout.places[row] >= place]
             if not mine:
                 return
-            tokens = guesses[mx.array(owners[[self.rows[p] for p in mine]]), place - 1]
+            owners = layout.rows[[self.rows[p] for p in mine]]
+            tokens = guesses[mx.array(owners), place - 1]
             index = mx.array(mine)
             self.counts = self.counts.at[index, tokens].add(1.0)
             self.seen[index, tokens] = mx.array(True)

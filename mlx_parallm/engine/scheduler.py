@@ -447,7 +447,7 @@ def prefill_budget(
     if not decoding:
         return config.idle_prefill_tokens
     crowd = min(_MOST_CHUNKS, max(1, behind // decoding))
-    return min(chunk or config.prefill_chunk, config.prefill_chunk) * crowd
+    return (chunk or config.prefill_chunk) * crowd
 
 
 def _order(sequence: Sequence) -> tuple[int, float, int]:

@@ -221,3 +221,9 @@ class Sequence:
     def tokens(self) -> list[int]:
         """Prompt and output, a new list."""
         return self.prompt + self.output
+
+    def tokens_between(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) of prompt and output together."""
+        if stop <= len(self.prompt):
+            return self.prompt[start:stop]
+        return self.tokens[start:stop]

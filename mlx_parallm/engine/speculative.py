@@ -28,8 +28,8 @@ _SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether gue
 _LOOK = 8  # steps in a row: the first ones after a change are slower than those to come
 _COLD = 2  # of them are not believed
 _MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it was measured
-_HOPED = (0.2, 0.05)  # time of one more guess, in a row's plain step, before any was measured;
-# the second is that of a drafter that is free
+_HOPED = 0.2  # time of one more guess, in a row's plain step, before any was measured
+_HOPED_FREE = 0.05  # the same of a drafter that is free
 _FEARED = 2.5  # time of a guessing step, in plain steps, likewise, when looking is paid for
 _PREFILL = 0.1  # time of a token that a drafter catches up, in a row's plain step, likewise
 _PLAIN = -1  # instead of guesses: a step that did not wait for the one before
@@ -182,8 +182,7 @@ class LengthController:
 
     def work(self, counts: np.ndarray) -> float:
         """What a step has to compute for guesses: (B,) of each row, and padding by its share."""
-        total = float(counts.sum())
-        return total + self.padding * (len(counts) * float(counts.max(initial=0)) - total)
+        return float(self._work(len(counts), counts.sum(), counts.max(initial=0)))
 
     def measured(
         self, size: int, work: float, seconds: float, *, waited: bool, alone: bool = True
@@ -199,7 +198,7 @@ class LengthController:
         if waited:
             self._add_cost(size, _level(int(work)), seconds, work)
             self._add_cost(size, _ANY, seconds, work)
-        elif not work:
+        else:
             self._add_cost(size, _PLAIN, seconds, 0)
 
     def caught_up(self, tokens: int, seconds: float) -> None:
@@ -244,11 +243,14 @@ class LengthController:
         if not odds.size:
             return 0
         plain = self._seconds(size, _PLAIN) or 1.0
-        numbers = np.arange(1, len(odds) + 1)
-        work = numbers + self.padding * (size * widest - numbers)
+        work = self._work(size, np.arange(1, len(odds) + 1), widest)
         seconds = self._estimate(size, np.concatenate([[0.0], work]), plain)
         rates = (size + np.concatenate([[0.0], np.cumsum(odds)])) / seconds
         return int(rates.argmax())
+
+    def _work(self, size: int, guesses: np.ndarray, widest: np.ndarray) -> np.ndarray:
+        """See `work`: of so many guesses, of which the row with the most has `widest`."""
+        return np.asarray(guesses + self.padding * (size * widest - guesses))
 
     def _best(self, willing: Items[Sequence], size: int, plain: float) -> tuple[int, float, float]:
         """The best number of guesses a row, the seconds of that step and those of a token."""
@@ -279,7 +281,8 @@ class LengthController:
             known.insert(0, (0.0, min([plain, *(seconds for _, seconds in known)])))
         last, seconds = known[-1]
         beyond = max(0.0, float(work[-1]) - last)
-        known.append((last + beyond, seconds + _HOPED[self.is_free] * plain / size * beyond))
+        hoped = (_HOPED_FREE if self.is_free else _HOPED) * plain / size
+        known.append((last + beyond, seconds + hoped * beyond))
         numbers, times = np.array(known).T
         return np.asarray(np.interp(work, numbers, times))
 

@@ -11,6 +11,7 @@ from mlx_parallm.engine.sampler import Sampled
 from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.memory.citations import TokenCitation
 from mlx_parallm.models.extended_mind import Cited
+from mlx_parallm.models.span import Ragged
 
 
 @dataclass(slots=True)
@@ -59,26 +60,23 @@ class Guessed:
 
     Attributes:
         guesses: (B, k) int32; counts: (B,) how many of them count.
+        layout: how each row's counts + 1 tokens lie behind each other, N in all.
         tokens: (N,) int32, sampled behind 0, 1, ... `counts` guesses of each row.
         began: when guessing began, in seconds.
     """
 
     guesses: mx.array
     counts: np.ndarray
+    layout: Ragged
     tokens: mx.array
     began: float
-
-    @property
-    def firsts(self) -> np.ndarray:
-        """(B,) where each row begins among the tokens."""
-        return np.asarray(np.cumsum(self.counts + 1) - (self.counts + 1))
 
     def accepted(self, guesses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(B,) guesses up to each row's first wrong one."""
         most = guesses.shape[1]
         counts = self.counts[:, None] > np.arange(most)
         # Places behind a row's last guess do not count, whatever they hold.
-        places = np.minimum(self.firsts[:, None] + np.arange(most), len(tokens) - 1)
+        places = np.minimum(self.layout.firsts[:, None] + np.arange(most), len(tokens) - 1)
         right = (tokens[places] == guesses) & counts
         return np.asarray(np.cumprod(right, axis=1).sum(axis=1))
 

@@ -78,7 +78,7 @@ class MemoryManager:
         self.backend = backend
         self._engine = engine
         self._loaded: LoadedModel = engine.loaded
-        self._defaults: dict[str, Any] = dict(engine.loaded.config.get("extended_mind") or {})
+        self._defaults = engine.loaded.memory_defaults
         self._fingerprint: str | None = None
         self._collections: dict[str, StoredCollection] = {}
         self._lock = threading.Lock()

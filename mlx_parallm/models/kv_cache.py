@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_parallm.models.attention import attend_packed
-from mlx_parallm.models.layer_cache import BLOCK, MAX_WIDTH, LayerCache, resized, round_up
+from mlx_parallm.models.layer_cache import BLOCK, MAX_WIDTH, LayerCache, enlarged, resized, round_up
 
 if TYPE_CHECKING:
     from mlx_parallm.models.base import BatchedCache
@@ -69,7 +69,7 @@ class BatchedKVCache(LayerCache):
         window = window_size or self.window
         if window is not None and span.needed <= window:
             window = None
-        if span.uniform and not span.packed and window is None and not return_array:
+        if span.uniform and window is None and not return_array:
             return None if N == 1 else "causal"
         columns = self._columns()
         ring = self.ring_size is not None and columns == self.ring_size
@@ -105,7 +105,7 @@ class BatchedKVCache(LayerCache):
         assert buffer is not None
         span, first = self.span, int(self.span.lengths[0])
         slots, heads, capacity, dim = buffer.shape
-        if span.uniform and not span.packed and first + span.width <= capacity:
+        if span.uniform and first + span.width <= capacity:
             buffer[span.start : span.stop, :, first : first + span.width] = new
             return buffer
         flat = buffer.reshape(-1, dim)
@@ -202,8 +202,4 @@ def _grow(buffer: mx.array | None, slots: int, capacity: int, like: mx.array) ->
     _, heads, _, dim = like.shape
     if buffer is None:
         return mx.zeros((slots, heads, capacity, dim), like.dtype)
-    grown = mx.zeros((slots, heads, capacity, dim), buffer.dtype)
-    grown[:, :, : buffer.shape[2]] = buffer
-    # Now, or what is written to it next would copy all of it, and the old ones stay longer.
-    mx.eval(grown)
-    return grown
+    return enlarged(buffer, (slots, heads, capacity, dim))

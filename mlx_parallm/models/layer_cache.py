@@ -88,6 +88,13 @@ def resized(buffer: mx.array, slots: int) -> mx.array:
     held = buffer.shape[0]
     if slots <= held:
         return mx.contiguous(buffer[:slots])
-    grown = mx.zeros((slots, *buffer.shape[1:]), buffer.dtype)
-    grown[:held] = buffer
+    return enlarged(buffer, (slots, *buffer.shape[1:]))
+
+
+def enlarged(buffer: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """The buffer's contents in a corner of a larger one, zeros elsewhere."""
+    grown = mx.zeros(shape, buffer.dtype)
+    grown[tuple(slice(size) for size in buffer.shape)] = buffer
+    # Now, or what is written to it next would copy all of it, and the old one stays longer.
+    mx.eval(grown)
     return grown

@@ -68,6 +68,11 @@ class LoadedModel:
     predictors: dict[str, Predictor] = field(default_factory=dict)
 
     @property
+    def memory_defaults(self) -> dict[str, Any]:
+        """What config.json says of Extended Mind memories; see MemoryManager."""
+        return dict(self.config.get("extended_mind") or {})
+
+    @property
     def largest_matrix(self) -> int:
         """Entries of the largest weight with more than one axis."""
         weights: list[mx.array] = list(dict(tree_flatten(self.model.parameters())).values())

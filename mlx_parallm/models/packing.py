@@ -45,6 +45,21 @@ def can_pack(model: Any) -> bool:
     return bool((apart < tolerance).item())
 
 
+def token_logits(model: Any, cache: BatchedCache, grid: mx.array) -> mx.array:
+    """(N, V) logits of the real tokens, row by row, of the forward that the cache has begun.
+
+    Args:
+        grid: (B, T) token ids, padded.
+    """
+    span = cache.span
+    if span.packed:
+        tokens = mx.flatten(grid)[span.pack_index()]
+        packed: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
+        return packed
+    logits = mx.flatten(model(grid, cache=cache.layers), 0, 1)
+    return logits[span.pack_index()] if span.ragged else logits
+
+
 def _second_forward(model: Any, packed: bool) -> mx.array:
     """(N, V) logits of the real tokens, behind a first token in each row."""
     cache = BatchedCache(model)
@@ -56,11 +71,7 @@ def _second_forward(model: Any, packed: bool) -> mx.array:
     mx.eval(model(mx.array(first), cache=cache.layers), cache.arrays)
     cache.commit()
     inputs = np.arange(11, 11 + size * width, dtype=np.int32).reshape(size, width)
-    span = cache.begin(0, size, width, _COUNTS, packed=packed)
-    real = (span.token_rows, span.token_places)
-    if packed:
-        logits: mx.array = model(mx.array(inputs[real][:, None]), cache=cache.layers)[:, 0]
-    else:
-        logits = model(mx.array(inputs), cache=cache.layers)[tuple(map(mx.array, real))]
+    cache.begin(0, size, width, _COUNTS, packed=packed)
+    logits = token_logits(model, cache, mx.array(inputs))
     mx.eval(logits)
     return logits

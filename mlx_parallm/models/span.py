@@ -30,6 +30,23 @@ class Row:
     memory: Any = None
 
 
+class Ragged:
+    """Rows of different numbers of tokens, one behind the other.
+
+    Args:
+        counts: (B,) tokens of each row, N in all.
+
+    Attributes:
+        firsts: (B,) where each row begins.
+        rows, places: (N,) the row of each token, and how many of that row's are before it.
+    """
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.firsts: np.ndarray = np.cumsum(counts) - counts
+        self.rows: np.ndarray = np.repeat(np.arange(len(counts)), counts)
+        self.places: np.ndarray = np.arange(len(self.rows)) - self.firsts[self.rows]
+
+
 @dataclass(eq=False)
 class Span:
     """The rows and new tokens of one forward.
@@ -66,8 +83,9 @@ class Span:
 
     @cached_property
     def uniform(self) -> bool:
-        """Whether every row writes to the same columns, without padding."""
-        return bool((self.lengths == self.lengths[0]).all() and not self.ragged)
+        """Whether every row writes to the same columns, in one piece and without padding."""
+        same = (self.lengths == self.lengths[0]).all()
+        return bool(same and not self.ragged and not self.packed)
 
     @cached_property
     def ragged(self) -> bool:
@@ -75,19 +93,9 @@ class Span:
         return bool((self.counts != self.width).any())
 
     @cached_property
-    def token_rows(self) -> np.ndarray:
-        """(N,) the row of each real token, in order."""
-        return np.asarray(np.repeat(np.arange(self.size), self.counts))
-
-    @cached_property
-    def token_places(self) -> np.ndarray:
-        """(N,) how many new tokens of its row are before each real token."""
-        return np.asarray(np.arange(len(self.token_rows)) - self._firsts[self.token_rows])
-
-    @cached_property
-    def _firsts(self) -> np.ndarray:
-        """(B,) the number of real tokens in the rows before."""
-        return np.asarray(np.cumsum(self.counts) - self.counts)
+    def layout(self) -> Ragged:
+        """Where the N real tokens belong."""
+        return Ragged(self.counts)
 
     def grid_index(self) -> mx.array:
         """(B * T,) the token of each place in the grid; padding has one of its neighbours."""
@@ -95,14 +103,14 @@ class Span:
 
     def _grid_index(self) -> mx.array:
         places = np.minimum(np.arange(self.width)[None], np.maximum(self.counts - 1, 0)[:, None])
-        index = np.minimum(self._firsts[:, None] + places, len(self.token_rows) - 1)
+        index = np.minimum(self.layout.firsts[:, None] + places, len(self.layout.rows) - 1)
         return mx.array(index.reshape(-1).astype(np.int32))
 
     def pack_index(self) -> mx.array:
         """(N,) the place in the grid of each real token."""
         return self._memo(
             ("pack",),
-            lambda: mx.array((self.token_rows * self.width + self.token_places).astype(np.int32)),
+            lambda: mx.array((self.layout.rows * self.width + self.layout.places).astype(np.int32)),
         )
 
     def offsets(self) -> mx.array:
@@ -113,7 +121,7 @@ class Span:
         positions = self.lengths if self.shifts is None else self.lengths + self.shifts
         if not self.packed:
             return positions
-        return np.asarray(positions[self.token_rows] + self.token_places, dtype=np.int32)
+        return np.asarray(positions[self.layout.rows] + self.layout.places, dtype=np.int32)
 
     def counts_array(self) -> mx.array:
         """(B,) int32, real new tokens per row."""
@@ -137,8 +145,8 @@ class Span:
         slots = np.arange(self.start, self.stop)[:, None, None]
         columns = (self.lengths[:, None] + np.arange(self.width)[None]) % capacity
         if self.packed:
-            slots = slots[self.token_rows]
-            columns = columns[self.token_rows, self.token_places][:, None]
+            slots = slots[self.layout.rows]
+            columns = columns[self.layout.rows, self.layout.places][:, None]
         index = (slots * heads + np.arange(heads)[None, :, None]) * capacity + columns[:, None]
         return mx.array(index.reshape(-1).astype(np.int32))
 

@@ -16,6 +16,7 @@ from benchlib.work import Timing, Work
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, LoadedModel, load_model
 
+_REQUESTS = 64  # of a round
 _CEILING = 12  # guesses: the JSON of a tool call is often known that far ahead
 
 # (seed, requests) -> what to run on a model.
@@ -137,7 +138,7 @@ def _row(name: str, size: int, speeds: _Speeds, plain: _Speeds) -> dict[str, Any
 
 
 def _alternate(
-    bench: Bench, sides: Mapping[str, OurEngine], size: int, make: Make, requests: int = 64
+    bench: Bench, sides: Mapping[str, OurEngine], size: int, make: Make, requests: int = _REQUESTS
 ) -> dict[str, _Speeds]:
     """All sides in turn, round by round; the first round is not counted."""
     found = {name: _Speeds() for name in sides}
@@ -150,7 +151,7 @@ def _alternate(
 
 
 def _run(
-    bench: Bench, side: OurEngine, clients: int, number: int, make: Make, requests: int = 64
+    bench: Bench, side: OurEngine, clients: int, number: int, make: Make, requests: int = _REQUESTS
 ) -> Timing:
     """One round of the tasks.
 

@@ -17,6 +17,7 @@ from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence
 from mlx_parallm.engine.speculative import LengthController
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.span import Ragged
 from tests.conftest import assert_no_leaks
 from tests.engine import mock
 from tests.engine.driver import Driver, copy_of, greedy
@@ -148,9 +149,10 @@ def test_verified_tokens_have_the_right_distribution(settings: dict[str, Any]) -
     sequences = [
         Sequence([1, 2], SamplingParams(max_tokens=9, seed=int(seed), **settings)) for seed in seeds
     ]
-    guesses, counts = mx.full((draws, 2), guess, dtype=mx.int32), np.full(draws, 2)
+    guesses = mx.full((draws, 2), guess, dtype=mx.int32)
+    layout = Ragged(np.full(draws, 3))
     repeated = mx.broadcast_to(logits, (draws, 3, vocab)).reshape(-1, vocab)
-    tokens = np.array(Sampler(vocab).sample_ahead(repeated, sequences, guesses, counts).tokens)
+    tokens = np.array(Sampler(vocab).sample_ahead(repeated, sequences, guesses, layout).tokens)
     tokens = tokens.reshape(draws, 3)
     for place in range(3):
         # The oracle: plain sampling's distribution behind the same tokens.
@@ -167,31 +169,10 @@ def test_verified_tokens_have_the_right_distribution(settings: dict[str, Any]) -
 def test_ngrams_are_those_that_occurred_last() -> None:
     own = OwnNgrams()
     own.extend([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], [])
-    assert own.look_up(
-        (
-            1,
-            2,
-            3,
-        )
-    ) == (8, ("own", 3, 0))
+    assert own.look_up((1, 2, 3)) == (8, ("own", 3, 0))
     own.extend([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], [5, 2, 3])
-    assert own.look_up(
-        (
-            7,
-            2,
-            3,
-        )
-    ) == (5, ("own", 2, 0))
-    assert (
-        own.look_up(
-            (
-                7,
-                7,
-                7,
-            )
-        )[1]
-        is None
-    )
+    assert own.look_up((7, 2, 3)) == (5, ("own", 2, 0))
+    assert own.look_up((7, 7, 7))[1] is None
 
 
 def test_what_others_wrote_is_guessed() -> None:
@@ -221,26 +202,8 @@ def test_shared_ngrams_forget_the_oldest() -> None:
     shared = SharedNgrams(memory=10)
     shared.extend(list(range(100)), 0)
     assert len(shared) == 10
-    assert (
-        shared.look_up(
-            (
-                96,
-                97,
-                98,
-            )
-        )[0]
-        == 99
-    )
-    assert (
-        shared.look_up(
-            (
-                10,
-                11,
-                12,
-            )
-        )[1]
-        is None
-    )
+    assert shared.look_up((96, 97, 98))[0] == 99
+    assert shared.look_up((10, 11, 12))[1] is None
 
 
 def test_a_drafter_forgets_those_that_left() -> None:

@@ -14,7 +14,7 @@ from mlx_parallm.models import cpu_ops
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.attention import install_attention
 from mlx_parallm.models.base import BatchedCache
-from mlx_parallm.models.packing import can_pack
+from mlx_parallm.models.packing import can_pack, token_logits
 from tests.models.architectures import TINY, build, vocab_size
 
 _PACKED = ("llama", "qwen2", "qwen3", "mistral3", "gpt_oss", "qwen3_moe", "phi3")
@@ -43,12 +43,8 @@ def forward(
     cache.commit()
     mx.eval(cache.arrays)
     inputs = rng.integers(0, 90, (len(counts), max(counts)))
-    span = cache.begin(0, len(counts), max(counts), counts, packed=packed)
-    real = span.token_rows, span.token_places
-    if packed:
-        logits = model(mx.array(inputs[real][:, None]), cache=cache.layers)[:, 0]
-    else:
-        logits = model(mx.array(inputs), cache=cache.layers)[tuple(map(mx.array, real))]
+    cache.begin(0, len(counts), max(counts), counts, packed=packed)
+    logits = token_logits(model, cache, mx.array(inputs))
     cache.commit()
     mx.eval(logits, cache.arrays)
     return logits, cache

@@ -38,12 +38,10 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, for finite gates; any shape, both the same."""
     if gate.dtype != mx.float32 or up.dtype != mx.float32 or gate.shape != up.shape:
         return mx.multiply(nn.silu(gate), up)
-    if is_small(gate) and gate.ndim == 3 and gate.shape[1] == 1:
-        few: mx.array = _gated_few(gate, up)
-        return few
     # A strided input would make MLX compile another kernel.
     gate, up = mx.contiguous(gate), mx.contiguous(up)
-    product: mx.array = _gated(gate, up, exp_negated(gate))
+    small = is_small(gate)
+    product: mx.array = _gated_few(gate, up) if small else _gated(gate, up, exp_negated(gate))
     return product
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,18 @@ class Fused:
 
     def compile(self) -> None:
         """Build the kernel. Raises RuntimeError where the compiler fails."""
-        for sample in self._samples:
-            mx.eval(self._fused(*sample))
+        for arguments in self._samples:
+            mx.eval(self._fused(*arguments))
 
 
-def fused(*sample: mx.array, also: Samples = ()) -> Callable[[Callable[..., Any]], Fused]:
+def fused(*arguments: mx.array, also: Samples = ()) -> Callable[[Callable[..., Any]], Fused]:
     """Decorator: make a Fused of a function that takes arrays like these, or `also` like those."""
-    return lambda function: Fused(function, (sample, *also))
+    return lambda function: Fused(function, (arguments, *also))
+
+
+def sample(*shapes: tuple[int, ...]) -> tuple[mx.array, ...]:
+    """Arguments for `fused`. Data and not operations: whichever thread computes may use them."""
+    return tuple(mx.array(np.ones(shape, np.float32)) for shape in shapes)
 
 
 def is_fusing() -> bool:

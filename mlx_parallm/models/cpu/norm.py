@@ -12,15 +12,13 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_parallm.models.cpu.fusing import fused, is_fusing
+from mlx_parallm.models.cpu.fusing import fused, is_fusing, sample
 
 _FEW = 8192  # numbers, from which on more operations on vectors are faster
 
 
 def _sample(rows: int) -> tuple[mx.array, ...]:
-    # Data and not operations: whichever thread computes may use them.
-    shapes = ((rows, 1, 8), (rows, 1, 1), (8,), (), ())
-    return tuple(mx.array(np.ones(shape, np.float32)) for shape in shapes)
+    return sample((rows, 1, 8), (rows, 1, 1), (8,), (), ())
 
 
 @fused(*_sample(1), also=(_sample(2),))

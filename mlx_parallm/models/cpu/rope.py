@@ -15,7 +15,7 @@ import numpy as np
 from mlx import nn
 from mlx_lm.models import rope_utils
 
-from mlx_parallm.models.cpu.fusing import fused
+from mlx_parallm.models.cpu.fusing import fused, sample
 
 # Embeddings that rotate position p by p times fixed frequencies, in halves.
 _SUPPORTED = (
@@ -35,9 +35,7 @@ Rows = tuple[mx.array, mx.array]
 
 
 def _sample(rows: int) -> tuple[mx.array, ...]:
-    # Data and not operations: whichever thread computes may use them.
-    x, factor = (mx.array(np.ones((rows, n, 1, 8), np.float32)) for n in (2, 1))
-    return x, factor, x, factor
+    return sample(*[(rows, heads, 1, 8) for heads in (2, 1, 2, 1)])
 
 
 @fused(*_sample(1), also=(_sample(2),))
