@@ -57,6 +57,12 @@ class ModelDrafter:
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
         """See Drafter: a model's guesses stay what they are."""
 
+    def observe(self, sequences: list[Sequence]) -> None:
+        """See Drafter: its rows hold all that it needs."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """See Drafter: its cache's rows leave with the target's."""
+
     def reset(self) -> None:
         """See Drafter."""
         self.cache = BatchedCache(self.model)

@@ -54,5 +54,11 @@ class Drafter(Protocol):
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
         """What became of the newest proposal: guesses looked at and accepted, by row."""
 
+    def observe(self, sequences: list[Sequence]) -> None:
+        """Take in what is known of these sequences by now, while a step computes."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """Its row is gone."""
+
     def reset(self) -> None:
         """Forget every row."""

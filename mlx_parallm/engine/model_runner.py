@@ -136,6 +136,8 @@ class ModelRunner:
         arrays += [array for part in cited for array in (part.ids, part.weights)]
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
+        if self.drafter is not None and guesses:
+            self.drafter.observe(plan.decode)
         alone = not (plan.prefill or plan.loads or plan.forks or plan.release)
         waited = self._clock.launched(alone=alone, besides=besides)
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
@@ -231,6 +233,8 @@ class ModelRunner:
         if rows is None:
             return
         self.lengths.forget(sequence)
+        if self.drafter is not None:
+            self.drafter.forget(sequence)
         self._sums.pop(sequence.id, None)
         if self.prefixes is not None:
             self.prefixes.save(self.cache, rows[0], sequence)

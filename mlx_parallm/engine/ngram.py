@@ -2,14 +2,19 @@
 
 Two books are read: a sequence's own tokens, prompt included (Saxena, "Prompt Lookup
 Decoding", 2023), and what all sequences of this server wrote so far (Oliaro et al.,
-"SuffixDecoding", arXiv 2411.04975). How far either is to be believed is learned from
-what became of earlier guesses. What is guessed changes the speed only, never a token.
+"SuffixDecoding", arXiv 2411.04975). Both are asked by several contexts, as compressors
+that mix contexts do (Mahoney, "Adaptive Weighing of Context Models", 2005): the last n
+tokens, or n tokens with the newest ones left out, since what is said of one name is often
+said of the next. How far a context is to be believed is learned from what became of
+earlier guesses, of every token on its own. What is guessed changes the speed only, never
+a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,23 +23,45 @@ from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.span import Row
 
-_OWN_SIZES = (6, 4, 3, 2)
-_SHARED_SIZES = (8, 5, 3)
-_LONGEST = max(*_OWN_SIZES, *_SHARED_SIZES)
-_LEARNING = 0.05  # of the belief in a kind of guess
-_HOPELESS = 0.15  # a run of guesses ends when it is less likely than this
-_MOST_HITS = 16  # what was seen long ago counts half
 
-# (book, size of the n-gram, how sure the book is): what a guess's chance depends on.
-Kind = tuple[str, int, int]
-_OWN_KINDS: list[Kind] = [("own", size, 0) for size in _OWN_SIZES]
+class Context(NamedTuple):
+    """What a book is asked by: `size` tokens, behind which `skip` newer ones are left out."""
+
+    shared: bool
+    size: int
+    skip: int = 0
+
+
+# In the order in which they are asked, the most telling ones first.
+CONTEXTS = (
+    Context(True, 10),
+    Context(True, 6),
+    Context(False, 5),
+    Context(True, 4),
+    Context(True, 3, 2),
+    Context(False, 2),
+    Context(True, 2),
+    Context(False, 1),
+    Context(True, 1),
+)
+_LONGEST = max(context.size + context.skip for context in CONTEXTS)
+_SURE = 0.8  # no further context is asked
+_HOPELESS = 0.15  # a run of guesses ends when it is less likely than this
+_LEARNING = 0.05  # of the belief in a kind of guess
+_LEARNING_TOKEN = 0.1  # of the belief in one token of that kind, at least
+_MOST_HITS = 16  # what was seen long ago counts half
+_LEVELS = 4  # of how sure a book is
+_LONGEST_TAIL = 64  # tokens that are read of a sequence that ended
+
+Kind = int  # of a guess: its context, and how sure the book is
+Table = dict[tuple[int, ...], "Follower"]
 
 
 class NgramDrafter:
     """Looks up what followed the last few tokens before.
 
     Args:
-        memory: n-grams of all sequences that are kept; the oldest go first.
+        memory: followers of all sequences that are kept; the oldest go first.
     """
 
     caches: list[BatchedCache] = []  # noqa: RUF012  no model, no cache
@@ -43,98 +70,133 @@ class NgramDrafter:
     def __init__(self, memory: int = 200_000) -> None:
         self._own: dict[int, OwnNgrams] = {}
         self._shared = SharedNgrams(memory)
-        self._belief: dict[Kind, float] = {}
-        self._asked: list[list[Kind]] = []
+        self._beliefs = Beliefs(memory)
+        self._asked: list[list[tuple[Kind, int]]] = []
 
     def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
         """See Drafter."""
         guesses = np.zeros((len(sequences), most), dtype=np.int32)
         odds = np.zeros((len(sequences), most), dtype=np.float32)
-        alive, asked = {}, []
+        self._asked = []
         for place, sequence in enumerate(sequences):
-            own = alive[sequence.id] = self._own.get(sequence.id) or OwnNgrams()
-            self._read(own, sequence)
-            kinds: list[Kind] = []
-            found = self._guess(own, most, kinds)
-            guesses[place, : len(found)] = [token for token, _ in found]
-            odds[place, : len(found)] = [chance for _, chance in found]
-            asked.append(kinds)
-        self._own, self._asked = alive, asked
-        return Proposal(guesses, np.array([len(kinds) for kinds in asked], np.int32), odds)
+            own = self._own.get(sequence.id)
+            if own is None:
+                own = self._own[sequence.id] = OwnNgrams(sequence.prompt)
+            found, chances = self._guess(own, sequence, most)
+            self._asked.append(found)
+            guesses[place, : len(found)] = [token for _, token in found]
+            odds[place, : len(found)] = chances
+        return Proposal(guesses, np.array([len(found) for found in self._asked], np.int32), odds)
+
+    def observe(self, sequences: list[Sequence]) -> None:
+        """See Drafter: take in the tokens that are new."""
+        for sequence in sequences:
+            own = self._own.get(sequence.id)
+            if own is not None:
+                self._read(own, sequence.output)
 
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
         """See Drafter."""
-        for kinds, tried, right in zip(self._asked, verified, accepted, strict=True):
+        for asked, tried, right in zip(self._asked, verified, accepted, strict=True):
             # The guess behind the first wrong one says nothing.
-            for place, kind in enumerate(kinds[: min(tried, right + 1)]):
-                belief = self._believe(kind)
-                self._belief[kind] = belief + _LEARNING * ((place < right) - belief)
+            for place, (kind, token) in enumerate(asked[: min(tried, right + 1)]):
+                self._beliefs.learn(kind, token, right=place < right)
+
+    def forget(self, sequence: Sequence) -> None:
+        """See Drafter: its end is worth knowing too."""
+        own = self._own.pop(sequence.id, None)
+        if own is not None and len(sequence.output) - own.num_output <= _LONGEST_TAIL:
+            self._read(own, sequence.output)
 
     def reset(self) -> None:
         """See Drafter."""
         self._own, self._asked = {}, []
 
-    def _read(self, own: OwnNgrams, sequence: Sequence) -> None:
-        """Take in the tokens that are new."""
-        known = len(own.tokens)
-        own.extend(sequence.prompt, sequence.output)
-        self._shared.extend(own.tokens, max(known, len(sequence.prompt)))
+    def _read(self, own: OwnNgrams, output: list[int]) -> None:
+        first = len(own.tokens)
+        own.extend(output)
+        self._shared.extend(own.tokens, first)
 
-    def _guess(self, own: OwnNgrams, most: int, kinds: list[Kind]) -> list[tuple[int, float]]:
-        """(token, chance that it and all before it are right), and the kind of each."""
-        recent = tuple(own.tokens[-_LONGEST:])
-        chance, found = 1.0, []
+    def _guess(
+        self, own: OwnNgrams, sequence: Sequence, most: int
+    ) -> tuple[list[tuple[Kind, int]], list[float]]:
+        """(kind, token) of guesses, and of each the chance that it and all before are right."""
+        end = sequence.num_tokens
+        recent = tuple(sequence.tokens_between(max(0, end - _LONGEST), end))
+        found: list[tuple[Kind, int]] = []
+        chances: list[float] = []
+        chance = 1.0
         for _ in range(most):
-            token, kind = own.look_up(recent)
-            sure = self._believe(kind) if kind is not None else 0.0
-            other, other_kind = self._shared.look_up(recent)
-            if other_kind is not None and (believed := self._believe(other_kind)) > sure:
-                token, kind, sure = other, other_kind, believed
-            chance *= sure
-            if kind is None or chance < _HOPELESS:
+            kind, token, belief = self._next(own, recent)
+            chance *= belief
+            if chance < _HOPELESS:
                 break
-            found.append((token, chance))
-            kinds.append(kind)
+            found.append((kind, token))
+            chances.append(chance)
             recent = (*recent[1 - _LONGEST :], token)
-        return found
+        return found, chances
 
-    def _believe(self, kind: Kind) -> float:
-        """Chance that a guess of this kind is right; a longer match is a better one."""
-        found = self._belief.get(kind)
-        return min(0.3 + 0.1 * kind[1], 0.8) if found is None else found
+    def _next(self, own: OwnNgrams, recent: tuple[int, ...]) -> tuple[Kind, int, float]:
+        """The kind and token of the best guess behind `recent`, and the belief in it."""
+        best: tuple[Kind, int, float] = (0, 0, 0.0)
+        for place, (shared, size, skip) in enumerate(CONTEXTS):
+            if size + skip > len(recent):
+                continue
+            key = recent[-size:] if not skip else recent[-size - skip : -skip]
+            if shared:
+                follower = self._shared.tables[place].get(key)
+                if follower is None:
+                    continue
+                kind, token = place * _LEVELS + follower.sureness, follower.token
+            else:
+                at = own.ends[place].get(key)
+                if at is None:
+                    continue
+                kind, token = place * _LEVELS, own.tokens[at]
+            belief = self._beliefs.of(kind, token)
+            if belief > best[2]:
+                best = (kind, token, belief)
+                if belief > _SURE:
+                    break
+        return best
 
 
 class OwnNgrams:
-    """Where each n-gram of one growing sequence ended last."""
+    """One growing sequence, and where each of its n-grams ended last.
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self._last: dict[tuple[int, ...], int] = {}
+    Args:
+        prompt: its first tokens.
 
-    def extend(self, prompt: list[int], output: list[int]) -> None:
-        """Take in new tokens; n-grams at the very end are not indexed yet."""
-        known = len(self.tokens)
-        if known < len(prompt):
-            self.tokens += prompt[known:]
-        self.tokens += output[max(0, len(self.tokens) - len(prompt)) :]
-        tokens, last = self.tokens, self._last
-        for end in range(max(1, known), len(tokens)):
-            for size in _OWN_SIZES:
-                if end >= size:
-                    last[tuple(tokens[end - size : end])] = end
+    Attributes:
+        tokens: all that were taken in; num_output: how many of them are no prompt.
+        ends: by context, n-gram -> index of the token behind it.
+    """
 
-    def look_up(self, recent: tuple[int, ...]) -> tuple[int, Kind | None]:
-        """The token that followed the longest known ending of `recent`, and its kind."""
-        for kind in _OWN_KINDS:
-            size = kind[1]
-            end = self._last.get(recent[-size:]) if size <= len(recent) else None
-            if end is not None:
-                return self.tokens[end], kind
-        return 0, None
+    def __init__(self, prompt: list[int]) -> None:
+        self.tokens = list(prompt)
+        self.num_output = 0
+        self.ends: dict[int, dict[tuple[int, ...], int]] = {
+            place: {} for place, context in enumerate(CONTEXTS) if not context.shared
+        }
+        self._index(1)
+
+    def extend(self, output: list[int]) -> None:
+        """Take in the tokens of the output that are new."""
+        first = len(self.tokens)
+        self.tokens += output[self.num_output :]
+        self.num_output = len(output)
+        self._index(first)
+
+    def _index(self, first: int) -> None:
+        tokens = self.tokens
+        for place, ends in self.ends.items():
+            size = CONTEXTS[place].size
+            for end in range(max(first, size), len(tokens)):
+                ends[tuple(tokens[end - size : end])] = end
 
 
 @dataclass(slots=True)
-class _Follower:
+class Follower:
     """The token that mostly followed an n-gram, and how often it did and did not."""
 
     token: int
@@ -161,36 +223,82 @@ class _Follower:
 
 
 class SharedNgrams:
-    """What followed each n-gram in all that was written."""
+    """What followed each n-gram in all that was written.
+
+    Args:
+        memory: followers that are kept, an equal part of them by each context.
+
+    Attributes:
+        tables: by context, n-gram -> Follower; those used last are last.
+    """
 
     def __init__(self, memory: int) -> None:
-        self._memory = memory
-        self._followers: dict[tuple[int, ...], _Follower] = {}
+        self.tables: dict[int, Table] = {
+            place: {} for place, context in enumerate(CONTEXTS) if context.shared
+        }
+        self._most = memory // len(self.tables)
 
     def __len__(self) -> int:
-        return len(self._followers)
+        return sum(map(len, self.tables.values()))
 
-    def extend(self, tokens: list[int], start: int) -> None:
-        """Take in tokens[start:], each behind those before it."""
-        followers = self._followers
-        for place in range(start, len(tokens)):
-            for size in _SHARED_SIZES:
-                if place < size:
-                    continue
-                key = tuple(tokens[place - size : place])
-                follower = followers.pop(key, None)
+    def extend(self, tokens: list[int], first: int) -> None:
+        """Take in tokens[first:], each behind those before it."""
+        for place, table in self.tables.items():
+            _, size, skip = CONTEXTS[place]
+            for end in range(max(first, size + skip), len(tokens)):
+                key = tuple(tokens[end - size - skip : end - skip])
+                follower = table.pop(key, None)
                 if follower is None:
-                    follower = _Follower(tokens[place])
+                    follower = Follower(tokens[end])
                 else:
-                    follower.add(tokens[place])
-                followers[key] = follower  # last in the order of age
-        while len(followers) > self._memory:
-            del followers[next(iter(followers))]
+                    follower.add(tokens[end])
+                table[key] = follower
+            while len(table) > self._most:
+                del table[next(iter(table))]
 
-    def look_up(self, recent: tuple[int, ...]) -> tuple[int, Kind | None]:
-        """The token that followed the longest known ending of `recent`, and its kind."""
-        for size in _SHARED_SIZES:
-            follower = self._followers.get(recent[-size:]) if size <= len(recent) else None
-            if follower is not None:
-                return follower.token, ("shared", size, follower.sureness)
-        return 0, None
+
+@dataclass(slots=True)
+class Belief:
+    """The chance that a guess is right, and how often it was tried."""
+
+    chance: float
+    tried: int = 1
+
+    def learn(self, right: bool, least: float) -> None:
+        """One more try; the first ones count more, and every one at least by `least`."""
+        self.tried += 1
+        self.chance += max(least, 1 / (self.tried + 1)) * (right - self.chance)
+
+
+@dataclass(slots=True)
+class Beliefs:
+    """Chances of guesses: of each kind, and of each token of a kind once it was tried.
+
+    Attributes:
+        memory: tokens' beliefs that are kept; the oldest go first.
+    """
+
+    memory: int
+    _kinds: dict[Kind, float] = field(default_factory=dict)
+    _tokens: dict[tuple[Kind, int], Belief] = field(default_factory=dict)
+
+    def of(self, kind: Kind, token: int) -> float:
+        """The chance of this token, guessed by this kind."""
+        belief = self._tokens.get((kind, token))
+        return self._of_kind(kind) if belief is None else belief.chance
+
+    def learn(self, kind: Kind, token: int, *, right: bool) -> None:
+        """What became of such a guess."""
+        chance = self._of_kind(kind)
+        belief = self._tokens.get((kind, token))
+        if belief is None:
+            belief = self._tokens[kind, token] = Belief(chance)
+            if len(self._tokens) > self.memory:
+                del self._tokens[next(iter(self._tokens))]
+        belief.learn(right, _LEARNING_TOKEN)
+        self._kinds[kind] = chance + _LEARNING * (right - chance)
+
+    def _of_kind(self, kind: Kind) -> float:
+        """A longer context is a better one, as long as nothing is known."""
+        found = self._kinds.get(kind)
+        return min(0.3 + 0.1 * CONTEXTS[kind // _LEVELS].size, 0.8) if found is None else found

@@ -127,7 +127,9 @@ class LengthController:
     _gain: float = 1.0
     _spare: float | None = None
     _looking: int = 0
+    _resting: int = 0
     _in_a_row: int = 0
+    _waited: bool = False
 
     def choose(self, sequences: Items[Sequence], lag: int = 0) -> int:
         """Guesses a row for this step at most, 0 where plain decoding is faster.
@@ -140,27 +142,45 @@ class LengthController:
             return self._decide(0)  # the plain step is measured first
         if not self._may_try(size):
             return self._decide(0)
-        length, cost, each = self._best(willing, size, plain)
+        length, seconds, tokens = self._best(willing, size, plain)
+        by_plain_steps = tokens / size * plain  # the time of as many tokens
         known = self._seconds(size, _ANY) is not None
-        if known and plain / size > _MARGIN * each:
-            return self._decide(length, size)
+        if known and by_plain_steps > _MARGIN * seconds:
+            lost = plain - seconds * size / tokens
+            return self._decide(0 if self._rests(lost, seconds) else length, size)
         if not known:
-            cost = max(cost, _FEARED * plain)
+            seconds = max(seconds, _FEARED * plain)
+        loss = _LOOK * max(0.0, seconds - by_plain_steps)
         if self._spare is None:
-            self._spare = 0.0 if known else _LOOK * (cost - plain)  # the first look is free
-        if self._looking and known and self._in_a_row > _COLD + 1:
+            self._spare = 0.0 if known else loss  # the first look is free
+        if self._looking and known and self._waited and self._in_a_row > _COLD + 1:
             self._looking = 0  # seen enough
         if self._looking:
             self._looking -= 1
             return self._decide(length, size)
         self._spare += _SPARE_SHARE * plain
         catch_up = self._catch_up.seconds or _PREFILL * plain / size
-        price = _LOOK * max(cost - plain, 0.0) + lag * catch_up
+        price = loss + lag * catch_up
         if self._spare < price:
             return self._decide(0)
         self._spare -= price
         self._looking = _LOOK - 1
         return self._decide(length, size)
+
+    def _rests(self, lost: float, seconds: float) -> bool:
+        """Whether to take a plain step though guessing pays, to see how long those take by now.
+
+        lost: seconds that it loses; seconds: of the guessing step instead.
+        """
+        if self._resting:
+            self._resting -= 1
+            return True
+        self._spare = (self._spare or 0.0) + _SPARE_SHARE * seconds
+        if self._spare < _LOOK * lost:
+            return False
+        self._spare -= _LOOK * lost
+        self._resting = _LOOK - 1
+        return True
 
     def narrow(self, proposal: Proposal) -> int:
         """Keep the guesses that are worth verifying, the likeliest ones; returns how many."""
@@ -192,8 +212,9 @@ class LengthController:
         waited: it was launched after the step before was read.
         alone: nothing else was done meanwhile.
         """
-        self._in_a_row = self._in_a_row + 1 if waited else 0
-        if not alone or 0 < self._in_a_row <= _COLD:
+        self._in_a_row = self._in_a_row + 1 if waited is self._waited else 1
+        self._waited = waited
+        if not alone or self._in_a_row <= _COLD:
             return
         if waited:
             self._add_cost(size, _level(int(work)), seconds, work)
@@ -253,18 +274,18 @@ class LengthController:
         return np.asarray(guesses + self.padding * (size * widest - guesses))
 
     def _best(self, willing: Items[Sequence], size: int, plain: float) -> tuple[int, float, float]:
-        """The best number of guesses a row, the seconds of that step and those of a token."""
+        """The best number of guesses a row, the seconds of that step and its tokens."""
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
-            cost = self._seconds(size, _ANY) or plain
-            return self.ceiling, cost, cost / (size + gained)
+            return self.ceiling, self._seconds(size, _ANY) or plain, size + gained
         rates = [self._rates.get(s.id, self._rate) for s in willing]
         lengths = np.arange(1, self.ceiling + 1)
         costs = self._estimate(size, lengths * float(len(willing)), plain)
         expected = [sum(_expected(rate, int(n)) for rate in rates) for n in lengths]
-        each = costs / (size + np.array(expected))
-        best = int(each.argmin())
-        return best + 1, float(costs[best]), float(each[best]) + self._catch_up.per_token
+        tokens = size + np.array(expected)
+        best = int((costs / tokens).argmin())
+        reading = self._catch_up.per_token * tokens[best]
+        return best + 1, float(costs[best] + reading), float(tokens[best])
 
     def _estimate(self, size: int, work: np.ndarray, plain: float) -> np.ndarray:
         """Seconds of steps with so much work, falling nowhere: measured, or between those that

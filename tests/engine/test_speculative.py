@@ -11,7 +11,6 @@ import pytest
 
 from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.engine import Engine, EngineConfig
-from mlx_parallm.engine.ngram import NgramDrafter, OwnNgrams, SharedNgrams
 from mlx_parallm.engine.sampler import Sampler
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence
 from mlx_parallm.engine.speculative import LengthController
@@ -166,57 +165,9 @@ def test_verified_tokens_have_the_right_distribution(settings: dict[str, Any]) -
         assert statistic < 45, f"place {place}"  # p < 1e-5 at 11 degrees of freedom
 
 
-def test_ngrams_are_those_that_occurred_last() -> None:
-    own = OwnNgrams()
-    own.extend([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], [])
-    assert own.look_up((1, 2, 3)) == (8, ("own", 3, 0))
-    own.extend([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], [5, 2, 3])
-    assert own.look_up((7, 2, 3)) == (5, ("own", 2, 0))
-    assert own.look_up((7, 7, 7))[1] is None
-
-
-def test_what_others_wrote_is_guessed() -> None:
-    drafter, answer = NgramDrafter(), [5, 6, 7, 8, 9, 5, 4, 3]
-    one = greedy([1, 2, 30, 31, 32])
-    one.output = answer
-    drafter.propose([one], [], 4)
-    other = greedy([9, 9, 30, 31, 32])
-    proposal = drafter.propose([other], [], 4)
-    assert proposal.guesses[0, : proposal.counts[0]].tolist() == answer[: proposal.counts[0]]
-    assert proposal.counts[0] >= 2
-    assert proposal.odds is not None
-    odds = proposal.odds[0, : proposal.counts[0]].tolist()
-    assert odds == sorted(odds, reverse=True)
-
-
-def test_a_book_that_is_wrong_is_not_believed_again() -> None:
-    drafter, sequence = NgramDrafter(), greedy([1, 2, 3, 4, 1, 2, 3])
-    assert drafter.propose([sequence], [], 4).counts[0]
-    for _ in range(100):
-        drafter.propose([sequence], [], 4)
-        drafter.learn([4], [0])
-    assert not drafter.propose([sequence], [], 4).counts[0]
-
-
-def test_shared_ngrams_forget_the_oldest() -> None:
-    shared = SharedNgrams(memory=10)
-    shared.extend(list(range(100)), 0)
-    assert len(shared) == 10
-    assert shared.look_up((96, 97, 98))[0] == 99
-    assert shared.look_up((10, 11, 12))[1] is None
-
-
-def test_a_drafter_forgets_those_that_left() -> None:
-    drafter = NgramDrafter()
-    one, other = greedy([1, 2, 1, 2]), greedy([3, 4, 3, 4])
-    drafter.propose([one, other], [], 2)
-    drafter.propose([other], [], 2)
-    assert list(drafter._own) == [other.id]
-
-
 def test_guessing_stops_where_it_does_not_pay() -> None:
     controller, rows = LengthController(4), [greedy([1, 2]) for _ in range(8)]
-    for _ in range(2):
+    for _ in range(4):  # the first two of a run are not believed
         assert controller.choose(rows) == 0  # the plain step is measured first
         controller.measured(8, 0, 1.0, waited=False)
     for length in range(1, 5):
@@ -245,7 +196,7 @@ def test_looking_again_costs_little(is_free: bool) -> None:
 
 def test_guessing_goes_on_where_it_pays() -> None:
     controller, rows = LengthController(4), [greedy([1, 2])]
-    for _ in range(2):
+    for _ in range(4):
         controller.choose(rows)
         controller.measured(1, 0, 1.0, waited=False)
     for length in range(1, 5):
@@ -259,9 +210,39 @@ def test_guessing_goes_on_where_it_pays() -> None:
     assert controller.choose(rows) == 0
 
 
+def test_looking_at_plain_steps_costs_little() -> None:
+    """Where guessing pays it goes on, but for a few plain steps that are measured anew."""
+    controller, rows = LengthController(4, is_free=True), [greedy([1, 2])]
+    for _ in range(4):
+        controller.choose(rows)
+        controller.measured(1, 0, 1.0, waited=False)
+    plain = 0
+    for _ in range(3000):
+        length = controller.choose(rows)
+        plain += not length
+        controller.verified(rows[0], length, length)
+        controller.measured(1, length, 1.5 if length else 1.0, waited=length > 0)
+    assert 40 < plain < 300
+
+
+def test_guessing_stops_when_plain_steps_become_faster() -> None:
+    """Of their time is known what was measured before guessing began: it is looked at again."""
+    controller, rows = LengthController(4, is_free=True), [greedy([1, 2])]
+    for _ in range(4):
+        controller.choose(rows)
+        controller.measured(1, 0, 3.0, waited=False)  # the machine was busy
+    last: list[int] = []
+    for _ in range(3000):
+        length = controller.choose(rows)
+        controller.verified(rows[0], length, min(length, 1))
+        controller.measured(1, length, 3.0 if length else 1.0, waited=length > 0)
+        last = [*last[-99:], length]
+    assert sum(length > 0 for length in last) < 20
+
+
 def test_a_draft_that_must_read_long_prompts_for_short_answers_does_not_pay() -> None:
     controller, rows = LengthController(4), [greedy([1, 2])]
-    for _ in range(2):
+    for _ in range(4):
         controller.choose(rows)
         controller.measured(1, 0, 1.0, waited=False)
     for _ in range(4):  # the first two of a run are not believed
