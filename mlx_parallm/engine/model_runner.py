@@ -96,11 +96,12 @@ class ModelRunner:
         """
         if self.drafter is None or not sequences:
             return 0
-        lag = 0
-        if not self.drafter.is_free:
-            rows = (self._rows.get(s.id) for s in sequences)
-            lag = sum(each[0].length - each[-1].length for each in rows if each is not None)
-        return self.lengths.choose(sequences, lag)
+        return self.lengths.choose(sequences, lambda: self._lag(sequences))
+
+    def _lag(self, sequences: list[Sequence]) -> int:
+        """Tokens that the drafter's rows are behind the target's."""
+        rows = (self._rows.get(s.id) for s in sequences)
+        return sum(each[0].length - each[-1].length for each in rows if each is not None)
 
     def launch(self, plan: Plan, guesses: int = 0) -> Launched:
         """Start a step; returns while it computes."""

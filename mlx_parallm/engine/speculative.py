@@ -14,6 +14,7 @@ acceptance so far promises. Where it does not pay, nothing is guessed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
@@ -127,60 +128,81 @@ class LengthController:
     _gain: float = 1.0
     _spare: float | None = None
     _looking: int = 0
-    _resting: int = 0
     _in_a_row: int = 0
     _waited: bool = False
+    _plain_at: int = 0
+    _plain_run: int = 0
 
-    def choose(self, sequences: Items[Sequence], lag: int = 0) -> int:
+    def choose(self, sequences: Items[Sequence], lag: Callable[[], int] = int) -> int:
         """Guesses a row for this step at most, 0 where plain decoding is faster.
 
-        lag: tokens that the drafter has to compute before it can guess.
+        A decision for a plain step holds for some more, since deciding takes time too.
+
+        lag: says how many tokens the drafter has to compute before it can guess.
         """
+        bucket = _bucket(len(sequences))
+        if bucket == self._plain_at and self._plain_run < _LOOK:
+            length = 0
+        else:
+            length = self._decide(sequences, lag)
+        self._plain_at = 0 if length else bucket
+        self._plain_run += not length
+        self.stats.current_length = length
+        self.stats.off_steps += not length
+        return length
+
+    def _decide(self, sequences: Items[Sequence], lag: Callable[[], int]) -> int:
+        """See `choose`."""
+        plain_run, self._plain_run = self._plain_run, 0
         willing = [s for s in sequences if s.params.speculative is not False]
         size, plain = len(sequences), self._seconds(len(sequences), _PLAIN)
-        if not willing or not self.ceiling or plain is None:
-            return self._decide(0)  # the plain step is measured first
-        if not self._may_try(size):
-            return self._decide(0)
+        if not willing or not self.ceiling or plain is None or not self._may_try(size):
+            return 0  # the plain step is measured first
         length, seconds, tokens = self._best(willing, size, plain)
         by_plain_steps = tokens / size * plain  # the time of as many tokens
         known = self._seconds(size, _ANY) is not None
         if known and by_plain_steps > _MARGIN * seconds:
-            lost = plain - seconds * size / tokens
-            return self._decide(0 if self._rests(lost, seconds) else length, size)
+            saved = plain - seconds * size / tokens
+            return self._try(0 if self._pays_look(saved, seconds) else length, size)
         if not known:
             seconds = max(seconds, _FEARED * plain)
-        loss = _LOOK * max(0.0, seconds - by_plain_steps)
+        loss = max(0.0, seconds - by_plain_steps)
         if self._spare is None:
-            self._spare = 0.0 if known else loss  # the first look is free
+            self._spare = 0.0 if known else _LOOK * loss  # the first look is free
         if self._looking and known and self._waited and self._in_a_row > _COLD + 1:
             self._looking = 0  # seen enough
         if self._looking:
             self._looking -= 1
-            return self._decide(length, size)
-        self._spare += _SPARE_SHARE * plain
-        catch_up = self._catch_up.seconds or _PREFILL * plain / size
-        price = loss + lag * catch_up
-        if self._spare < price:
-            return self._decide(0)
-        self._spare -= price
+            return self._try(length, size)
+        if not self._pays_look(
+            loss, plain * plain_run, lambda: lag() * self._reading(plain / size)
+        ):
+            return 0
         self._looking = _LOOK - 1
-        return self._decide(length, size)
+        return self._try(length, size)
 
-    def _rests(self, lost: float, seconds: float) -> bool:
-        """Whether to take a plain step though guessing pays, to see how long those take by now.
+    def _pays_look(self, lost: float, earned: float, besides: Callable[[], float] = float) -> bool:
+        """Whether the account pays for some steps of the kind that seems to be the slower one.
 
-        lost: seconds that it loses; seconds: of the guessing step instead.
+        Args:
+            lost: seconds by each of them; besides: says how many all of them lose besides.
+            earned: seconds of steps since it was asked last, which a share of is paid in.
         """
-        if self._resting:
-            self._resting -= 1
-            return True
-        self._spare = (self._spare or 0.0) + _SPARE_SHARE * seconds
-        if self._spare < _LOOK * lost:
+        self._spare = (self._spare or 0.0) + _SPARE_SHARE * earned
+        price = _LOOK * lost
+        if self._spare < price or self._spare < (price := price + besides()):
             return False
-        self._spare -= _LOOK * lost
-        self._resting = _LOOK - 1
+        self._spare -= price
         return True
+
+    def _reading(self, hoped: float) -> float:
+        """Seconds of a token that a drafter catches up."""
+        return self._catch_up.seconds or _PREFILL * hoped
+
+    def _try(self, length: int, size: int) -> int:
+        if length:
+            self._tries[_bucket(size)] = self._tries.get(_bucket(size), 0) + 1
+        return length
 
     def narrow(self, proposal: Proposal) -> int:
         """Keep the guesses that are worth verifying, the likeliest ones; returns how many."""
@@ -278,11 +300,11 @@ class LengthController:
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
             return self.ceiling, self._seconds(size, _ANY) or plain, size + gained
-        rates = [self._rates.get(s.id, self._rate) for s in willing]
+        rates = np.array([self._rates.get(s.id, self._rate) for s in willing])
         lengths = np.arange(1, self.ceiling + 1)
         costs = self._estimate(size, lengths * float(len(willing)), plain)
-        expected = [sum(_expected(rate, int(n)) for rate in rates) for n in lengths]
-        tokens = size + np.array(expected)
+        # Of n guesses, each with this rate, those before the first wrong one are accepted.
+        tokens = size + (rates[:, None] ** lengths).sum(axis=0).cumsum()
         best = int((costs / tokens).argmin())
         reading = self._catch_up.per_token * tokens[best]
         return best + 1, float(costs[best] + reading), float(tokens[best])
@@ -312,13 +334,6 @@ class LengthController:
         known = self._seconds(size, _ANY) is not None
         return known or self._tries.get(_bucket(size), 0) < _MOST_TRIES
 
-    def _decide(self, length: int, size: int = 0) -> int:
-        if length:
-            self._tries[_bucket(size)] = self._tries.get(_bucket(size), 0) + 1
-        self.stats.current_length = length
-        self.stats.off_steps += not length
-        return length
-
     def _add_cost(self, size: int, level: int, seconds: float, work: float) -> None:
         self._costs.setdefault((_bucket(size), level), _Cost()).add(seconds, work)
 
@@ -337,8 +352,3 @@ def _level(work: int) -> int:
         return work
     power = 1 << (work.bit_length() - 1)
     return power * 3 // 2 if work >= power * 3 // 2 else power
-
-
-def _expected(rate: float, length: int) -> float:
-    """Guesses of `length` that are accepted on average, each with this rate."""
-    return sum(rate**place for place in range(1, length + 1))

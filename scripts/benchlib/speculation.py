@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,11 @@ from benchlib.work import Timing, Work
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, LoadedModel, load_model
 
-_REQUESTS = 64  # of a round
+_REQUESTS = 64  # of a round that is not compared with another
+# Rounds for each of --rounds, with few requests each: a shared machine is slow for seconds,
+# and so for both sides of a short round.
+_SHORT_ROUNDS = 8
+_FEW_REQUESTS = 8
 _CEILING = 12  # guesses: the JSON of a tool call is often known that far ahead
 
 # (seed, requests) -> what to run on a model.
@@ -38,9 +43,13 @@ class _Speeds:
         self.row.append(tokens / sum(times[-1] - times[0] for times in decoding))
 
 
-def _paired(ours: list[float], others: list[float]) -> float:
-    """The median of the rounds' ratios: a machine is slow for both sides of a round."""
-    return round(statistics.median(a / b for a, b in zip(ours, others, strict=True)), 2)
+def _paired(ours: list[float], others: list[float]) -> tuple[float, float]:
+    """The geometric mean of the rounds' ratios, and its standard error. Not the median, which
+    would not show what happens in a few rounds only."""
+    ratios = [math.log(a / b) for a, b in zip(ours, others, strict=True)]
+    mean = math.exp(statistics.fmean(ratios))
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+    return round(mean, 3), round(mean * error, 3)
 
 
 @scenario("speculation")
@@ -69,7 +78,7 @@ def speculation_loss(bench: Bench) -> Rows:
     rows: Rows = []
     with _sides("plain", "ngram", "draft") as sides:
         for size in (1, 2, 4, 8, 16, 32):
-            found = _alternate(bench, sides, size, _noise, requests=24)
+            found = _alternate(bench, sides, size, _noise)
             for name, speeds in found.items():
                 row = _row(name, size, speeds, found["plain"])
                 if name != "plain":
@@ -127,23 +136,28 @@ def table(bench: Bench) -> Rows:
 
 
 def _row(name: str, size: int, speeds: _Speeds, plain: _Speeds) -> dict[str, Any]:
+    of_all, all_error = _paired(speeds.all, plain.all)
+    of_row, row_error = _paired(speeds.row, plain.row)
     return {
         "side": name,
         "rows": size,
         "tokens/s": round(statistics.median(speeds.all), 1),
-        "all / plain": _paired(speeds.all, plain.all),
+        "all / plain": of_all,
+        "+-": all_error,
         "a row's tokens/s": round(statistics.median(speeds.row), 1),
-        "a row / plain": _paired(speeds.row, plain.row),
+        "a row / plain": of_row,
+        "row +-": row_error,
     }
 
 
 def _alternate(
-    bench: Bench, sides: Mapping[str, OurEngine], size: int, make: Make, requests: int = _REQUESTS
+    bench: Bench, sides: Mapping[str, OurEngine], size: int, make: Make
 ) -> dict[str, _Speeds]:
-    """All sides in turn, round by round; the first round is not counted."""
+    """All sides in turn, in many short rounds; the first one is longer and not counted."""
     found = {name: _Speeds() for name in sides}
-    for number in range(-1, bench.rounds):
+    for number in range(-1, 1 if bench.quick else bench.rounds * _SHORT_ROUNDS):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
+            requests = _REQUESTS if number < 0 else _FEW_REQUESTS
             timing = _run(bench, sides[name], size, number, make, requests)
             if number >= 0:
                 found[name].add(timing)

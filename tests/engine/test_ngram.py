@@ -19,8 +19,7 @@ from tests.engine.driver import greedy
 def guesses(drafter: NgramDrafter, sequence: Sequence, most: int = 4) -> list[int]:
     """The guesses for one sequence."""
     proposal = drafter.propose([sequence], [], most)
-    found = [int(token) for token in proposal.guesses[0, : proposal.counts[0]]]
-    return found
+    return [int(token) for token in proposal.guesses[0, : proposal.counts[0]]]
 
 
 def written(drafter: NgramDrafter, prompt: list[int], output: list[int]) -> Sequence:

@@ -183,7 +183,7 @@ def test_looking_again_costs_little(is_free: bool) -> None:
     controller = LengthController(4, is_free)
     rows, spent, extra = [greedy([1, 2]) for _ in range(8)], 0.0, 0.0
     for _ in range(3000):
-        length = controller.choose(rows, 0 if is_free else 100)
+        length = controller.choose(rows, lambda: 0 if is_free else 100)
         seconds = 1.0 if not length else 40.0
         if length:
             controller.caught_up(100, 30.0)
@@ -196,7 +196,7 @@ def test_looking_again_costs_little(is_free: bool) -> None:
 
 def test_guessing_goes_on_where_it_pays() -> None:
     controller, rows = LengthController(4), [greedy([1, 2])]
-    for _ in range(4):
+    for _ in range(8):
         controller.choose(rows)
         controller.measured(1, 0, 1.0, waited=False)
     for length in range(1, 5):
@@ -213,7 +213,7 @@ def test_guessing_goes_on_where_it_pays() -> None:
 def test_looking_at_plain_steps_costs_little() -> None:
     """Where guessing pays it goes on, but for a few plain steps that are measured anew."""
     controller, rows = LengthController(4, is_free=True), [greedy([1, 2])]
-    for _ in range(4):
+    for _ in range(8):
         controller.choose(rows)
         controller.measured(1, 0, 1.0, waited=False)
     plain = 0
@@ -242,7 +242,7 @@ def test_guessing_stops_when_plain_steps_become_faster() -> None:
 
 def test_a_draft_that_must_read_long_prompts_for_short_answers_does_not_pay() -> None:
     controller, rows = LengthController(4), [greedy([1, 2])]
-    for _ in range(4):
+    for _ in range(8):
         controller.choose(rows)
         controller.measured(1, 0, 1.0, waited=False)
     for _ in range(4):  # the first two of a run are not believed
