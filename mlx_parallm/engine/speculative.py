@@ -126,6 +126,7 @@ class LengthController:
     _catch_up: _CatchUp = field(default_factory=_CatchUp)
     _rate: float = 0.7
     _gain: float = 1.0
+    _work_each: float = 2.0
     _spare: float | None = None
     _looking: int = 0
     _in_a_row: int = 0
@@ -239,6 +240,7 @@ class LengthController:
         if not alone or self._in_a_row <= _COLD:
             return
         if waited:
+            self._work_each += 0.1 * (work / size - self._work_each)
             self._add_cost(size, _level(int(work)), seconds, work)
             self._add_cost(size, _ANY, seconds, work)
         else:
@@ -299,7 +301,8 @@ class LengthController:
         """The best number of guesses a row, the seconds of that step and its tokens."""
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
-            return self.ceiling, self._seconds(size, _ANY) or plain, size + gained
+            work = np.array([self._work_each * len(willing)])
+            return self.ceiling, float(self._estimate(size, work, plain)[0]), size + gained
         rates = np.array([self._rates.get(s.id, self._rate) for s in willing])
         lengths = np.arange(1, self.ceiling + 1)
         costs = self._estimate(size, lengths * float(len(willing)), plain)
