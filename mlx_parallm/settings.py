@@ -181,7 +181,9 @@ class Settings:
         _choice("auto", "ngram", "off"),
         "guess ahead: ngram from the text so far; auto: with --draft-model, if given",
     )
-    num_draft_tokens: int = _option(4, _integer(1, 32), "the most tokens to guess in a step")
+    num_draft_tokens: int = _option(
+        12, _integer(1, 32), "the most tokens to guess in a step; fewer where more does not pay"
+    )
     max_model_len: int | None = _option(
         None, _integer(1), "longest prompt plus answer in tokens; default: the model's own"
     )

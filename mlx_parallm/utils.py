@@ -71,7 +71,7 @@ def load(
     kv_cache_memory: int | None = None,
     draft_model: str | None = None,
     speculative: str | None = None,
-    num_draft_tokens: int = 4,
+    num_draft_tokens: int = 12,
     use_extended_mind: bool = False,
     memory_dir: str | Path | None = None,
     memory_store: str | None = None,

@@ -34,4 +34,4 @@ class EngineConfig:
     prefix_cache_dir: Path | None = None
     prefix_cache_disk: int = 4 << 30
     speculative: str | None = None
-    num_draft_tokens: int = 4
+    num_draft_tokens: int = 12

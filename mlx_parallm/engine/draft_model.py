@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence as Items
 from typing import Any
 
 import mlx.core as mx
@@ -36,9 +35,13 @@ class ModelDrafter:
         """See Drafter."""
         return [self.cache]
 
+    def lag(self, sequences: list[Sequence], rows: list[Row]) -> int:
+        """See Drafter."""
+        return sum(s.num_tokens - r.length for s, r in zip(sequences, rows, strict=True))
+
     def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
         """See Drafter. The guesses are still being computed when this returns."""
-        lag = sum(s.num_tokens - r.length for s, r in zip(sequences, rows, strict=True))
+        lag = self.lag(sequences, rows)
         began = time.perf_counter()
         self._read(sequences, rows, most)
         seconds = time.perf_counter() - began
@@ -53,9 +56,6 @@ class ModelDrafter:
         counts = np.full(len(rows), most, dtype=np.int32)
         long = lag > len(rows) * (most + 1)  # more than the step before left behind
         return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)
-
-    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
-        """See Drafter: a model's guesses stay what they are."""
 
     def observe(self, sequences: list[Sequence]) -> None:
         """See Drafter: its rows hold all that it needs."""

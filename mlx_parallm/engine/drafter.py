@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +22,7 @@ class Proposal:
         counts: (B,) how many of them count.
         odds: (B, k) chance that a guess and all before it are right, 0 where there
             is none; None where the drafter cannot say.
-        caught_up: tokens that the drafter computed before it could guess, and
+        caught_up: tokens that the drafter read before it could guess, and
         seconds: how long these took.
     """
 
@@ -48,14 +47,15 @@ class Drafter(Protocol):
     def caches(self) -> list[BatchedCache]:
         """Caches whose rows must follow the target's."""
 
+    def lag(self, sequences: list[Sequence], rows: list[Row]) -> int:
+        """Tokens that it has to read before it can guess."""
+
     def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
         """At most `most` guesses a row; `rows` are the sequences' rows in its cache."""
 
-    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
-        """What became of the newest proposal: guesses looked at and accepted, by row."""
-
     def observe(self, sequences: list[Sequence]) -> None:
-        """Take in what is known of these sequences by now, while a step computes."""
+        """Take in what is known of these sequences by now, while a step computes that guesses
+        or does not."""
 
     def forget(self, sequence: Sequence) -> None:
         """Its row is gone."""

@@ -99,9 +99,10 @@ class ModelRunner:
         return self.lengths.choose(sequences, lambda: self._lag(sequences))
 
     def _lag(self, sequences: list[Sequence]) -> int:
-        """Tokens that the drafter's rows are behind the target's."""
-        rows = (self._rows.get(s.id) for s in sequences)
-        return sum(each[0].length - each[-1].length for each in rows if each is not None)
+        """Tokens that the drafter has to read first; of rows that have not joined, none yet."""
+        assert self.drafter is not None
+        joined = [s for s in sequences if s.id in self._rows]
+        return self.drafter.lag(joined, [self._rows[s.id][-1] for s in joined])
 
     def launch(self, plan: Plan, guesses: int = 0) -> Launched:
         """Start a step; returns while it computes."""
@@ -130,6 +131,8 @@ class ModelRunner:
             self._rows[sequence.id] = [cache.fork(row) for cache, row in rows]
         besides = time.perf_counter() - began
         sampled, guessed = self._decode(plan.decode, guesses) if plan.decode else (None, None)
+        if guessed is not None:
+            besides += guessed.reading
         arrays = [array for score in scores for array in score.arrays]
         if sampled is not None:
             arrays += sampled.arrays
@@ -137,7 +140,7 @@ class ModelRunner:
         arrays += [array for part in cited for array in (part.ids, part.weights)]
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
-        if self.drafter is not None and guesses:
+        if self.drafter is not None:
             self.drafter.observe(plan.decode)
         alone = not (plan.prefill or plan.loads or plan.forks or plan.release)
         waited = self._clock.launched(alone=alone, besides=besides)
@@ -204,8 +207,6 @@ class ModelRunner:
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
             taken = tokens[first : first + count + 1].tolist()
             results.append(Result(sequence, taken, found or None))
-        assert self.drafter is not None
-        self.drafter.learn(guessed.counts.tolist(), accepted)
         self._rewind_drafts(sequences)
         return results
 
@@ -240,6 +241,8 @@ class ModelRunner:
         if self.prefixes is not None:
             self.prefixes.save(self.cache, rows[0], sequence)
             self.prefixes.forget(sequence)
+        for row in rows:
+            row.length = 0  # or what it holds would be moved with it
         if rows[0].index < self._num_decoding:
             self._num_decoding -= 1
             self._swap(rows, self._num_decoding)
@@ -401,7 +404,8 @@ class ModelRunner:
         self.cache.commit()
         sampled = self.sampler.sample_ahead(logits, sequences, guesses, span.layout)
         self._previous = None
-        return sampled, Guessed(guesses, counts, span.layout, sampled.tokens, began)
+        guessed = Guessed(guesses, counts, span.layout, sampled.tokens, began, proposal.seconds)
+        return sampled, guessed
 
     def _last_tokens(self, sequences: list[Sequence]) -> mx.array:
         """(B,) each sequence's newest token, also where the host has not read it yet."""

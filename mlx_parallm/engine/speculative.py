@@ -32,7 +32,8 @@ _MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it w
 _HOPED = 0.2  # time of one more guess, in a row's plain step, before any was measured
 _HOPED_FREE = 0.05  # the same of a drafter that is free
 _FEARED = 2.5  # time of a guessing step, in plain steps, likewise, when looking is paid for
-_PREFILL = 0.1  # time of a token that a drafter catches up, in a row's plain step, likewise
+_READ = 0.1  # time of a token that a drafter has to read, in a row's plain step, likewise
+_READ_FREE = 0.005  # the same of a drafter that is free
 _PLAIN = -1  # instead of guesses: a step that did not wait for the one before
 _ANY = -2  # instead of guesses: all steps that waited, whatever they guessed
 
@@ -86,7 +87,7 @@ class _Cost:
 
 @dataclass(slots=True)
 class _CatchUp:
-    """What it costs a drafter to compute the tokens that it did not guess itself.
+    """What it costs a drafter to read the tokens that it did not guess itself.
 
     Attributes:
         seconds: of one token; per_token: of these, for each token that is written.
@@ -139,7 +140,7 @@ class LengthController:
 
         A decision for a plain step holds for some more, since deciding takes time too.
 
-        lag: says how many tokens the drafter has to compute before it can guess.
+        lag: says how many tokens the drafter has to read before it can guess.
         """
         bucket = _bucket(len(sequences))
         if bucket == self._plain_at and self._plain_run < _LOOK:
@@ -168,14 +169,14 @@ class LengthController:
         if not known:
             seconds = max(seconds, _FEARED * plain)
         loss = max(0.0, seconds - by_plain_steps)
-        if self._spare is None:
-            self._spare = 0.0 if known else _LOOK * loss  # the first look is free
         if self._looking and known and self._waited and self._in_a_row > _COLD + 1:
             self._looking = 0  # seen enough
         if self._looking:
             self._looking -= 1
             return self._try(length, size)
-        if not self._pays_look(
+        if self._spare is None:
+            self._spare = 0.0  # the first look is free
+        elif not self._pays_look(
             loss, plain * plain_run, lambda: lag() * self._reading(plain / size)
         ):
             return 0
@@ -197,8 +198,8 @@ class LengthController:
         return True
 
     def _reading(self, hoped: float) -> float:
-        """Seconds of a token that a drafter catches up."""
-        return self._catch_up.seconds or _PREFILL * hoped
+        """Seconds of a token that a drafter has to read; hoped: of a row's plain step."""
+        return self._catch_up.seconds or (_READ_FREE if self.is_free else _READ) * hoped
 
     def _try(self, length: int, size: int) -> int:
         if length:
@@ -247,7 +248,7 @@ class LengthController:
             self._add_cost(size, _PLAIN, seconds, 0)
 
     def caught_up(self, tokens: int, seconds: float) -> None:
-        """The drafter computed tokens that it had not guessed."""
+        """The drafter read tokens that it had not guessed."""
         if not tokens:
             return
         known = self._catch_up.seconds
@@ -302,7 +303,9 @@ class LengthController:
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
             work = np.array([self._work_each * len(willing)])
-            return self.ceiling, float(self._estimate(size, work, plain)[0]), size + gained
+            reading = self._catch_up.per_token * (size + gained)
+            seconds = float(self._estimate(size, work, plain)[0]) + reading
+            return self.ceiling, seconds, size + gained
         rates = np.array([self._rates.get(s.id, self._rate) for s in willing])
         lengths = np.arange(1, self.ceiling + 1)
         costs = self._estimate(size, lengths * float(len(willing)), plain)

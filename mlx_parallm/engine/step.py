@@ -63,6 +63,7 @@ class Guessed:
         layout: how each row's counts + 1 tokens lie behind each other, N in all.
         tokens: (N,) int32, sampled behind 0, 1, ... `counts` guesses of each row.
         began: when guessing began, in seconds.
+        reading: how long the drafter then read what it had not guessed itself.
     """
 
     guesses: mx.array
@@ -70,6 +71,7 @@ class Guessed:
     layout: Ragged
     tokens: mx.array
     began: float
+    reading: float
 
     def accepted(self, guesses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(B,) guesses up to each row's first wrong one."""

@@ -32,7 +32,7 @@ def written(drafter: NgramDrafter, prompt: list[int], output: list[int]) -> Sequ
 
 
 def test_own_ngrams_are_those_that_occurred_last() -> None:
-    own = OwnNgrams([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3])
+    own = OwnNgrams(Beliefs(100), [1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3])
     pairs = own.ends[CONTEXTS.index(Context(False, 2))]
     assert own.tokens[pairs[2, 3]] == 8
     own.extend([5, 2, 3])
@@ -87,12 +87,39 @@ def test_a_new_name_in_a_known_phrase_is_no_hindrance() -> None:
 
 
 def test_a_book_that_is_wrong_is_not_believed_again() -> None:
+    """A token that goes on in a new way each time is not worth a guess."""
     drafter, sequence = NgramDrafter(), greedy([1, 2, 3, 4, 1, 2, 3])
     assert guesses(drafter, sequence)
-    for _ in range(100):
-        tried = len(guesses(drafter, sequence))
-        drafter.learn([tried], [0])
+    for new in range(100, 200):
+        sequence.output += [new, 3]
+        drafter.observe([sequence])
     assert not guesses(drafter, sequence)
+
+
+def test_it_learns_where_nothing_is_guessed() -> None:
+    drafter = NgramDrafter()
+    for start in range(100, 260):
+        sequence = greedy([start])
+        sequence.output = [50, 51, 52, 53, start + 500, 54]
+        drafter.observe([sequence])
+        drafter.forget(sequence)
+    other = greedy([9])
+    other.output = [50]
+    proposal = drafter.propose([other], [], 4)
+    assert proposal.guesses[0, :3].tolist() == [51, 52, 53]
+    assert proposal.odds is not None and proposal.odds[0, 2] > 0.8
+
+
+def test_only_some_are_read_where_nothing_is_guessed() -> None:
+    drafter = NgramDrafter()
+    sequences = [greedy([place]) for place in range(64)]
+    for sequence in sequences:
+        sequence.output = [7]
+    drafter.observe(sequences)
+    assert len(drafter._read) == 8
+    drafter.propose(sequences, [], 2)
+    drafter.observe(sequences)
+    assert len(drafter._read) == 64
 
 
 def test_a_token_that_is_guessed_wrongly_does_not_discredit_others() -> None:
@@ -113,7 +140,7 @@ def test_beliefs_forget_the_oldest() -> None:
 
 
 def test_shared_ngrams_forget_the_oldest() -> None:
-    shared = SharedNgrams(memory=60)
+    shared = SharedNgrams(Beliefs(100), memory=60)
     shared.extend(list(range(100)), 0)
     assert len(shared) == 60
     triples = shared.tables[CONTEXTS.index(Context(True, 4))]
@@ -129,3 +156,4 @@ def test_a_drafter_forgets_those_that_left() -> None:
     drafter.forget(one)
     drafter.propose([other], [], 2)
     assert list(drafter._own) == [other.id]
+    assert not drafter._read
