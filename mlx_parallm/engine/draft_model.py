@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Items
 from typing import Any
 
 import mlx.core as mx
@@ -57,7 +58,10 @@ class ModelDrafter:
         long = lag > len(rows) * (most + 1)  # more than the step before left behind
         return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)
 
-    def observe(self, sequences: list[Sequence]) -> None:
+    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
+        """See Drafter: a model's guesses stay what they are."""
+
+    def observe(self, sequences: list[Sequence], *, guessing: bool) -> None:
         """See Drafter: its rows hold all that it needs."""
 
     def forget(self, sequence: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,9 +54,14 @@ class Drafter(Protocol):
     def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
         """At most `most` guesses a row; `rows` are the sequences' rows in its cache."""
 
-    def observe(self, sequences: list[Sequence]) -> None:
-        """Take in what is known of these sequences by now, while a step computes that guesses
-        or does not."""
+    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
+        """What became of the newest proposal: guesses looked at and accepted, by row."""
+
+    def observe(self, sequences: list[Sequence], *, guessing: bool) -> None:
+        """Take in what is known of these sequences by now, while a step computes.
+
+        guessing: whether guesses were asked for in that step.
+        """
 
     def forget(self, sequence: Sequence) -> None:
         """Its row is gone."""

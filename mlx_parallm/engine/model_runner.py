@@ -141,7 +141,7 @@ class ModelRunner:
         # The caches too: a graph that is not evaluated grows from step to step.
         mx.async_eval(arrays, list(self._sums.values()), *(cache.arrays for cache in self.caches))
         if self.drafter is not None:
-            self.drafter.observe(plan.decode)
+            self.drafter.observe(plan.decode, guessing=guesses > 0)
         alone = not (plan.prefill or plan.loads or plan.forks or plan.release)
         waited = self._clock.launched(alone=alone, besides=besides)
         complete = [(s, self._sums.get(s.id)) for s in plan.complete]
@@ -207,6 +207,8 @@ class ModelRunner:
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
             taken = tokens[first : first + count + 1].tolist()
             results.append(Result(sequence, taken, found or None))
+        assert self.drafter is not None
+        self.drafter.learn(guessed.counts.tolist(), accepted)
         self._rewind_drafts(sequences)
         return results
 

@@ -5,14 +5,15 @@ Decoding", 2023), and what all sequences of this server wrote so far (Oliaro et 
 "SuffixDecoding", arXiv 2411.04975). Both are asked by several contexts, as compressors
 that mix contexts do (Mahoney, "Adaptive Weighing of Context Models", 2005): the last n
 tokens, or n tokens with the newest ones left out, since what is said of one name is often
-said of the next. How far a context is to be believed is learned from every token that is
-written, whether anything was guessed there or not. What is guessed changes the speed only,
-never a token.
+said of the next. How far a context is to be believed is learned from what became of its
+guesses, of every token on its own, and where nothing is guessed from what some sequences
+write. What is guessed changes the speed only, never a token.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ _LEARNING = 0.05  # of the belief in a kind of guess
 _LEARNING_TOKEN = 0.1  # of the belief in one token of that kind, at least
 _MOST_HITS = 16  # what was seen long ago counts half
 _LEVELS = 4  # of how sure a book is
-_LONGEST_TAIL = 64  # tokens that are read of a sequence that ended
+_MOST_AT_ONCE = 64  # tokens of a sequence that are read; of those before, nothing is kept
 _SAMPLE = 8  # of so many sequences for which nothing is guessed one is read: it takes time too
 
 Kind = int  # of a guess: its context, and how sure the book is
@@ -70,82 +71,90 @@ class NgramDrafter:
 
     def __init__(self, memory: int = 200_000) -> None:
         self._beliefs = Beliefs(memory)
-        self._shared = SharedNgrams(self._beliefs, memory)
+        self._shared = SharedNgrams(memory)
         self._own: dict[int, OwnNgrams] = {}
         self._read: dict[int, int] = {}  # tokens of each sequence's output in the shared book
+        self._asked: list[list[tuple[Kind, int]]] = []
 
     def lag(self, sequences: list[Sequence], rows: list[Row]) -> int:
-        """See Drafter: the prompts that are not indexed."""
-        return sum(len(s.prompt) for s in sequences if s.id not in self._own)
+        """See Drafter: tokens that are not in a sequence's own book."""
+        books = [self._own.get(sequence.id) for sequence in sequences]
+        known = sum(len(book.tokens) for book in books if book is not None)
+        return sum(sequence.num_tokens for sequence in sequences) - known
 
     def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
         """See Drafter."""
         lag, began = self.lag(sequences, rows), time.perf_counter()
         for sequence in sequences:
             if sequence.id not in self._own:
-                self._own[sequence.id] = OwnNgrams(self._beliefs, sequence.prompt)
+                self._own[sequence.id] = OwnNgrams(sequence.prompt)
+            self._own[sequence.id].extend(sequence.output)
         seconds = time.perf_counter() - began
         guesses = np.zeros((len(sequences), most), dtype=np.int32)
         odds = np.zeros((len(sequences), most), dtype=np.float32)
-        counts = np.zeros(len(sequences), dtype=np.int32)
+        self._asked = []
         for place, sequence in enumerate(sequences):
             found, chances = self._guess(sequence, most)
-            guesses[place, : len(found)], odds[place, : len(found)] = found, chances
-            counts[place] = len(found)
+            guesses[place, : len(found)] = [token for _, token in found]
+            odds[place, : len(found)] = chances
+            self._asked.append(found)
+        counts = np.array([len(found) for found in self._asked], dtype=np.int32)
         return Proposal(guesses, counts, odds, lag, seconds)
 
-    def observe(self, sequences: list[Sequence]) -> None:
+    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
+        """See Drafter."""
+        for asked, tried, right in zip(self._asked, verified, accepted, strict=True):
+            # The guess behind the first wrong one says nothing.
+            for place, (kind, token) in enumerate(asked[: min(tried, right + 1)]):
+                self._beliefs.learn(kind, token, right=place < right)
+
+    def observe(self, sequences: list[Sequence], *, guessing: bool) -> None:
         """See Drafter: take in new tokens, of some sequences only where nothing is guessed."""
         for sequence in sequences:
-            if self._follows(sequence):
-                self._take_in(sequence)
+            if guessing or sequence.id % _SAMPLE == 0:
+                self._take_in(sequence, None if guessing else self._beliefs)
 
     def forget(self, sequence: Sequence) -> None:
         """See Drafter: its end is worth knowing too."""
-        left = len(sequence.output) - self._read.get(sequence.id, 0)
-        if self._follows(sequence) and left <= _LONGEST_TAIL:
-            self._take_in(sequence)
+        if sequence.id in self._read:
+            self._take_in(sequence, None)
         self._own.pop(sequence.id, None)
         self._read.pop(sequence.id, None)
 
     def reset(self) -> None:
         """See Drafter."""
-        self._own, self._read = {}, {}
+        self._own, self._read, self._asked = {}, {}, []
 
-    def _follows(self, sequence: Sequence) -> bool:
-        return sequence.id in self._own or sequence.id % _SAMPLE == 0
+    def _take_in(self, sequence: Sequence, beliefs: Beliefs | None) -> None:
+        """Read the newest tokens of a sequence into the shared book."""
+        written = len(sequence.output)
+        read = max(self._read.get(sequence.id, 0), written - _MOST_AT_ONCE)
+        first = len(sequence.prompt) + read
+        start = max(0, first - _LONGEST)
+        tokens = sequence.tokens_between(start, sequence.num_tokens)
+        self._shared.extend(tokens, first - start, beliefs)
+        self._read[sequence.id] = written
 
-    def _take_in(self, sequence: Sequence) -> None:
-        read, written = self._read.get(sequence.id, 0), len(sequence.output)
-        if read < written:
-            first = len(sequence.prompt) + read
-            start = max(0, first - _LONGEST)
-            self._shared.extend(sequence.tokens_between(start, sequence.num_tokens), first - start)
-            self._read[sequence.id] = written
-        own = self._own.get(sequence.id)
-        if own is not None:
-            own.extend(sequence.output)
-
-    def _guess(self, sequence: Sequence, most: int) -> tuple[list[int], list[float]]:
-        """Guesses, and of each the chance that it and all before it are right."""
+    def _guess(self, sequence: Sequence, most: int) -> tuple[list[tuple[Kind, int]], list[float]]:
+        """(kind, token) of guesses, and of each the chance that it and all before it are right."""
         own, end = self._own[sequence.id], sequence.num_tokens
         recent = tuple(sequence.tokens_between(max(0, end - _LONGEST), end))
-        found: list[int] = []
+        found: list[tuple[Kind, int]] = []
         chances: list[float] = []
         chance = 1.0
         for _ in range(most):
-            token, belief = self._next(own, recent)
+            kind, token, belief = self._next(own, recent)
             chance *= belief
             if chance < _HOPELESS:
                 break
-            found.append(token)
+            found.append((kind, token))
             chances.append(chance)
             recent = (*recent[1 - _LONGEST :], token)
         return found, chances
 
-    def _next(self, own: OwnNgrams, recent: tuple[int, ...]) -> tuple[int, float]:
-        """The best guess behind `recent`, and the belief in it."""
-        best, most = 0, 0.0
+    def _next(self, own: OwnNgrams, recent: tuple[int, ...]) -> tuple[Kind, int, float]:
+        """The kind and token of the best guess behind `recent`, and the belief in it."""
+        best: tuple[Kind, int, float] = (0, 0, 0.0)
         for place, (shared, size, skip) in enumerate(CONTEXTS):
             if size + skip > len(recent):
                 continue
@@ -161,18 +170,17 @@ class NgramDrafter:
                     continue
                 kind, token = place * _LEVELS, own.tokens[at]
             belief = self._beliefs.of(kind, token)
-            if belief > most:
-                best, most = token, belief
+            if belief > best[2]:
+                best = (kind, token, belief)
                 if belief > _SURE:
                     break
-        return best, most
+        return best
 
 
 class OwnNgrams:
     """One growing sequence, and where each of its n-grams ended last.
 
     Args:
-        beliefs: learn from every new token whether the n-grams before it knew it.
         prompt: its first tokens.
 
     Attributes:
@@ -180,32 +188,27 @@ class OwnNgrams:
         ends: by context, n-gram -> index of the token behind it.
     """
 
-    def __init__(self, beliefs: Beliefs, prompt: list[int]) -> None:
+    def __init__(self, prompt: list[int]) -> None:
         self.tokens = list(prompt)
         self.num_output = 0
         self.ends: dict[int, dict[tuple[int, ...], int]] = {
             place: {} for place, context in enumerate(CONTEXTS) if not context.shared
         }
-        self._beliefs = beliefs
-        self._index(1, len(prompt))
+        self._index(1)
 
     def extend(self, output: list[int]) -> None:
         """Take in the tokens of the output that are new."""
         first = len(self.tokens)
         self.tokens += output[self.num_output :]
         self.num_output = len(output)
-        self._index(first, first)
+        self._index(first)
 
-    def _index(self, first: int, learn_from: int) -> None:
+    def _index(self, first: int) -> None:
         tokens = self.tokens
         for place, ends in self.ends.items():
             size = CONTEXTS[place].size
             for end in range(max(first, size), len(tokens)):
-                key = tuple(tokens[end - size : end])
-                if end >= learn_from and key in ends:
-                    guess = tokens[ends[key]]
-                    self._beliefs.learn(place * _LEVELS, guess, right=guess == tokens[end])
-                ends[key] = end
+                ends[tuple(tokens[end - size : end])] = end
 
 
 @dataclass(slots=True)
@@ -239,15 +242,13 @@ class SharedNgrams:
     """What followed each n-gram in all that was written.
 
     Args:
-        beliefs: learn from every new token whether the n-grams before it knew it.
         memory: followers that are kept, an equal part of them by each context.
 
     Attributes:
         tables: by context, n-gram -> Follower; those used last are last.
     """
 
-    def __init__(self, beliefs: Beliefs, memory: int) -> None:
-        self._beliefs = beliefs
+    def __init__(self, memory: int) -> None:
         self.tables: dict[int, Table] = {
             place: {} for place, context in enumerate(CONTEXTS) if context.shared
         }
@@ -256,8 +257,11 @@ class SharedNgrams:
     def __len__(self) -> int:
         return sum(map(len, self.tables.values()))
 
-    def extend(self, tokens: list[int], first: int) -> None:
-        """Take in tokens[first:], each behind those before it."""
+    def extend(self, tokens: list[int], first: int, beliefs: Beliefs | None = None) -> None:
+        """Take in tokens[first:], each behind those before it.
+
+        beliefs: learn whether the n-grams knew what came.
+        """
         for place, table in self.tables.items():
             _, size, skip = CONTEXTS[place]
             for end in range(max(first, size + skip), len(tokens)):
@@ -266,8 +270,9 @@ class SharedNgrams:
                 if follower is None:
                     follower = Follower(token)
                 else:
-                    kind = place * _LEVELS + follower.sureness
-                    self._beliefs.learn(kind, follower.token, right=follower.token == token)
+                    if beliefs is not None:
+                        kind = place * _LEVELS + follower.sureness
+                        beliefs.learn(kind, follower.token, right=follower.token == token)
                     follower.add(token)
                 table[key] = follower
             while len(table) > self._most:

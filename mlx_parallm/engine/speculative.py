@@ -22,20 +22,15 @@ import numpy as np
 
 from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.step_costs import StepCosts, bucket
 
-_DECAY = 0.9  # of the running averages
 _MARGIN = 1.02  # guessing must promise this much more than plain decoding
 _SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether guessing pays
 _LOOK = 8  # steps in a row: the first ones after a change are slower than those to come
-_COLD = 2  # of them are not believed
 _MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it was measured
-_HOPED = 0.2  # time of one more guess, in a row's plain step, before any was measured
-_HOPED_FREE = 0.05  # the same of a drafter that is free
-_FEARED = 2.5  # time of a guessing step, in plain steps, likewise, when looking is paid for
+_FEARED = 2.5  # time of a guessing step, in plain steps, before any was measured
 _READ = 0.1  # time of a token that a drafter has to read, in a row's plain step, likewise
 _READ_FREE = 0.005  # the same of a drafter that is free
-_PLAIN = -1  # instead of guesses: a step that did not wait for the one before
-_ANY = -2  # instead of guesses: all steps that waited, whatever they guessed
 
 
 @dataclass(slots=True)
@@ -59,30 +54,6 @@ class SpeculativeStats:
     def mean_accepted_length(self) -> float:
         """Tokens a row with guesses gained in a step, its own sampled one included."""
         return 1 + self.accepted / self.rows if self.rows else 0.0
-
-
-@dataclass(slots=True)
-class _Cost:
-    """Running averages of steps' seconds and work, and how often they were measured."""
-
-    seconds: float = 0.0
-    work: float = 0.0
-    count: int = 0
-
-    @property
-    def known(self) -> bool:
-        """The first one of a shape includes allocation and tracing."""
-        return self.count >= 2
-
-    def add(self, seconds: float, work: float) -> None:
-        self.count += 1
-        self.work += max(1 - _DECAY, 1 / self.count) * (work - self.work)
-        if self.count <= 3:  # the first ones include allocation and tracing
-            self.seconds = seconds if self.count == 1 else min(self.seconds, seconds)
-        else:
-            # Slow steps are mostly other processes' doing.
-            seconds = min(seconds, 2 * self.seconds)
-            self.seconds += (1 - _DECAY) * (seconds - self.seconds)
 
 
 @dataclass(slots=True)
@@ -120,20 +91,20 @@ class LengthController:
     is_free: bool = False
     padding: float = 1.0
     stats: SpeculativeStats = field(default_factory=SpeculativeStats)
-    _costs: dict[tuple[int, int], _Cost] = field(default_factory=dict)
+    costs: StepCosts = field(default_factory=StepCosts)
     _tries: dict[int, int] = field(default_factory=dict)
     _rates: dict[int, float] = field(default_factory=dict)
     _gains: dict[int, float] = field(default_factory=dict)
     _catch_up: _CatchUp = field(default_factory=_CatchUp)
     _rate: float = 0.7
     _gain: float = 1.0
-    _work_each: float = 2.0
     _spare: float | None = None
     _looking: int = 0
-    _in_a_row: int = 0
-    _waited: bool = False
     _plain_at: int = 0
     _plain_run: int = 0
+
+    def __post_init__(self) -> None:
+        self.costs.is_free = self.is_free
 
     def choose(self, sequences: Items[Sequence], lag: Callable[[], int] = int) -> int:
         """Guesses a row for this step at most, 0 where plain decoding is faster.
@@ -142,12 +113,12 @@ class LengthController:
 
         lag: says how many tokens the drafter has to read before it can guess.
         """
-        bucket = _bucket(len(sequences))
-        if bucket == self._plain_at and self._plain_run < _LOOK:
+        rows = bucket(len(sequences))
+        if rows == self._plain_at and self._plain_run < _LOOK:
             length = 0
         else:
             length = self._decide(sequences, lag)
-        self._plain_at = 0 if length else bucket
+        self._plain_at = 0 if length else rows
         self._plain_run += not length
         self.stats.current_length = length
         self.stats.off_steps += not length
@@ -157,20 +128,20 @@ class LengthController:
         """See `choose`."""
         plain_run, self._plain_run = self._plain_run, 0
         willing = [s for s in sequences if s.params.speculative is not False]
-        size, plain = len(sequences), self._seconds(len(sequences), _PLAIN)
+        size, plain = len(sequences), self.costs.plain(len(sequences))
         if not willing or not self.ceiling or plain is None or not self._may_try(size):
             return 0  # the plain step is measured first
         length, seconds, tokens = self._best(willing, size, plain)
         by_plain_steps = tokens / size * plain  # the time of as many tokens
-        known = self._seconds(size, _ANY) is not None
+        known = self.costs.knows_guessing(size)
         if known and by_plain_steps > _MARGIN * seconds:
             saved = plain - seconds * size / tokens
             return self._try(0 if self._pays_look(saved, seconds) else length, size)
         if not known:
             seconds = max(seconds, _FEARED * plain)
         loss = max(0.0, seconds - by_plain_steps)
-        if self._looking and known and self._waited and self._in_a_row > _COLD + 1:
-            self._looking = 0  # seen enough
+        if self.costs.has_seen_enough(size):
+            self._looking = 0
         if self._looking:
             self._looking -= 1
             return self._try(length, size)
@@ -203,7 +174,7 @@ class LengthController:
 
     def _try(self, length: int, size: int) -> int:
         if length:
-            self._tries[_bucket(size)] = self._tries.get(_bucket(size), 0) + 1
+            self._tries[bucket(size)] = self._tries.get(bucket(size), 0) + 1
         return length
 
     def narrow(self, proposal: Proposal) -> int:
@@ -236,16 +207,7 @@ class LengthController:
         waited: it was launched after the step before was read.
         alone: nothing else was done meanwhile.
         """
-        self._in_a_row = self._in_a_row + 1 if waited is self._waited else 1
-        self._waited = waited
-        if not alone or self._in_a_row <= _COLD:
-            return
-        if waited:
-            self._work_each += 0.1 * (work / size - self._work_each)
-            self._add_cost(size, _level(int(work)), seconds, work)
-            self._add_cost(size, _ANY, seconds, work)
-        else:
-            self._add_cost(size, _PLAIN, seconds, 0)
+        self.costs.measured(size, work, seconds, waited=waited, alone=alone)
 
     def caught_up(self, tokens: int, seconds: float) -> None:
         """The drafter read tokens that it had not guessed."""
@@ -288,9 +250,9 @@ class LengthController:
         """
         if not odds.size:
             return 0
-        plain = self._seconds(size, _PLAIN) or 1.0
+        plain = self.costs.plain(size) or 1.0
         work = self._work(size, np.arange(1, len(odds) + 1), widest)
-        seconds = self._estimate(size, np.concatenate([[0.0], work]), plain)
+        seconds = self.costs.guessing(size, np.concatenate([[0.0], work]), plain)
         rates = (size + np.concatenate([[0.0], np.cumsum(odds)])) / seconds
         return int(rates.argmax())
 
@@ -302,59 +264,19 @@ class LengthController:
         """The best number of guesses a row, the seconds of that step and its tokens."""
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
-            work = np.array([self._work_each * len(willing)])
+            work = np.array([self.costs.work_each * len(willing)])
             reading = self._catch_up.per_token * (size + gained)
-            seconds = float(self._estimate(size, work, plain)[0]) + reading
+            seconds = float(self.costs.guessing(size, work, plain)[0]) + reading
             return self.ceiling, seconds, size + gained
         rates = np.array([self._rates.get(s.id, self._rate) for s in willing])
         lengths = np.arange(1, self.ceiling + 1)
-        costs = self._estimate(size, lengths * float(len(willing)), plain)
+        costs = self.costs.guessing(size, lengths * float(len(willing)), plain)
         # Of n guesses, each with this rate, those before the first wrong one are accepted.
         tokens = size + (rates[:, None] ** lengths).sum(axis=0).cumsum()
         best = int((costs / tokens).argmin())
         reading = self._catch_up.per_token * tokens[best]
         return best + 1, float(costs[best] + reading), float(tokens[best])
 
-    def _estimate(self, size: int, work: np.ndarray, plain: float) -> np.ndarray:
-        """Seconds of steps with so much work, falling nowhere: measured, or between those that
-        were, or hopeful beyond them."""
-        bucket = _bucket(size)
-        known = [
-            (cost.work, cost.seconds)
-            for (rows, level), cost in self._costs.items()
-            if rows == bucket and level >= 0 and cost.known
-        ]
-        known.sort()
-        if not known or known[0][0] > 0:
-            # A step that waits takes a little longer than one that does not.
-            known.insert(0, (0.0, min([plain, *(seconds for _, seconds in known)])))
-        last, seconds = known[-1]
-        beyond = max(0.0, float(work[-1]) - last)
-        hoped = (_HOPED_FREE if self.is_free else _HOPED) * plain / size
-        known.append((last + beyond, seconds + hoped * beyond))
-        numbers, times = np.array(known).T
-        return np.asarray(np.interp(work, numbers, times))
-
     def _may_try(self, size: int) -> bool:
         """Not again and again where guessing steps are never alone to be measured."""
-        known = self._seconds(size, _ANY) is not None
-        return known or self._tries.get(_bucket(size), 0) < _MOST_TRIES
-
-    def _add_cost(self, size: int, level: int, seconds: float, work: float) -> None:
-        self._costs.setdefault((_bucket(size), level), _Cost()).add(seconds, work)
-
-    def _seconds(self, size: int, level: int) -> float | None:
-        cost = self._costs.get((_bucket(size), level))
-        return cost.seconds if cost is not None and cost.known else None
-
-
-def _bucket(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
-
-
-def _level(work: int) -> int:
-    """Amounts of work that are measured together: each up to 4, then by about a third."""
-    if work <= 4:
-        return work
-    power = 1 << (work.bit_length() - 1)
-    return power * 3 // 2 if work >= power * 3 // 2 else power
+        return self.costs.knows_guessing(size) or self._tries.get(bucket(size), 0) < _MOST_TRIES
