@@ -13,6 +13,7 @@ write. What is guessed changes the speed only, never a token.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -56,7 +57,8 @@ _MOST_AT_ONCE = 64  # tokens of a sequence that are read; of those before, nothi
 _SAMPLE = 8  # of so many sequences for which nothing is guessed one is read: it takes time too
 
 Kind = int  # of a guess: its context, and how sure the book is
-Table = dict[tuple[int, ...], "Follower"]
+# Its oldest entry is found at once; a dict that loses its first ones looks through their places.
+Table = OrderedDict[tuple[int, ...], "Follower"]
 
 
 class NgramDrafter:
@@ -250,7 +252,7 @@ class SharedNgrams:
 
     def __init__(self, memory: int) -> None:
         self.tables: dict[int, Table] = {
-            place: {} for place, context in enumerate(CONTEXTS) if context.shared
+            place: OrderedDict() for place, context in enumerate(CONTEXTS) if context.shared
         }
         self._most = memory // len(self.tables)
 
@@ -266,17 +268,17 @@ class SharedNgrams:
             _, size, skip = CONTEXTS[place]
             for end in range(max(first, size + skip), len(tokens)):
                 key = tuple(tokens[end - size - skip : end - skip])
-                token, follower = tokens[end], table.pop(key, None)
+                token, follower = tokens[end], table.get(key)
                 if follower is None:
-                    follower = Follower(token)
-                else:
-                    if beliefs is not None:
-                        kind = place * _LEVELS + follower.sureness
-                        beliefs.learn(kind, follower.token, right=follower.token == token)
-                    follower.add(token)
-                table[key] = follower
+                    table[key] = Follower(token)
+                    continue
+                if beliefs is not None:
+                    kind = place * _LEVELS + follower.sureness
+                    beliefs.learn(kind, follower.token, right=follower.token == token)
+                follower.add(token)
+                table.move_to_end(key)
             while len(table) > self._most:
-                del table[next(iter(table))]
+                table.popitem(last=False)
 
 
 @dataclass(slots=True)
@@ -286,10 +288,10 @@ class Belief:
     chance: float
     tried: int = 1
 
-    def learn(self, right: bool, least: float) -> None:
-        """One more try; the first ones count more, and every one at least by `least`."""
+    def learn(self, right: bool) -> None:
+        """One more try; the first ones count more."""
         self.tried += 1
-        self.chance += max(least, 1 / (self.tried + 1)) * (right - self.chance)
+        self.chance += max(_LEARNING_TOKEN, 1 / (self.tried + 1)) * (right - self.chance)
 
 
 @dataclass(slots=True)
@@ -302,7 +304,7 @@ class Beliefs:
 
     memory: int
     _kinds: dict[Kind, float] = field(default_factory=dict)
-    _tokens: dict[tuple[Kind, int], Belief] = field(default_factory=dict)
+    _tokens: OrderedDict[tuple[Kind, int], Belief] = field(default_factory=OrderedDict)
 
     def of(self, kind: Kind, token: int) -> float:
         """The chance of this token, guessed by this kind."""
@@ -316,8 +318,8 @@ class Beliefs:
         if belief is None:
             belief = self._tokens[kind, token] = Belief(chance)
             if len(self._tokens) > self.memory:
-                del self._tokens[next(iter(self._tokens))]
-        belief.learn(right, _LEARNING_TOKEN)
+                self._tokens.popitem(last=False)
+        belief.learn(right)
         self._kinds[kind] = chance + _LEARNING * (right - chance)
 
     def _of_kind(self, kind: Kind) -> float:

@@ -224,6 +224,5 @@ class Sequence:
 
     def tokens_between(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of prompt and output together."""
-        if stop <= len(self.prompt):
-            return self.prompt[start:stop]
-        return self.tokens[start:stop]
+        size = len(self.prompt)
+        return self.prompt[start:stop] + self.output[max(0, start - size) : max(0, stop - size)]

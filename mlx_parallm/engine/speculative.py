@@ -91,7 +91,7 @@ class LengthController:
     is_free: bool = False
     padding: float = 1.0
     stats: SpeculativeStats = field(default_factory=SpeculativeStats)
-    costs: StepCosts = field(default_factory=StepCosts)
+    costs: StepCosts = field(init=False)
     _tries: dict[int, int] = field(default_factory=dict)
     _rates: dict[int, float] = field(default_factory=dict)
     _gains: dict[int, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class LengthController:
     _plain_run: int = 0
 
     def __post_init__(self) -> None:
-        self.costs.is_free = self.is_free
+        self.costs = StepCosts(self.is_free)
 
     def choose(self, sequences: Items[Sequence], lag: Callable[[], int] = int) -> int:
         """Guesses a row for this step at most, 0 where plain decoding is faster.
@@ -118,6 +118,8 @@ class LengthController:
             length = 0
         else:
             length = self._decide(sequences, lag)
+        if length:
+            self._tries[rows] = self._tries.get(rows, 0) + 1
         self._plain_at = 0 if length else rows
         self._plain_run += not length
         self.stats.current_length = length
@@ -132,11 +134,12 @@ class LengthController:
         if not willing or not self.ceiling or plain is None or not self._may_try(size):
             return 0  # the plain step is measured first
         length, seconds, tokens = self._best(willing, size, plain)
+        seconds += self._catch_up.per_token * tokens
         by_plain_steps = tokens / size * plain  # the time of as many tokens
         known = self.costs.knows_guessing(size)
         if known and by_plain_steps > _MARGIN * seconds:
             saved = plain - seconds * size / tokens
-            return self._try(0 if self._pays_look(saved, seconds) else length, size)
+            return 0 if self._pays_look(saved, seconds) else length
         if not known:
             seconds = max(seconds, _FEARED * plain)
         loss = max(0.0, seconds - by_plain_steps)
@@ -144,7 +147,7 @@ class LengthController:
             self._looking = 0
         if self._looking:
             self._looking -= 1
-            return self._try(length, size)
+            return length
         if self._spare is None:
             self._spare = 0.0  # the first look is free
         elif not self._pays_look(
@@ -152,7 +155,7 @@ class LengthController:
         ):
             return 0
         self._looking = _LOOK - 1
-        return self._try(length, size)
+        return length
 
     def _pays_look(self, lost: float, earned: float, besides: Callable[[], float] = float) -> bool:
         """Whether the account pays for some steps of the kind that seems to be the slower one.
@@ -163,7 +166,9 @@ class LengthController:
         """
         self._spare = (self._spare or 0.0) + _SPARE_SHARE * earned
         price = _LOOK * lost
-        if self._spare < price or self._spare < (price := price + besides()):
+        if self._spare >= price:
+            price += besides()
+        if self._spare < price:
             return False
         self._spare -= price
         return True
@@ -171,11 +176,6 @@ class LengthController:
     def _reading(self, hoped: float) -> float:
         """Seconds of a token that a drafter has to read; hoped: of a row's plain step."""
         return self._catch_up.seconds or (_READ_FREE if self.is_free else _READ) * hoped
-
-    def _try(self, length: int, size: int) -> int:
-        if length:
-            self._tries[bucket(size)] = self._tries.get(bucket(size), 0) + 1
-        return length
 
     def narrow(self, proposal: Proposal) -> int:
         """Keep the guesses that are worth verifying, the likeliest ones; returns how many."""
@@ -265,17 +265,14 @@ class LengthController:
         if self.is_free:
             gained = sum(self._gains.get(s.id, self._gain) for s in willing)
             work = np.array([self.costs.work_each * len(willing)])
-            reading = self._catch_up.per_token * (size + gained)
-            seconds = float(self.costs.guessing(size, work, plain)[0]) + reading
-            return self.ceiling, seconds, size + gained
+            return self.ceiling, float(self.costs.guessing(size, work, plain)[0]), size + gained
         rates = np.array([self._rates.get(s.id, self._rate) for s in willing])
         lengths = np.arange(1, self.ceiling + 1)
         costs = self.costs.guessing(size, lengths * float(len(willing)), plain)
         # Of n guesses, each with this rate, those before the first wrong one are accepted.
         tokens = size + (rates[:, None] ** lengths).sum(axis=0).cumsum()
         best = int((costs / tokens).argmin())
-        reading = self._catch_up.per_token * tokens[best]
-        return best + 1, float(costs[best] + reading), float(tokens[best])
+        return best + 1, float(costs[best]), float(tokens[best])
 
     def _may_try(self, size: int) -> bool:
         """Not again and again where guessing steps are never alone to be measured."""

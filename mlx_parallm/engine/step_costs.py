@@ -45,23 +45,22 @@ class StepCosts:
 
     Attributes:
         is_free: of the drafter; how much one more guess is hoped to take.
-        run: steps of one kind, guessing or not, since that changed.
         work_each: a guessing step's work, by row, of late.
     """
 
     is_free: bool = False
-    run: int = 0
     work_each: float = 2.0
     _costs: dict[tuple[int, int], _Cost] = field(default_factory=dict)
+    _run: int = 0  # steps of one kind, guessing or not, since that changed
     _waited: bool = False
 
     def measured(
         self, size: int, work: float, seconds: float, *, waited: bool, alone: bool
     ) -> None:
         """A step of `size` rows took so long; see LengthController.measured."""
-        self.run = self.run + 1 if waited is self._waited else 1
+        self._run = self._run + 1 if waited is self._waited else 1
         self._waited = waited
-        if not alone or self.run <= _COLD:
+        if not alone or self._run <= _COLD:
             return
         if waited:
             self.work_each += 0.1 * (work / size - self.work_each)
@@ -75,12 +74,11 @@ class StepCosts:
 
     def knows_guessing(self, size: int) -> bool:
         """Whether guessing steps were measured often enough to be judged."""
-        levels = (cost.count for _, cost in self._waiting(size))
-        return sum(levels) >= 2
+        return sum(cost.count for cost in self._waiting(size)) >= 2
 
     def has_seen_enough(self, size: int) -> bool:
         """Whether the run of guessing steps that goes on has told what there was to learn."""
-        return self._waited and self.run > _COLD + 1 and self.knows_guessing(size)
+        return self._waited and self._run > _COLD + 1 and self.knows_guessing(size)
 
     def guessing(self, size: int, work: np.ndarray, plain: float) -> np.ndarray:
         """Seconds of guessing steps with so much work, falling nowhere: measured, or between
@@ -89,7 +87,7 @@ class StepCosts:
         Args:
             work: (n,), the largest last; plain: seconds of a plain step.
         """
-        known = sorted((c.work, c.seconds) for _, c in self._waiting(size) if c.known)
+        known = sorted((c.work, c.seconds) for c in self._waiting(size) if c.known)
         if not known or known[0][0] > 0:
             # A step that waits takes a little longer than one that does not.
             known.insert(0, (0.0, min([plain, *(seconds for _, seconds in known)])))
@@ -100,9 +98,10 @@ class StepCosts:
         numbers, times = np.array(known).T
         return np.asarray(np.interp(work, numbers, times))
 
-    def _waiting(self, size: int) -> list[tuple[int, _Cost]]:
-        mine = bucket(size)
-        return [(n, cost) for (b, n), cost in self._costs.items() if b == mine and n != _PLAIN]
+    def _waiting(self, size: int) -> list[_Cost]:
+        """Of steps that waited for the one before, which guessing ones do; by level."""
+        rows = bucket(size)
+        return [cost for (b, level), cost in self._costs.items() if b == rows and level != _PLAIN]
 
 
 def bucket(size: int) -> int:

@@ -149,7 +149,7 @@ class BatchedCache:
         Evaluated at once: as long as a graph still reads from a buffer, writing to
         the buffer would copy all of it.
         """
-        if not row.length and not self._has_state:  # as a draft's, while it guesses nothing
+        if not row.length and not self._has_state:  # it leaves, or is a draft's
             return []
         taken = [leaf.take(row.index, row.length) for leaf in self.leaves]
         mx.eval(taken)

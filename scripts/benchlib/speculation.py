@@ -22,7 +22,6 @@ _REQUESTS = 64  # of a round that is not compared with another
 # and so for both sides of a short round.
 _SHORT_ROUNDS = 8
 _FEW_REQUESTS = 8
-_CEILING = 12  # guesses: the JSON of a tool call is often known that far ahead
 
 # (seed, requests) -> what to run on a model.
 Make = Callable[[LoadedModel, str, int], list[Work]]
@@ -220,7 +219,7 @@ def _sides(*names: str) -> Iterator[dict[str, OurEngine]]:
 def _engine(name: str) -> Iterator[OurEngine]:
     engine = Engine(
         lambda: load_model(BUNDLED),
-        EngineConfig(speculative=None if name == "plain" else name, num_draft_tokens=_CEILING),
+        EngineConfig(speculative=None if name == "plain" else name),
         lambda: load_model(BUNDLED_DRAFT),
     )
     engine.start()

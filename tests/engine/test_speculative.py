@@ -165,6 +165,13 @@ def test_verified_tokens_have_the_right_distribution(settings: dict[str, Any]) -
         assert statistic < 45, f"place {place}"  # p < 1e-5 at 11 degrees of freedom
 
 
+def run_plainly(controller: LengthController, rows: list[Sequence]) -> None:
+    """As many plain steps of a second as a decision for them holds."""
+    for _ in range(8):
+        controller.choose(rows)
+        controller.measured(1, 0, 1.0, waited=False)
+
+
 def test_guessing_stops_where_it_does_not_pay() -> None:
     controller, rows = LengthController(4), [greedy([1, 2]) for _ in range(8)]
     for _ in range(4):  # the first two of a run are not believed
@@ -196,9 +203,7 @@ def test_looking_again_costs_little(is_free: bool) -> None:
 
 def test_guessing_goes_on_where_it_pays() -> None:
     controller, rows = LengthController(4), [greedy([1, 2])]
-    for _ in range(8):
-        controller.choose(rows)
-        controller.measured(1, 0, 1.0, waited=False)
+    run_plainly(controller, rows)
     for length in range(1, 5):
         for _ in range(3):
             controller.measured(1, length, 1.1, waited=True)
@@ -213,9 +218,7 @@ def test_guessing_goes_on_where_it_pays() -> None:
 def test_looking_at_plain_steps_costs_little() -> None:
     """Where guessing pays it goes on, but for a few plain steps that are measured anew."""
     controller, rows = LengthController(4, is_free=True), [greedy([1, 2])]
-    for _ in range(8):
-        controller.choose(rows)
-        controller.measured(1, 0, 1.0, waited=False)
+    run_plainly(controller, rows)
     plain = 0
     for _ in range(3000):
         length = controller.choose(rows)
@@ -242,9 +245,7 @@ def test_guessing_stops_when_plain_steps_become_faster() -> None:
 
 def test_a_draft_that_must_read_long_prompts_for_short_answers_does_not_pay() -> None:
     controller, rows = LengthController(4), [greedy([1, 2])]
-    for _ in range(8):
-        controller.choose(rows)
-        controller.measured(1, 0, 1.0, waited=False)
+    run_plainly(controller, rows)
     for _ in range(4):  # the first two of a run are not believed
         controller.measured(1, 4, 1.1, waited=True)
     for _ in range(30):
