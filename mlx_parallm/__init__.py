@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mlx_parallm import blas as _blas
+from mlx_parallm.cpu import blas as _blas
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
-from mlx_parallm import blas
-from mlx_parallm.huge_pages import restart_with_huge_pages
+from mlx_parallm.cpu import blas
+from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
 from mlx_parallm.server.listener import listen
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
 

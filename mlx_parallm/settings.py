@@ -274,7 +274,8 @@ def version_text() -> str:
     """What `--version` prints: this package, MLX, mlx-lm and the BLAS that MLX uses."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from mlx_parallm import __version__, blas
+    from mlx_parallm import __version__
+    from mlx_parallm.cpu import blas
 
     lines = [f"mlx_parallm {__version__}"]
     for package in ("mlx", "mlx-lm"):

@@ -31,13 +31,12 @@ from mlx import nn
 from mlx_lm.models import activations as mlx_lm_activations
 from mlx_lm.models import llama
 
-from mlx_parallm import blas
-from mlx_parallm.models import cpu_ops
-from mlx_parallm.models.cpu import activations, allocator, fusing
-from mlx_parallm.models.cpu.attention import attention
-from mlx_parallm.models.cpu.linear import transposed_layout
-from mlx_parallm.models.cpu.norm import RowRMSNorm
-from mlx_parallm.models.cpu.rope import use_tables
+from mlx_parallm.cpu import activations, allocator, blas, fusing
+from mlx_parallm.cpu.attention import attention
+from mlx_parallm.cpu.linear import transposed_layout
+from mlx_parallm.cpu.norm import RowRMSNorm
+from mlx_parallm.cpu.rope import use_tables
+from mlx_parallm.models import replacements
 
 CONTEXT = 128
 WORK = {"1": (1, 1), "8": (8, 1), "32": (32, 1), "8x128": (8, 128)}  # rows, tokens a row
@@ -122,11 +121,13 @@ def _steps(shape: Shape, rounds: int, clock: Callable[[], float]) -> list[dict[s
         def before(run: Function = run) -> mx.array:
             return run()
 
-        cpu_ops.uninstall(model)
+        replacements.uninstall(model)
         expected = run()
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(3):  # installing is too slow to do it every time
-            for side, switch in zip(times, (cpu_ops.uninstall, cpu_ops.install), strict=True):
+            for side, switch in zip(
+                times, (replacements.uninstall, replacements.install), strict=True
+            ):
                 switch(model)
                 side.extend(_take_turns((before,), rounds, clock))
         error = mx.abs(run() - expected).max().item()
@@ -222,10 +223,10 @@ def _pairs(shape: Shape, batch: int, width: int) -> dict[str, Pair]:
         "attention": _attention_pair(shape, batch, width),
         "rotary embedding": _rope_pair(shape, draw(batch, width, shape.heads, shape.head_dim)),
         "RMS norm": (lambda: plain_norm(x), lambda: norm(x)),
-        "exp of logits": (lambda: mx.exp(logits), lambda: cpu_ops.exp(logits)),
+        "exp of logits": (lambda: mx.exp(logits), lambda: replacements.exp(logits)),
         "logsumexp of logits": (
             lambda: mx.logsumexp(logits, axis=-1),
-            lambda: cpu_ops.logsumexp(logits),
+            lambda: replacements.logsumexp(logits),
         ),
         "linear, 2048 to 512": (lambda: wide @ weight.T, lambda: wide @ moved.T),
     }

@@ -24,8 +24,8 @@ import benchlib.speculation  # noqa: F401  likewise
 from benchlib.scenarios import SCENARIOS, Bench
 from benchlib.table import format_table
 
-from mlx_parallm import blas
-from mlx_parallm.huge_pages import restart_with_huge_pages
+from mlx_parallm.cpu import blas
+from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
 
 
 def main() -> None:

@@ -26,15 +26,15 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_parallm  # noqa: F401  opens the fast BLAS before MLX is imported
-from mlx_parallm.blas import fit_threads
+from mlx_parallm.cache.batch import BatchedCache
+from mlx_parallm.cache.retrieval import LayerMemory
+from mlx_parallm.cpu.blas import fit_threads
 from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.memory.capture import Capture, Window
 from mlx_parallm.memory.faiss_backend import make_index
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.memory.view import MemoryView
-from mlx_parallm.models.base import BatchedCache
-from mlx_parallm.models.capture import Capture, Window
 from mlx_parallm.models.loader import load_model
-from mlx_parallm.models.retrieval import LayerMemory
 
 PROMPT = 32
 _ONE = Window(0, 0, 1)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_parallm.cache.page_pool import PagePool
+from mlx_parallm.cache.pages import KVCacheAllocator, PagedKVCache
+from mlx_parallm.cache.prefix_cache import RadixAttentionCache
 from mlx_parallm.engine import requests
 from mlx_parallm.engine.engine import Engine
-from mlx_parallm.engine.page_pool import PagePool
-from mlx_parallm.engine.prefix_cache import RadixAttentionCache
 from mlx_parallm.engine.requests import ContinuousBatchScheduler, RequestPhase
 from mlx_parallm.engine.sampler import Sampler
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, NotFoundError
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.models.pages import KVCacheAllocator, PagedKVCache
 from mlx_parallm.models.qwen3_config import Qwen3Config
 from mlx_parallm.models.tokenizer import QwenTokenizer, get_tokenizer
 from tests.engine.driver import Driver, greedy

@@ -9,12 +9,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
+from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.models import cpu_ops
+from mlx_parallm.models import replacements
 from mlx_parallm.models.adapt import adapt
-from mlx_parallm.models.base import MAX_WIDTH, BatchedCache
-from mlx_parallm.models.span import Row
 
 
 class ModelDrafter:
@@ -27,7 +27,7 @@ class ModelDrafter:
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         self.model = adapt(model)
-        cpu_ops.install(model)
+        replacements.install(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)
 

@@ -9,9 +9,9 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.cache.batch import BatchedCache
+from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.models.base import BatchedCache
-from mlx_parallm.models.span import Row
 
 
 @dataclass(slots=True)

@@ -22,18 +22,21 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_parallm.blas import fit_threads
+from mlx_parallm.cache.page_spill import model_fingerprint
+from mlx_parallm.cache.prefix_contract import PAGE_SIZE, CacheStats
+from mlx_parallm.cache.prefix_store import PrefixStore
+from mlx_parallm.cpu.blas import fit_threads
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.draft_model import ModelDrafter
 from mlx_parallm.engine.drafter import Drafter
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.ngram import NgramDrafter
-from mlx_parallm.engine.prefix_contract import PAGE_SIZE, CacheStats
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.speculative import SpeculativeStats
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result
+from mlx_parallm.engine.warm_up import warm_up
 from mlx_parallm.errors import (
     ModelLoadError,
     OutOfMemoryError,
@@ -43,10 +46,8 @@ from mlx_parallm.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from mlx_parallm.models.device_memory import available_kv_bytes
 from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
-from mlx_parallm.models.memory import available_kv_bytes, kv_bytes_per_token, warm_up
-from mlx_parallm.models.page_spill import model_fingerprint
-from mlx_parallm.models.prefix_store import PrefixStore
 
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
 
@@ -284,7 +285,7 @@ class Engine:
         fit_threads(loaded.largest_matrix)
         self._runner = ModelRunner(loaded.model, loaded.vocab_size)
         warm_up(self._runner)
-        per_token = kv_bytes_per_token(self._runner.cache)
+        per_token = self._runner.cache.bytes_per_token
         memory = self.config.kv_cache_memory or available_kv_bytes(loaded.nbytes)
         prefixes = self._start_prefixes(loaded, memory)
         self._runner.reset()

@@ -13,6 +13,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.cache.batch import BatchedCache
+from mlx_parallm.cache.extended_mind import Cited
+from mlx_parallm.cache.packing import can_pack, token_logits
+from mlx_parallm.cache.prefix_store import PrefixStore
+from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.drafter import Drafter, Proposal
 from mlx_parallm.engine.pace import Pace
 from mlx_parallm.engine.sampler import Sampled, Sampler, token_logprobs
@@ -29,15 +34,10 @@ from mlx_parallm.engine.step import (
 )
 from mlx_parallm.engine.step_clock import StepClock
 from mlx_parallm.memory import citations
-from mlx_parallm.models import cpu_ops
+from mlx_parallm.models import replacements
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.attention import install_attention
-from mlx_parallm.models.base import BatchedCache
-from mlx_parallm.models.extended_mind import Cited
 from mlx_parallm.models.hidden import HiddenTap
-from mlx_parallm.models.packing import can_pack, token_logits
-from mlx_parallm.models.prefix_store import PrefixStore
-from mlx_parallm.models.span import Row
 
 _PADDING_SHARE = 0.4  # of a token's time that a place of padding takes in a packed forward
 _FULL = 0.85  # share of real tokens in a padded grid, from which on packing does not pay
@@ -53,7 +53,7 @@ class ModelRunner:
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         self.model = adapt(model)
-        if not cpu_ops.install(model):
+        if not replacements.install(model):
             install_attention(model)
         self.vocab_size = vocab_size
         self.cache = BatchedCache(model)

@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlx_parallm.cache.batch import BatchedCache
+from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.models.base import BatchedCache
-from mlx_parallm.models.span import Row
 
 
 class Context(NamedTuple):

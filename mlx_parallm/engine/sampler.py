@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.cache.span import Ragged
+from mlx_parallm.cpu import ops
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
-from mlx_parallm.models import ops
-from mlx_parallm.models.span import Ragged
 
 MAX_LOGPROBS = 20
 _EXACT_HALVINGS = 31

@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from mlx_parallm.engine.prefix_contract import Match, NaiveCache, PrefixCache
+from mlx_parallm.cache.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.cache.extended_mind import Cited
+from mlx_parallm.cache.span import Ragged
 from mlx_parallm.engine.sampler import Sampled
 from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.memory.citations import TokenCitation
-from mlx_parallm.models.extended_mind import Cited
-from mlx_parallm.models.span import Ragged
 
 
 @dataclass(slots=True)

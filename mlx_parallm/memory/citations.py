@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from mlx_parallm.cache.extended_mind import Cited
     from mlx_parallm.memory.request import MemoryRequest
     from mlx_parallm.memory.view import MemoryView
-    from mlx_parallm.models.extended_mind import Cited
 
 _PER_TOKEN = 16  # memories reported of one token at most
 _SPANS = 16  # spans reported of one answer at most

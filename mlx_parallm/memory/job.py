@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.errors import ParallmError, UnavailableError
+from mlx_parallm.memory.capture import Capture, windows
 from mlx_parallm.memory.document import Document, pack
 from mlx_parallm.memory.text import Tokens
-from mlx_parallm.models.capture import Capture, windows
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnavailableError
 from mlx_parallm.memory import citations as cite
 from mlx_parallm.memory.backend import MemoryBackend, StoredCollection
+from mlx_parallm.memory.capture import DEFAULT_STRIDE, DEFAULT_WINDOW
 from mlx_parallm.memory.document import Document, DocumentFiles
 from mlx_parallm.memory.fingerprint import fingerprint_of
 from mlx_parallm.memory.job import JobRunner, MemoryJob, NewDocument, document_of, payload_of
-from mlx_parallm.memory.request import DEFAULT_TOPK, Citations, MemoryRequest, Position
+from mlx_parallm.memory.request import DEFAULT_TOPK, Citations, MemoryRequest
 from mlx_parallm.memory.text import tokens_of
+from mlx_parallm.memory.view import Position
 from mlx_parallm.memory.views import ViewCache
-from mlx_parallm.models.base import MAX_WIDTH, BatchedCache
-from mlx_parallm.models.capture import DEFAULT_STRIDE, DEFAULT_WINDOW
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from mlx_parallm.memory.view import MemoryView
+from mlx_parallm.memory.view import MemoryView, Position
 
-Position = Literal["zero", "contiguous"]
 Citations = Literal["none", "token", "span"]
 
 DEFAULT_TOPK = 10

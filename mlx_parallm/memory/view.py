@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-
-from mlx_parallm.memory.request import Position
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlx_parallm.cache.retrieval import LayerMemory
     from mlx_parallm.memory.document import Document
-    from mlx_parallm.models.retrieval import LayerMemory
 
+Position = Literal["zero", "contiguous"]
 Rotate = Callable[[int, "mx.array"], "mx.array"]
 
 
@@ -68,7 +67,7 @@ def build_layer(
     """
     import mlx.core as mx
 
-    from mlx_parallm.models.retrieval import LayerMemory
+    from mlx_parallm.cache.retrieval import LayerMemory
 
     keys = mx.concatenate([key for key, _ in parts], axis=1)
     values = mx.concatenate([value for _, value in parts], axis=1)

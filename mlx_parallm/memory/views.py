@@ -8,16 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlx_parallm.memory.job import to_device
-from mlx_parallm.memory.request import Position
-from mlx_parallm.memory.view import MemoryView, build_layer
+from mlx_parallm.memory.view import MemoryView, Position, build_layer
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
     from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.memory.capture import Capture
     from mlx_parallm.memory.document import Document
-    from mlx_parallm.models.capture import Capture
 
 ReadLayer = Callable[["Document", int], tuple["np.ndarray", "np.ndarray"]]
 

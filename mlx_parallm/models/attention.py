@@ -22,8 +22,6 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from mlx_parallm.models.span import Span
-
 _NAME = "scaled_dot_product_attention"
 
 Attention = Callable[..., mx.array]
@@ -88,42 +86,6 @@ def uninstall_attention(model: Any) -> None:
     for module in modules_of(model):
         if isinstance(getattr(module, _NAME, None), AttentionHook):
             setattr(module, _NAME, scaled_dot_product_attention)
-
-
-def attend_packed(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    *,
-    scale: float,
-    mask: mx.array | str | None,
-    sinks: mx.array | None,
-    plain: Callable[..., mx.array],
-    span: Span,
-    memories: Callable[..., mx.array] | None,
-) -> mx.array:
-    """Attention of a packed forward (packing.py), which goes through the padded grid.
-
-    Args:
-        queries: (N, heads, 1, dim); keys, values: (B, kv_heads, columns, dim).
-        mask: of the grid, (B, 1, T, columns).
-        plain: attention(queries) of queries in the grid.
-        memories: the same with memories, where a row has any.
-
-    Returns:
-        (N, heads, 1, dim).
-    """
-    tokens, heads, _, dim = queries.shape
-    grid = queries.reshape(tokens, heads, dim)[span.grid_index()]
-    grid = grid.reshape(span.size, span.width, heads, dim).swapaxes(1, 2)
-    if memories is None:
-        output = plain(grid)
-    else:
-        output = memories(
-            grid, keys, values, scale=scale, mask=mask, sinks=sinks, plain=lambda: plain(grid)
-        )
-    by_token = mx.flatten(output.swapaxes(1, 2), 0, 1)
-    return mx.expand_dims(by_token[span.pack_index()], 2)
 
 
 def modules_of(model: Any) -> Iterator[ModuleType]:

@@ -17,7 +17,7 @@ from mlx import nn
 from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.cache import ArraysCache
 
-from mlx_parallm.models.base import MAX_WIDTH
+from mlx_parallm.models.limits import MAX_WIDTH
 
 MODEL_TYPES = frozenset({"bert", "roberta", "xlm-roberta"})
 

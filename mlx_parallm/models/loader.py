@@ -16,8 +16,8 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapt import check_supported
+from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
-from mlx_parallm.models.memory import total_memory
 from mlx_parallm.models.predictor import Predictor
 from mlx_parallm.models.quantize import quantize as quantize_weights
 from mlx_parallm.models.torch_file import load_torch_file

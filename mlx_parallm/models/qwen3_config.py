@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.layer_spec import LayerSpec
 from mlx_parallm.models.loader import resolve
-from mlx_parallm.models.pages import LayerSpec
 
 
 @dataclass

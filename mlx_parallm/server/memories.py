@@ -1,35 +1,20 @@
-"""The server's memories: one manager, made when it is first needed, and requests that use it."""
+"""Requests that use the server's memories."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
-from mlx_parallm.memory.manager import MemoryManager, MemorySettings
-from mlx_parallm.memory.stores import open_backend
+from mlx_parallm.memory.manager import MemorySettings
 from mlx_parallm.server.schemas.memories import MemoryFields
+from mlx_parallm.server.state import ServerState
 
 if TYPE_CHECKING:
-    from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.request import MemoryRequest
-    from mlx_parallm.server.state import ServerState
-    from mlx_parallm.settings import Settings
 
 T = TypeVar("T")
-
-
-def open_memories(settings: Settings, engine: Engine) -> MemoryManager:
-    """The manager of a server's memories, as its settings say.
-
-    Raises:
-        MemoryStoreError: the store cannot be used.
-    """
-    folder = None if settings.memory_dir is None else Path(settings.memory_dir).expanduser()
-    backend = open_backend(settings.memory_store, folder)
-    return MemoryManager(engine, backend, settings.memory_budget)
 
 
 async def in_thread(state: ServerState, work: Callable[[], T]) -> T:

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -85,10 +86,18 @@ class ServerState:
         self.loaded()
         with self._memories_lock:
             if self._memories is None:
-                from mlx_parallm.server.memories import open_memories
-
-                self._memories = open_memories(self.settings, self.engine)
+                self._memories = self._open_memories()
             return self._memories
+
+    def _open_memories(self) -> MemoryManager:
+        from mlx_parallm.memory.manager import MemoryManager
+        from mlx_parallm.memory.stores import open_backend
+
+        folder, settings = self.settings.memory_dir, self.settings
+        backend = open_backend(
+            settings.memory_store, None if folder is None else Path(folder).expanduser()
+        )
+        return MemoryManager(self.engine, backend, settings.memory_budget)
 
     def close_memories(self) -> None:
         """Stop making memories; before the engine stops."""

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import BatchKVCache
 from benchlib.scenarios import Bench, Rows, judge, ms, scenario, warm_cache
 from benchlib.sides import our_engine
 from benchlib.work import Timing, Work
-from mlx_parallm.models.base import BatchedCache, BatchedKVCache
+from mlx_parallm.cache.batch import BatchedCache, BatchedKVCache
 
 
 @scenario("join")

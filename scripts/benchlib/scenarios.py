@@ -27,10 +27,9 @@ from benchlib.sides import OurEngine, our_engine, to_row
 from benchlib.stock import BATCH_GENERATOR, PLAIN_LOOP, Stock, StockSide
 from benchlib.table import percentile, ratio
 from benchlib.work import Side, Timing, Work
+from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
-from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.loader import LoadedModel, load_model
-from mlx_parallm.models.memory import kv_bytes_per_token
 
 Rows = list[dict[str, Any]]
 MIXED: list[Mapping[str, float]] = [
@@ -87,7 +86,7 @@ class Bench:
     @cached_property
     def kv_bytes_per_token(self) -> int:
         """Bytes of K and V of one token in all layers."""
-        return kv_bytes_per_token(warm_cache(self.loaded.model))
+        return warm_cache(self.loaded.model).bytes_per_token
 
     def size(self, full: int, quick: int) -> int:
         """A size that depends on `quick`."""

@@ -22,7 +22,7 @@ from typing import IO
 # mlx_lm.server as pip installs it computes with the reference BLAS; this runner gives it
 # the same BLAS as ours, so that what is compared is the servers.
 _FAST_BLAS_RUNNER = (
-    "import mlx_parallm.blas as blas; blas.preload(); "
+    "import mlx_parallm.cpu.blas as blas; blas.preload(); "
     "import runpy; runpy.run_module('mlx_lm.server', run_name='__main__')"
 )
 _REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,12 +7,12 @@ from collections.abc import Hashable
 import mlx.core as mx
 import numpy as np
 
-from mlx_parallm.memory.request import MemoryRequest, Position
-from mlx_parallm.memory.view import MemoryView, build_layer
-from mlx_parallm.models.base import MAX_WIDTH, BatchedCache
-from mlx_parallm.models.capture import Capture, windows
+from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
+from mlx_parallm.cache.retrieval import LayerMemory
+from mlx_parallm.memory.capture import Capture, windows
+from mlx_parallm.memory.request import MemoryRequest
+from mlx_parallm.memory.view import MemoryView, Position, build_layer
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.models.retrieval import LayerMemory
 
 ANSWER = 16  # tokens at most
 _MARK = "\x00"

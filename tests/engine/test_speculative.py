@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_parallm.cache.span import Ragged
 from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sampler import Sampler
@@ -16,7 +17,6 @@ from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence
 from mlx_parallm.engine.speculative import LengthController
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.models.span import Ragged
 from tests.conftest import assert_no_leaks
 from tests.engine import mock
 from tests.engine.driver import Driver, copy_of, greedy

@@ -23,13 +23,13 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
+from mlx_parallm.cache.batch import BatchedCache
+from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.adapt import NEEDS_METAL, UNSUPPORTED, adapt, check_supported
-from mlx_parallm.models.base import BatchedCache
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.models.span import Row
 from tests.models import architectures
 
 CHUNK = 7

@@ -8,7 +8,7 @@ import mlx.core as mx
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from mlx_parallm import blas
+from mlx_parallm.cpu import blas
 from mlx_parallm.errors import NotFoundError, RequestCancelledError
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generate_format import DEFAULT_CANDIDATES, GenerateFormat

@@ -1,0 +1,1 @@
+"""Everything that holds K and V, and recurrent states: rows of the batch, pages, prefixes."""
