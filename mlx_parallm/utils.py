@@ -395,7 +395,7 @@ def session_of(model: Any, tokenizer: Any, *, max_batch_size: int | None = None)
         if session is None:
             session = Session.start(_adopt(model, tokenizer))
     if max_batch_size is not None:
-        session.engine.configure(max_batch_size=max_batch_size)
+        session.engine.configure(max_batch_size=max_batch_size).result()
     return session
 
 

@@ -175,12 +175,21 @@ class Engine:
         prefill_chunk: int | None = None,
         speculate: bool | None = None,
         num_draft_tokens: int | None = None,
-    ) -> None:
+    ) -> Future[None]:
         """Change the running engine; holds from the next step on.
 
         Args:
-            speculate: pause or resume speculation, where it was set up at start.
+            speculate: pause or resume speculation. Where none was set up at start, True
+                sets up guesses from n-grams.
+
+        Returns:
+            done once the changes hold.
+
+        Raises:
+            UnsupportedError: this model cannot speculate. Nothing is changed.
         """
+        if speculate and not self.can_speculate:
+            raise UnsupportedError("This model cannot guess ahead.", param="speculate")
         changes = {"max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
         given = {name: value for name, value in changes.items() if value is not None}
         if num_draft_tokens is not None:
@@ -191,6 +200,9 @@ class Engine:
         def apply() -> None:
             if self.loaded is not None and self.loaded.is_encoder:
                 given.pop("prefill_chunk", None)
+            if speculate and self._runner.drafter is None:
+                self._runner.speculate(NgramDrafter(), self.config.num_draft_tokens)
+                self.config = replace(self.config, speculative="ngram")
             self._scheduler.config = replace(self._scheduler.config, **given)  # type: ignore[arg-type]
             if self._runner.drafter is not None:
                 most = self.config.num_draft_tokens if self._speculate else 0
@@ -198,7 +210,7 @@ class Engine:
                 self._scheduler.config = replace(self._scheduler.config, lookahead=most)
 
         self.config = replace(self.config, **given)  # type: ignore[arg-type]
-        self.call(apply)
+        return self.call(apply)
 
     def stats(self) -> EngineStats:
         """A copy of the newest counters."""
@@ -209,6 +221,12 @@ class Engine:
         if self.loaded is None or self._runner.prefixes is None:
             return None
         return self._runner.prefixes.tree.stats()
+
+    @property
+    def can_speculate(self) -> bool:
+        """Whether guesses can be taken back: not from recurrent states, and encoders have none."""
+        loaded = self.loaded
+        return loaded is not None and not (loaded.is_encoder or self._runner.cache.has_state)
 
     @property
     def speculating(self) -> bool:

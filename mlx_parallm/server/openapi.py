@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.configure import ConfigureRequest
 from mlx_parallm.server.schemas.errors import ErrorResponse
 from mlx_parallm.server.schemas.generate import (
     EngineGenerateRequest,
@@ -32,6 +33,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ChatCompletionRequest,
     ClassifyRequest,
     CompletionRequest,
+    ConfigureRequest,
     DetokenizeRequest,
     EmbeddingRequest,
     EngineGenerateRequest,
@@ -81,6 +83,13 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` for a route that reads its body with read_body()."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def optional_body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` for a route whose body may be left out."""
+    extra = body_of(model)
+    extra["requestBody"]["required"] = False
+    return extra
 
 
 def use_own_openapi(app: FastAPI, with_keys: bool) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.engine import mock
+from tests.models import architectures
 
 PROMPTS = ["First prompt", "Second prompt", "Third prompt"]
 
@@ -149,18 +151,100 @@ def test_configure_refuses(real: Any, query: dict[str, str], param: str) -> None
     assert real.engine.config == before
 
 
-def test_speculation_that_was_not_set_up(llama_factory: Any, serve: Any) -> None:
+@pytest.mark.parametrize("where", ["params", "json"])
+def test_ngrams_can_be_switched_on(llama_factory: Any, serve: Any, where: str) -> None:
+    """The document's call, on a server that was started without speculation."""
+    served = serve(Engine(llama_factory, EngineConfig()))
+    body = {"prompt": "abababababab", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    plain = served.ok("/v1/generate", **body)
+    options = {"use_speculative_decoding": True, "max_batch_size": 16}
+    asked: Any = {where: options}
+    answer = served.http.post("/v1/configure", **asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["config"] | options == answer.json()["config"]
+    # Guessing is looked at now and then only: several answers see it.
+    for _ in range(8):
+        assert served.ok("/v1/generate", **body)["tokens"] == plain["tokens"]
+    stats = served.http.get("/v1/stats").json()["speculative_stats"]
+    assert stats["drafted_tokens"] > 0
+
+
+def test_switched_on_while_sequences_run(helpers: Any) -> None:
+    def load() -> LoadedModel:
+        return mock.loaded(mock.MockModel(delay_s=0.002), mock.byte_tokenizer())
+
+    engine = Engine(load, EngineConfig(max_batch_size=4))
+    served = helpers.Served(create_app(Settings(), engine), engine, 0.5)
+    try:
+        served.wait_ready()
+        body = {"max_tokens": 150, "temperature": 0, "ignore_eos": True}
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(served.ok, "/v1/generate_batch", prompts=PROMPTS, **body)
+            helpers.wait_until(lambda: engine.stats().generated_tokens > 30)
+            options = {"use_speculative_decoding": True}
+            assert served.http.post("/v1/configure", json=options).status_code == 200
+            for prompt, result in zip(PROMPTS, answer.result()["results"], strict=True):
+                ids = mock.byte_tokenizer().encode(prompt)
+                assert result["tokens"] == mock.expected(ids, 150)
+        helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
+        assert engine.stats().failed == 0
+    finally:
+        served.stop()
+        served.join()
+
+
+def test_configure_changes_all_or_nothing(real: Any) -> None:
+    before = real.engine.config, real.engine.speculating
+    for asked in (
+        {"json": {"max_batch_size": 3, "prefill_chunk": 0}},
+        {"json": {"max_batch_size": 3, "prefill_chunk": "7"}},
+        {"params": {"max_batch_size": 3}, "json": {"prefill_chunk": 0}},
+        {"params": {"max_batch_size": 3, "prefill_chunk": 0}},
+    ):
+        response = real.http.post("/v1/configure", **asked)
+        assert response.status_code == 400, asked
+        assert response.json()["error"]["param"] == "prefill_chunk"
+        assert (real.engine.config, real.engine.speculating) == before
+    for wrong, param in (({"max_batch": 3}, "max_batch"), ([], None), ("x", None)):
+        response = real.http.post("/v1/configure", json=wrong)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+    both = real.http.post("/v1/configure", params={"max_batch_size": 3}, json={"max_batch_size": 4})
+    assert both.json()["error"]["param"] == "max_batch_size"
+    assert (real.engine.config, real.engine.speculating) == before
+
+
+def test_configure_needs_the_admin_key(llama_factory: Any, serve: Any) -> None:
     served = serve(Engine(llama_factory, EngineConfig()), admin_key=("secret",))
-    query = "/v1/configure?use_speculative_decoding=true"
+    query = "/v1/configure?max_batch_size=2"
     for headers in ({}, {"x-admin-key": "wrong"}):
         response = served.http.post(query, headers=headers)
         assert response.status_code == 401
         assert response.json()["error"]["type"] == "authentication_error"
     response = served.http.post(query, headers={"x-admin-key": "secret"})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "use_speculative_decoding"
-    response = served.http.post("/v1/configure?max_batch_size=2", headers={"x-admin-key": "secret"})
     assert response.json()["config"]["max_batch_size"] == 2
+
+
+def test_a_model_that_cannot_take_guesses_back(helpers: Any) -> None:
+    """A recurrent state has no way back: everything in the same call stays as it was."""
+
+    def load() -> LoadedModel:
+        return mock.loaded(architectures.build("mamba2"), mock.byte_tokenizer())
+
+    engine = Engine(load, EngineConfig(max_batch_size=4))
+    served = helpers.Served(create_app(Settings(), engine), engine, 0.5)
+    try:
+        served.wait_ready()
+        options = {"use_speculative_decoding": True, "max_batch_size": 2}
+        response = served.http.post("/v1/configure", json=options)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "use_speculative_decoding"
+        assert engine.config.max_batch_size == 4
+        with pytest.raises(UnsupportedError):
+            engine.configure(speculate=True)
+    finally:
+        served.stop()
+        served.join()
 
 
 @pytest.mark.parametrize(

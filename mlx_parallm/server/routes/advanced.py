@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from mlx_parallm.errors import AuthenticationError, InvalidRequestError
+from mlx_parallm.errors import AuthenticationError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.handlers import request_id_of
 from mlx_parallm.server.memories import memory_of
-from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of, optional_body_of
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.schemas.configure import ConfigureQuery, ConfigureRequest
 from mlx_parallm.server.schemas.generate import (
     EngineGenerateRequest,
     EngineGenerateResponse,
@@ -101,36 +103,31 @@ async def stats(request: Request) -> Response:
     "/v1/configure",
     summary="Change the running engine",
     responses=ERRORS,
+    openapi_extra=optional_body_of(ConfigureRequest),
 )
-async def configure(
-    request: Request,
-    use_speculative_decoding: Annotated[bool | None, Query()] = None,
-    max_batch_size: Annotated[int | None, Query(ge=1, le=4096)] = None,
-    max_draft_tokens: Annotated[int | None, Query(ge=1, le=32)] = None,
-    prefill_chunk: Annotated[int | None, Query(ge=1, le=512)] = None,
-    batch_timeout_ms: Annotated[float | None, Query(ge=0, le=10_000)] = None,
-) -> Response:
-    """Applied between two steps; what is not named stays. Answers with what holds then."""
+async def configure(request: Request, query: Annotated[ConfigureQuery, Query()]) -> Response:
+    """Options in the query, a JSON body, or both. All of them are applied, or none.
+
+    Applied between two steps; what is not named stays. Answers with what holds then.
+    """
     state = state_of(request)
     state.loaded()
     _check_admin(request, state)
-    known = {"use_speculative_decoding", "max_batch_size", "max_draft_tokens"}
-    for name in request.query_params:
-        if name not in known | {"prefill_chunk", "batch_timeout_ms"}:
-            raise InvalidRequestError(f"There is no option {name[:100]!r}.", param=name[:100])
-    if use_speculative_decoding and state.engine.speculative_stats() is None:
-        raise InvalidRequestError(
-            "Speculation was not set up at start: use --draft-model or --speculative ngram.",
+    options = await _options(request, query, state.settings.max_body_size)
+    if options.get("use_speculative_decoding") and not state.engine.can_speculate:
+        raise UnsupportedError(
+            "This model cannot guess ahead: nothing was changed.",
             param="use_speculative_decoding",
         )
-    state.engine.configure(
-        max_batch_size=max_batch_size,
-        prefill_chunk=prefill_chunk,
-        speculate=use_speculative_decoding,
-        num_draft_tokens=max_draft_tokens,
+    done = state.engine.configure(
+        max_batch_size=options.get("max_batch_size"),
+        prefill_chunk=options.get("prefill_chunk"),
+        speculate=options.get("use_speculative_decoding"),
+        num_draft_tokens=options.get("max_draft_tokens"),
     )
-    if batch_timeout_ms is not None:
-        state.queue.batch_timeout_s = batch_timeout_ms / 1e3
+    await asyncio.wrap_future(done)
+    if "batch_timeout_ms" in options:
+        state.queue.batch_timeout_s = options["batch_timeout_ms"] / 1e3
     config = state.engine.config
     return json_answer(
         {
@@ -144,6 +141,23 @@ async def configure(
             },
         }
     )
+
+
+async def _options(request: Request, query: ConfigureQuery, limit: int) -> dict[str, Any]:
+    """What the query and the body ask for together.
+
+    Raises:
+        InvalidRequestError: the same option in both, or the body is wrong.
+    """
+    asked = query.model_dump(exclude_none=True)
+    length = request.headers.get("content-length", "0")
+    if length != "0" or "transfer-encoding" in request.headers:
+        body = (await read_body(request, ConfigureRequest, limit)).model_dump(exclude_none=True)
+        for name in body:
+            if name in asked:
+                raise InvalidRequestError(f"{name} is in the query and in the body.", param=name)
+        asked |= body
+    return asked
 
 
 def _check_admin(request: Request, state: ServerState) -> None:
