@@ -170,6 +170,13 @@ class Settings:
     prefix_cache_disk: int = _option(
         4 * 1000**3, parse_bytes, "the most bytes in --prefix-cache-dir", metavar="SIZE"
     )
+    prefix_isolation: str | None = _option(
+        None,
+        _choice("none", "key"),
+        "who shares cached prefixes: everybody (none), or each API key its own (key); default: "
+        "key where there are several --api-key",
+        metavar="KIND",
+    )
     draft_model: str | None = _option(
         None,
         _text,
@@ -240,6 +247,13 @@ class Settings:
         if self.speculative == "ngram":
             return "ngram"
         return "draft" if self.speculative == "auto" and self.draft_model is not None else None
+
+    @property
+    def isolates_keys(self) -> bool:
+        """Whether each API key has cached prefixes of its own."""
+        if self.prefix_isolation is None:
+            return len(set(self.api_key)) > 1
+        return self.prefix_isolation == "key"
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -162,7 +162,8 @@ class Sequence:
         in_flight: tokens that a launched step is sampling for it.
         prompt_scores: log-probabilities of the prompt so far, entry 0 None.
         namespace: everything besides tokens that changes K and V (adapter and
-            version, memories and settings); part of the prefix-cache key.
+            version, memories and settings), and whose they are (cache_salt, API key);
+            part of the prefix-cache key.
         memory: memories that it attends to, None for none; their part of the
             namespace is added when the sequence is made.
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
@@ -192,7 +193,13 @@ class Sequence:
             self.namespace = (*self.namespace, self.memory.namespace)
 
     @classmethod
-    def pooled(cls, tokens: list[int], pooling: str, priority: int = 0) -> Sequence:
+    def pooled(
+        cls,
+        tokens: list[int],
+        pooling: str,
+        priority: int = 0,
+        namespace: tuple[object, ...] = (),
+    ) -> Sequence:
         """A sequence that is pooled and samples nothing.
 
         Args:
@@ -200,7 +207,13 @@ class Sequence:
             pooling: "last", "mean" or "cls".
         """
         params = SamplingParams(max_tokens=0)
-        return cls([*tokens, tokens[-1]], params, priority=priority, pooling=pooling)
+        return cls(
+            [*tokens, tokens[-1]],
+            params,
+            priority=priority,
+            namespace=namespace,
+            pooling=pooling,
+        )
 
     @property
     def num_sampled(self) -> int:

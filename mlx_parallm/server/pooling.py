@@ -12,16 +12,17 @@ from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.models.heads import ClassificationHead
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.server.generation import Collected, Track
+from mlx_parallm.server.prefix_namespace import Namespace
 from mlx_parallm.server.prompts import Prompt, Prompts
 
 
 def pooled_tracks(
-    prompts: Items[Prompt], maker: Prompts, pooling: str, priority: int
+    prompts: Items[Prompt], maker: Prompts, pooling: str, priority: int, namespace: Namespace
 ) -> list[Track]:
     """A track for each prompt; its sequence is pooled and samples nothing."""
     tracks = []
     for index, prompt in enumerate(prompts):
-        sequence = Sequence.pooled(prompt.ids, pooling, priority)
+        sequence = Sequence.pooled(prompt.ids, pooling, priority, namespace)
         stream = TextStream(maker.tokenizer, sequence.params)
         tracks.append(Track(sequence, stream, index, prompt))
     return tracks

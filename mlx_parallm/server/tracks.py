@@ -11,6 +11,7 @@ from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.server.generation import Track
+from mlx_parallm.server.prefix_namespace import Namespace
 from mlx_parallm.server.prompts import DEFAULT_MAX_TOKENS, Prompt, Prompts
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
@@ -24,8 +25,13 @@ async def completion_tracks(
     prompts: Prompts,
     tokenizer: Any,
     memory: MemoryRequest | None = None,
+    *,
+    namespace: Namespace,
 ) -> list[Track]:
     """num_candidates tracks for each prompt, in the prompts' order.
+
+    Args:
+        namespace: of the request, see prefix_namespace(); also below.
 
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
@@ -42,7 +48,9 @@ async def completion_tracks(
         params = prompts.sampling(
             body, max_tokens=max_tokens, logprobs=scored, prompt_logprobs=of_prompt
         )
-        for sequence in _sequences(prompt, params, body.num_candidates, body.priority, memory):
+        for sequence in _sequences(
+            prompt, params, body.num_candidates, body.priority, memory, namespace
+        ):
             stream = _stream(tokenizer, sequence, body, body.skip_special_tokens)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
@@ -54,6 +62,8 @@ async def text_tracks(
     prompts: Prompts,
     logprobs: int | None = None,
     memory: MemoryRequest | None = None,
+    *,
+    namespace: Namespace,
 ) -> list[Track]:
     """A track for each text.
 
@@ -68,7 +78,7 @@ async def text_tracks(
         )
         if params.seed is not None and tracks:
             params = replace(params, seed=(params.seed + len(tracks)) % 2**64)
-        for sequence in _sequences(prompt, params, 1, body.priority, memory):
+        for sequence in _sequences(prompt, params, 1, body.priority, memory, namespace):
             stream = _stream(prompts.tokenizer, sequence, body, body.skip_special_tokens)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
@@ -79,6 +89,8 @@ async def chat_tracks(
     prompts: Prompts,
     tokenizer: Any,
     memory: MemoryRequest | None = None,
+    *,
+    namespace: Namespace,
 ) -> list[Track]:
     """n tracks for the conversation.
 
@@ -98,7 +110,7 @@ async def chat_tracks(
     # The markers of calls may be special tokens, which are needed to find the calls.
     skip = body.skip_special_tokens and not (reads_tools and _has_special_markers(tokenizer))
     tracks: list[Track] = []
-    for sequence in _sequences(prompt, params, body.n, body.priority, memory):
+    for sequence in _sequences(prompt, params, body.n, body.priority, memory, namespace):
         stream = _stream(tokenizer, sequence, body, skip)
         reader = ToolReader(tokenizer, tools) if reads_tools else None
         one_call = not body.parallel_tool_calls
@@ -112,6 +124,7 @@ def _sequences(
     count: int,
     priority: int,
     memory: MemoryRequest | None,
+    namespace: Namespace,
 ) -> Iterator[EngineSequence]:
     """`count` sequences that share one prefill; with a seed each has its own, counted up."""
     group: int | None = None
@@ -119,7 +132,9 @@ def _sequences(
         own = params
         if params.seed is not None and place:
             own = replace(params, seed=(params.seed + place) % 2**64)
-        sequence = EngineSequence(prompt.ids, own, group=group, priority=priority, memory=memory)
+        sequence = EngineSequence(
+            prompt.ids, own, group=group, priority=priority, namespace=namespace, memory=memory
+        )
         if count > 1 and group is None:
             # A number that no other request has.
             group = sequence.group = sequence.id

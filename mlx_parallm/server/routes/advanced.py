@@ -15,6 +15,7 @@ from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.handlers import request_id_of
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of, optional_body_of
+from mlx_parallm.server.prefix_namespace import prefix_namespace
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.schemas.configure import ConfigureQuery, ConfigureRequest
 from mlx_parallm.server.schemas.generate import (
@@ -45,7 +46,8 @@ async def generate(request: Request) -> Response:
     body = await read_body(request, EngineGenerateRequest, state.settings.max_body_size)
     state.check_model(body.model)
     memory = await memory_of(state, body.memory)
-    tracks = await text_tracks([body.prompt], body, prompts, memory=memory)
+    namespace = prefix_namespace(request, state, body.cache_salt)
+    tracks = await text_tracks([body.prompt], body, prompts, memory=memory, namespace=namespace)
     request_id = request_id_of(request.scope)
     generation: Generation
     if body.stream:
@@ -73,7 +75,8 @@ async def generate_batch(request: Request) -> Response:
     body = await read_body(request, GenerateBatchRequest, state.settings.max_body_size)
     state.check_model(body.model)
     memory = await memory_of(state, body.memory)
-    tracks = await text_tracks(body.prompts, body, prompts, memory=memory)
+    namespace = prefix_namespace(request, state, body.cache_salt)
+    tracks = await text_tracks(body.prompts, body, prompts, memory=memory, namespace=namespace)
     request_id, generation = request_id_of(request.scope), Collected(tracks)
     state.registry.add(request_id, generation)
 

@@ -10,6 +10,7 @@ from mlx_parallm.server.chat_format import ChatFormat
 from mlx_parallm.server.generation import Collected, Streamed
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.prefix_namespace import prefix_namespace
 from mlx_parallm.server.responses import event_answer, whole_answer
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatCompletionResponse
 from mlx_parallm.server.state import state_of
@@ -33,7 +34,8 @@ async def create_chat_completion(request: Request) -> Response:
     model = state.check_model(body.model)
     tokenizer = state.loaded().tokenizer
     memory = await memory_of(state, body.memory)
-    tracks = await chat_tracks(body, prompts, tokenizer, memory=memory)
+    namespace = prefix_namespace(request, state, body.cache_salt)
+    tracks = await chat_tracks(body, prompts, tokenizer, memory=memory, namespace=namespace)
     style = ChatFormat(body, model, tokenizer)
     if body.stream:
         return event_answer(state, Streamed(tracks, style))

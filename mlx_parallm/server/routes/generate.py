@@ -16,6 +16,7 @@ from mlx_parallm.server.generation import Collected, Generation, Streamed
 from mlx_parallm.server.handlers import request_id_of
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
+from mlx_parallm.server.prefix_namespace import prefix_namespace
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.schemas.generate import GenerateRequest, GenerateResponse, StatusResponse
 from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS
@@ -41,7 +42,10 @@ async def generate(request: Request) -> Response:
     candidates = min(body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES, MAX_LOGPROBS)
     shown = candidates if body.include_top_k_candidates else 0
     memory = await memory_of(state, body.memory)
-    tracks = await text_tracks([body.prompt], body, prompts, logprobs=shown, memory=memory)
+    namespace = prefix_namespace(request, state, body.cache_salt)
+    tracks = await text_tracks(
+        [body.prompt], body, prompts, logprobs=shown, memory=memory, namespace=namespace
+    )
     request_id = request_id_of(request.scope)
     style = GenerateFormat(body, request_id, state.loaded().tokenizer)
     generation: Generation

@@ -18,6 +18,7 @@ from mlx_parallm.server.generation import Collected, Track
 from mlx_parallm.server.logprobs import finite
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
 from mlx_parallm.server.pooling import normalized, pooled_tracks, require_head, vectors
+from mlx_parallm.server.prefix_namespace import Namespace, prefix_namespace
 from mlx_parallm.server.prompts import Prompt, Prompts
 from mlx_parallm.server.responses import whole_answer
 from mlx_parallm.server.schemas.pooling import (
@@ -45,8 +46,9 @@ async def embeddings(request: Request) -> Response:
     model = state.check_model(body.model)
     inputs = [_instructed(text, body.instruction) for text in body.input]
     made = await prompts.inputs(inputs, body.add_special_tokens)
+    namespace = prefix_namespace(request, state, body.cache_salt)
     generation = Collected(
-        pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority)
+        pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority, namespace)
     )
 
     def answer() -> dict[str, Any]:
@@ -73,7 +75,10 @@ async def score(request: Request) -> Response:
     model = state.check_model(body.model)
     before = len((await prompts.inputs([body.prompt], True))[0].ids)
     made = await prompts.inputs([body.prompt + text for text in body.continuations], True)
-    generation = Collected([_scored(p, i, prompts, body.priority) for i, p in enumerate(made)])
+    namespace = prefix_namespace(request, state, body.cache_salt)
+    generation = Collected(
+        [_scored(p, i, prompts, body.priority, namespace) for i, p in enumerate(made)]
+    )
 
     def answer() -> dict[str, Any]:
         data = [_score(track, before) for track in generation.tracks]
@@ -101,8 +106,9 @@ async def rerank(request: Request) -> Response:
         else [f"{body.query}\n{document}" for document in body.documents]
     )
     made = await prompts.inputs(list(texts), True)
+    namespace = prefix_namespace(request, state, body.cache_salt)
     generation = Collected(
-        pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority)
+        pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority, namespace)
     )
 
     def answer() -> dict[str, Any]:
@@ -133,7 +139,7 @@ async def rewards(request: Request) -> Response:
             f"The served model has {len(head.labels)} labels; use /v1/classifications.",
             param="model",
         )
-    made, generation = await _classified(body, state)
+    made, generation = await _classified(request, body, state)
 
     def answer() -> dict[str, Any]:
         scores = [float(head.logits(vector)[0]) for vector in vectors(generation)]
@@ -153,7 +159,7 @@ async def classifications(request: Request) -> Response:
     """The classification head's softmax, and its likeliest label."""
     state = state_of(request)
     body, model, head = await _classify_request(request, state)
-    made, generation = await _classified(body, state)
+    made, generation = await _classified(request, body, state)
 
     def answer() -> dict[str, Any]:
         data = []
@@ -189,11 +195,14 @@ async def _classify_request(
     return body, state.check_model(body.model), require_head(loaded)
 
 
-async def _classified(body: ClassifyRequest, state: ServerState) -> tuple[list[Prompt], Collected]:
+async def _classified(
+    request: Request, body: ClassifyRequest, state: ServerState
+) -> tuple[list[Prompt], Collected]:
     """The inputs as prompts, and the generation that pools their last tokens."""
     prompts = state.prompts()
     made = await prompts.inputs(body.input, True)
-    return made, Collected(pooled_tracks(made, prompts, "last", body.priority))
+    namespace = prefix_namespace(request, state, body.cache_salt)
+    return made, Collected(pooled_tracks(made, prompts, "last", body.priority, namespace))
 
 
 def _instructed(text: str | list[int], instruction: str) -> str | list[int]:
@@ -223,9 +232,11 @@ def _usage(prompts: list[Prompt]) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def _scored(prompt: Prompt, index: int, prompts: Prompts, priority: int) -> Track:
+def _scored(
+    prompt: Prompt, index: int, prompts: Prompts, priority: int, namespace: Namespace
+) -> Track:
     params = SamplingParams(max_tokens=0, prompt_logprobs=0)
-    sequence = Sequence(prompt.ids, params, priority=priority)
+    sequence = Sequence(prompt.ids, params, priority=priority, namespace=namespace)
     return Track(sequence, TextStream(prompts.tokenizer, params), index, prompt)
 
 

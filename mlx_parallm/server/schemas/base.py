@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic import field_validator as _field_validator
 from pydantic_core import PydanticCustomError, PydanticUseDefault
 from pydantic_core.core_schema import CoreSchema
@@ -96,4 +103,12 @@ def _refuse(value: Any) -> Any:
 Unsupported = Annotated[None, BeforeValidator(_refuse), WithJsonSchema({"type": "null"})]
 FalseOnly = Annotated[
     bool, BeforeValidator(only(False, "false")), WithJsonSchema({"type": "boolean", "const": False})
+]
+
+CacheSalt = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="Cached prefixes are shared only among requests with the same salt.",
+    ),
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mlx_parallm.server.schemas.base import MAX_TOKEN_ID, RequestModel
+from mlx_parallm.server.schemas.base import MAX_TOKEN_ID, CacheSalt, RequestModel
 from mlx_parallm.server.schemas.completions import PromptList
 from mlx_parallm.server.schemas.sampling import MAX_SEQUENCES
 
@@ -23,6 +23,7 @@ class PoolingFields(RequestModel):
 
     model: str = Field("", description="A name from /v1/models; empty means the served model.")
     user: str = Field("", description="Accepted; has no effect.")
+    cache_salt: CacheSalt = None
     priority: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Lower is served first.")
 
 

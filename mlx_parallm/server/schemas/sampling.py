@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from mlx_parallm.server.schemas.base import (
     MAX_TOKEN_ID,
+    CacheSalt,
     FalseOnly,
     RequestModel,
     Unsupported,
@@ -119,6 +120,7 @@ class SamplingFields(RequestModel):
         None, ge=-1, le=MAX_TOKEN_ID, description="Keep this many last tokens; -1: what fits."
     )
     memory: MemoryFields | None = Field(None, description="Extended Mind memories to attend to.")
+    cache_salt: CacheSalt = None
     priority: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Lower is served first.")
     use_speculative: bool | None = Field(None, description="false never guesses ahead.")
     stream: bool = False
