@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
+from starlette.datastructures import Headers
 
 from mlx_parallm.errors import BodyTooLargeError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.schemas.base import UNSUPPORTED, RequestModel
@@ -16,6 +17,8 @@ _Model = TypeVar("_Model", bound=RequestModel)
 
 _MAX_REASONS = 3
 _MAX_SHOWN = 100
+# Of a JSON body for which no type was chosen.
+_AS_TYPED = frozenset({"", "application/x-www-form-urlencoded"})
 
 
 async def read_body(request: Request, model: type[_Model], limit: int) -> _Model:
@@ -29,7 +32,7 @@ async def read_body(request: Request, model: type[_Model], limit: int) -> _Model
         InvalidRequestError: not JSON, or not what the model wants; `param` names the field.
         starlette.requests.ClientDisconnect: the client went away while sending.
     """
-    _check_content_type(request.headers.get("content-type"))
+    _check_content_type(request.headers)
     return validate(model, parse_json(await _read(request, limit)))
 
 
@@ -59,16 +62,18 @@ def validate(model: type[_Model], value: Any) -> _Model:
         raise _as_request_error(error.errors(include_url=False), value) from None
 
 
-def _check_content_type(value: str | None) -> None:
-    # Browsers may send other types across origins without asking first; a page that somebody
-    # reads must not be able to use a server on their machine.
-    kind = (value or "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (
-        kind.startswith("application/") and kind.endswith("+json")
-    ):
-        raise InvalidRequestError(
-            f"Content-Type must be application/json, not {kind[:_MAX_SHOWN] or 'missing'}."
-        )
+def _check_content_type(headers: Headers) -> None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    # `curl -d` sends a form's type whatever the text is. Browsers send these across origins
+    # without asking first, but not without the header Origin: a page that somebody reads must
+    # not be able to use a server on their machine.
+    if kind in _AS_TYPED and "origin" not in headers:
+        return
+    raise InvalidRequestError(
+        f"Content-Type must be application/json, not {kind[:_MAX_SHOWN] or 'missing'}."
+    )
 
 
 async def _read(request: Request, limit: int) -> bytearray:

@@ -6,7 +6,6 @@ and serialising it costs several times as much, for every token of every stream.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,17 +14,13 @@ from typing import Any
 
 from mlx_parallm import __version__
 from mlx_parallm.server.generation import Track
+from mlx_parallm.server.json_text import compact as compact
 from mlx_parallm.server.schemas.sampling import SamplingFields
 
 FINGERPRINT = f"mlx_parallm-{__version__}"
 DONE = b"data: [DONE]\n\n"
 
 escaped = encode_basestring
-
-
-def compact(value: Any) -> str:
-    """JSON as a part of an event."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def usage_of(tracks: Sequence[Track]) -> dict[str, Any]:

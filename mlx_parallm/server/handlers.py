@@ -8,10 +8,11 @@ from typing import Any, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Scope
 
 from mlx_parallm.errors import InvalidRequestError, ParallmError, SequenceError
+from mlx_parallm.server.json_text import FiniteJSONResponse
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def error_response(error: ParallmError, scope: Scope) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(envelope_for(error, scope), status_code=error.status, headers=headers)
+    return FiniteJSONResponse(envelope_for(error, scope), status_code=error.status, headers=headers)
 
 
 def envelope_for(error: ParallmError, scope: Scope) -> dict[str, Any]:
@@ -81,4 +82,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         "param": None,
         "code": codes.get(error.status_code),
     }
-    return JSONResponse({"error": envelope}, status_code=error.status_code, headers=error.headers)
+    return FiniteJSONResponse(
+        {"error": envelope}, status_code=error.status_code, headers=error.headers
+    )

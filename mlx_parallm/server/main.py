@@ -10,12 +10,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
+from fastapi import Depends, FastAPI
 
 from mlx_parallm import __version__
 from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
 from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.gate.cors import Cors
+from mlx_parallm.server.gate.undeclared import refuse_undeclared
 from mlx_parallm.server.handlers import add_handlers
 from mlx_parallm.server.memories import in_thread
 from mlx_parallm.server.metrics import Metrics
@@ -90,16 +91,9 @@ def create_app(
             state.metrics.on_answer(method, route, status, seconds)
 
     app.add_middleware(Gate, api_keys=settings.api_key, on_answer=on_answer)
-    if settings.cors_origin:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_origin),
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id"],
-        )
+    app.add_middleware(Cors, origins=settings.cors_origin)
     for router in _ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(refuse_undeclared)])
     use_own_openapi(app, bool(settings.api_key))
     return app
 

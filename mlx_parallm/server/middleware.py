@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
-import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
+from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_parallm.errors import AuthenticationError
+from mlx_parallm.server.gate.keys import Keys
+from mlx_parallm.server.gate.request_id import request_id_from
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, error_response, internal_error
 
 logger = logging.getLogger("mlx_parallm.access")
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS = frozenset({"/health", "/docs", "/redoc", "/openapi.json"})
+_OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/docs", "/redoc", "/openapi.json"})
+_MAX_METHOD = 20
+_MAX_LOGGED_PATH = 200
+# What a URL may hold unescaped in its path.
+_PATH_CHARACTERS = "/:@!$&'()*+,;=~-._"
 
 
 def mark_client_gone(scope: Scope) -> None:
@@ -41,7 +44,7 @@ class Gate:
         on_answer: Callable[[str, str, int, float], None] | None = None,
     ) -> None:
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
+        self._keys = Keys(api_keys)
         self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +53,7 @@ class Gate:
             return
         started_at = time.perf_counter()
         status = 0
-        request_id = _request_id(scope)
+        request_id = request_id_from(_header(scope, b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -87,10 +90,7 @@ class Gate:
         if not self._keys or scope["path"] in _OPEN_PATHS:
             return False
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        token = token.strip()
-        # All keys are compared, each in constant time, so that timing tells nothing.
-        matches = [hmac.compare_digest(token, key) for key in self._keys]
-        return scheme.lower() != b"bearer" or not any(matches)
+        return not self._keys.match(token.strip()) or scheme.lower() != b"bearer"
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
@@ -101,19 +101,18 @@ class Gate:
             self._on_answer(scope["method"], route, status, seconds)
         logger.info(
             "%s %s %d %.1f ms %s",
-            scope["method"],
-            scope["path"],
+            scope["method"][:_MAX_METHOD],
+            _loggable(scope["path"]),
             status,
             seconds * 1e3,
             state["request_id"],
         )
 
 
-def _request_id(scope: Scope) -> str:
-    given = _header(scope, b"x-request-id")
-    if _SANE_ID.fullmatch(given):
-        return given.decode()
-    return f"req-{uuid.uuid4().hex}"
+def _loggable(path: str) -> str:
+    """A path for one line of the log: no control characters, and not longer than a line is."""
+    shown = quote(path[:_MAX_LOGGED_PATH], safe=_PATH_CHARACTERS, errors="replace")
+    return shown if len(path) <= _MAX_LOGGED_PATH else f"{shown}... ({len(path)} characters)"
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

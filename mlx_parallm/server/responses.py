@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from mlx_parallm.server.handlers import (
     envelope_for,
     error_response,
 )
+from mlx_parallm.server.json_text import to_json as to_json
 from mlx_parallm.server.middleware import mark_client_gone
 from mlx_parallm.server.state import ServerState
 
@@ -36,11 +36,6 @@ class _ClientGoneError(ParallmError):
     """Ends a generation that nobody waits for any more; never sent."""
 
     status = CLIENT_CLOSED_REQUEST
-
-
-def to_json(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def json_answer(value: Any) -> Response:

@@ -104,6 +104,41 @@ def test_cors(locked: Any, server: Any) -> None:
     assert "access-control-allow-origin" not in closed.headers
 
 
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost", True),
+        ("http://localhost:3000", True),
+        ("https://127.0.0.1:8443", True),
+        ("http://[::1]:5173", True),
+        ("http://localhost.evil.example", False),
+        ("http://evil.example", False),
+        ("https://127.0.0.1.evil.example", False),
+        ("null", False),
+    ],
+)
+def test_pages_of_this_machine_may_call_without_an_option(
+    server: Any, origin: str, allowed: bool
+) -> None:
+    asked = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type,authorization",
+    }
+    preflight = server.http.options(COMPLETIONS, headers=asked)
+    answer = server.http.get("/health", headers={"origin": origin})
+    assert preflight.headers["x-request-id"]
+    if allowed:
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == origin
+        assert answer.headers["access-control-allow-origin"] == origin
+    else:
+        assert preflight.status_code == 400
+        assert preflight.json()["error"]["code"] == "origin_not_allowed"
+        assert "access-control-allow-origin" not in preflight.headers
+        assert "access-control-allow-origin" not in answer.headers
+
+
 def test_the_log_has_one_line_a_request(
     server: Any, helpers: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,6 +152,55 @@ def test_the_log_has_one_line_a_request(
     helpers.wait_until(lambda: bool(lines()))
     (line,) = lines()
     assert line.startswith("GET /v1/models/none 404 ")
+
+
+@pytest.mark.parametrize("key", ["key-1", ""])
+def test_a_url_cannot_write_into_the_log(
+    locked: Any, helpers: Any, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    caplog.set_level("INFO", "mlx_parallm.access")
+    path = "/x%0A2026-01-01%20INFO%20forged%1b[31m%0d%e2%80%a8%c3%a9" + "y" * 10_000
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    answer = locked.http.get(path, headers=headers)
+    assert answer.status_code == (404 if key else 401)
+    helpers.wait_until(lambda: any("%0A2026" in message for message in caplog.messages))
+    (line,) = [message for message in caplog.messages if "%0A2026" in message]
+    assert line.isprintable() and line.isascii()
+    assert len(line) < 600
+    assert re.search(r"\.\.\. \(100\d\d characters\)", line)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/", "/ping", "/version", "/health"])
+def test_what_probes_and_people_ask_first(locked: Any, method: str, path: str) -> None:
+    answer = locked.http.request(method, path)
+    assert answer.status_code == 200
+    assert bool(answer.content) == (method == "GET")
+    if method == "GET" and path in ("/", "/version"):
+        from mlx_parallm import __version__
+
+        assert answer.json()["version"] == __version__
+
+
+def test_keys_that_are_not_ascii(serve: Any) -> None:
+    """Both keys match in the two ways that clients write them, and in no other."""
+    server = serve(api_key=("clé",), admin_key=("schlüssel",))
+    for right in ("clé".encode(), "clé".encode("latin-1")):
+        sent = {"authorization": b"Bearer " + right}
+        assert server.http.get("/v1/models", headers=sent).status_code == 200
+        for admin, status in (
+            # 400: the key is right, and the body is wrong.
+            ("schlüssel".encode(), 400),
+            ("schlüssel".encode("latin-1"), 400),
+            (b"schl\xc3ssel", 401),
+            (b"schlussel", 401),
+            (b"", 401),
+        ):
+            both = sent | {"x-admin-key": admin}
+            answer = server.http.post("/v1/configure", headers=both, json={"nope": 1})
+            assert answer.status_code == status
+    sent = {"authorization": b"Bearer cl\xc3"}
+    assert server.http.get("/v1/models", headers=sent).status_code == 401
 
 
 def test_metrics(serve: Any) -> None:

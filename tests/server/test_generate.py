@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.json_text import compact
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.registry import KEPT, Registry
 from mlx_parallm.settings import Settings
@@ -281,6 +283,25 @@ def test_the_registry_is_bounded() -> None:
     assert registry.find(f"{KEPT + 49}") is not None
     assert registry.find("running") is running
     assert len(registry._entries) <= KEPT + 1
+
+
+def test_model_info_of_a_config_with_infinity(
+    serve: Any, llama_factory: Callable[..., LoadedModel]
+) -> None:
+    """As checkpoints of mamba_ssm have it: JSON has no infinity."""
+    server = serve()
+    server.engine.loaded.config.update(
+        time_step_limit=(0.0, float("inf")), other={"nan": float("nan"), "layers": [1, 2.5]}
+    )
+    response = server.http.get("/model_info")
+    assert response.status_code == 200, response.text
+    config = json.loads(response.text, parse_constant=lambda name: pytest.fail(name))["config"]
+    assert config["time_step_limit"] == [0.0, None]
+    assert config["other"] == {"nan": None, "layers": [1, 2.5]}
+
+
+def test_events_are_finite_too() -> None:
+    assert compact({"a": [float("-inf"), 1.5], float("nan"): 1}) == '{"a":[null,1.5],"nan":1}'
 
 
 def test_model_info(real: Any, model: LoadedModel) -> None:

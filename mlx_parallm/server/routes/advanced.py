@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -11,6 +10,7 @@ from starlette.responses import Response
 
 from mlx_parallm.errors import AuthenticationError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.body import read_body
+from mlx_parallm.server.gate.keys import Keys
 from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.handlers import request_id_of
 from mlx_parallm.server.memories import memory_of
@@ -165,9 +165,10 @@ async def _options(request: Request, query: ConfigureQuery, limit: int) -> dict[
 
 def _check_admin(request: Request, state: ServerState) -> None:
     """With --admin-key, changes need it."""
-    keys = state.settings.admin_key
-    given = request.headers.get("x-admin-key", "")
-    if keys and not any(secrets.compare_digest(given.encode(), key.encode()) for key in keys):
+    keys = Keys(state.settings.admin_key)
+    # As it was sent: Starlette reads headers as Latin-1, and back it goes.
+    given = request.headers.get("x-admin-key", "").encode("latin-1")
+    if keys and not keys.match(given):
         raise AuthenticationError("This needs the admin key in x-admin-key.")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from mlx_parallm.cpu import blas
 from mlx_parallm.errors import NotFoundError, RequestCancelledError
@@ -14,6 +14,7 @@ from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generate_format import DEFAULT_CANDIDATES, GenerateFormat
 from mlx_parallm.server.generation import Collected, Generation, Streamed
 from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.json_text import FiniteJSONResponse
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.prefix_namespace import prefix_namespace
@@ -71,7 +72,7 @@ async def status(request: Request, request_id: str) -> Response:
     generation = state_of(request).registry.find(request_id)
     if generation is None:
         answer = {"status": "not_found", "tokens_generated": 0, "tokens_remaining": 0}
-        return JSONResponse(answer | _unknown(request_id).envelope(), status_code=404)
+        return FiniteJSONResponse(answer | _unknown(request_id).envelope(), status_code=404)
     return json_answer(_progress(generation))
 
 

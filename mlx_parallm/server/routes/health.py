@@ -1,11 +1,13 @@
-"""GET /health, /metrics and /debug/metrics."""
+"""GET /, /health, /ping, /version, /metrics and /debug/metrics."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from mlx_parallm import __version__
 from mlx_parallm.errors import UnavailableError
+from mlx_parallm.server.json_text import FiniteJSONResponse
 from mlx_parallm.server.openapi import ERRORS
 from mlx_parallm.server.responses import json_answer
 from mlx_parallm.server.schemas.models import Health
@@ -14,6 +16,25 @@ from mlx_parallm.server.state import state_of
 router = APIRouter(tags=["Operation"])
 
 
+@router.head("/", include_in_schema=False)
+@router.get("/", summary="What this is", responses=ERRORS)
+async def greet() -> Response:
+    """The server's name and where to go on."""
+    return json_answer(
+        {"name": "mlx_parallm", "version": __version__, "api": "/v1", "docs": "/docs"}
+    )
+
+
+@router.head("/version", include_in_schema=False)
+@router.get("/version", summary="The version", responses=ERRORS)
+async def version() -> Response:
+    """The version of this package."""
+    return json_answer({"version": __version__})
+
+
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
 @router.get(
     "/health",
     summary="Whether requests are answered now",
@@ -33,7 +54,7 @@ async def health(request: Request) -> Response:
     if ready:
         return json_answer(answer)
     headers = {"retry-after": str(UnavailableError.retry_after_s)}
-    return JSONResponse({**answer, "reason": engine.reason}, status_code=503, headers=headers)
+    return FiniteJSONResponse({**answer, "reason": engine.reason}, status_code=503, headers=headers)
 
 
 @router.get(

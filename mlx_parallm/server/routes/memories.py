@@ -58,12 +58,12 @@ async def add_memories(request: Request, model_id: str) -> Response:
 @router.get(
     _PATH, summary="Collections, documents and jobs", response_model=MemoryList, responses=ERRORS
 )
-async def list_memories(request: Request, model_id: str) -> Response:
+async def list_memories(request: Request, model_id: str, collection: str | None = None) -> Response:
     """Everything there is; `?collection=` shows one."""
     state = state_of(request)
     state.check_model(model_id)
     manager = await in_thread(state, state.memories)
-    name = request.query_params.get("collection")
+    name = collection
     jobs = [job for job in manager.jobs.jobs if name in (None, job.collection)]
     if name is None:
         found = manager.collections()
@@ -90,13 +90,17 @@ async def list_memories(request: Request, model_id: str) -> Response:
     response_model=MemoryDeleted,
     responses=ERRORS,
 )
-async def delete_memories(request: Request, model_id: str) -> Response:
+async def delete_memories(
+    request: Request,
+    model_id: str,
+    collection: str | None = None,
+    document_id: str | None = None,
+) -> Response:
     """`?collection=` removes one, with `&document_id=` one document; neither removes all."""
     state = state_of(request)
     state.check_model(model_id)
     manager = await in_thread(state, state.memories)
-    name = request.query_params.get("collection")
-    document = request.query_params.get("document_id")
+    name, document = collection, document_id
     if name is None and document is not None:
         raise InvalidRequestError("A document is removed from a collection.", param="collection")
     if name is not None:
