@@ -115,6 +115,10 @@ def test_sampler() -> None:
     assert len(drawn) > 5
     assert drawn <= set(order[:50].tolist())
     assert Sampler.temperature_sampling(logits, temperature=1e-4).tolist() == [best]
+    # The document's calls have no seed: each one draws anew; with one they repeat.
+    for draw in (Sampler.temperature_sampling, Sampler.top_k_top_p_sampling):
+        assert len({_only(draw(logits, 2.0)) for _ in range(20)}) > 3
+        assert len({_only(draw(logits, 2.0, seed=7)) for _ in range(5)}) == 1
 
 
 def test_scheduler_example() -> None:

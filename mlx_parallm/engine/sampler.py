@@ -15,6 +15,7 @@ token from the cumulative distribution.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
@@ -160,8 +161,13 @@ class Sampler:
         return mx.argmax(logits, axis=-1)
 
     @staticmethod
-    def temperature_sampling(logits: mx.array, temperature: float = 1.0, seed: int = 0) -> mx.array:
-        """(B,) tokens drawn from softmax(logits / temperature); logits (B, V)."""
+    def temperature_sampling(
+        logits: mx.array, temperature: float = 1.0, seed: int | None = None
+    ) -> mx.array:
+        """(B,) tokens drawn from softmax(logits / temperature); logits (B, V).
+
+        seed: the same one draws the same tokens; None draws anew each time.
+        """
         return Sampler.top_k_top_p_sampling(logits, temperature, 0, 1.0, seed)
 
     @staticmethod
@@ -170,9 +176,13 @@ class Sampler:
         temperature: float = 1.0,
         top_k: int = 50,
         top_p: float = 0.95,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> mx.array:
-        """(B,) tokens drawn from the top_k tokens' top_p nucleus; logits (B, V)."""
+        """(B,) tokens drawn from the top_k tokens' top_p nucleus; logits (B, V).
+
+        seed: as in `temperature_sampling`; row r is drawn with seed + r.
+        """
+        seed = secrets.randbits(62) if seed is None else seed
         settings = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
         rows = [Sequence([0], replace(settings, seed=seed + r)) for r in range(logits.shape[0])]
         return Sampler(logits.shape[-1]).sample(logits, rows).tokens

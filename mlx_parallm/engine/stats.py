@@ -23,6 +23,7 @@ class EngineStats:
     kv_bytes: int = 0
     steps: int = 0
     step_time: float = 0.0
+    decode_steps: int = 0
     decode_rows: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -72,6 +73,7 @@ class Counter:
         stats.step_time += time.perf_counter() - began
         if launched is not None:
             stats.steps += 1
+            stats.decode_steps += bool(launched.decode)
             stats.decode_rows += len(launched.decode)
         self._prefixes()
         self._speculation()

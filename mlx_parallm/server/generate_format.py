@@ -7,24 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import mlx.core as mx
-
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.engine.sequence import TokenLogprob
 from mlx_parallm.server.formats import DONE, compact
 from mlx_parallm.server.generation import Generation, Track
 from mlx_parallm.server.logprobs import TokenNames, finite
+from mlx_parallm.server.memory_meter import MemoryMeter
 from mlx_parallm.server.schemas.generate import GenerateRequest
 from mlx_parallm.server.tools import ParsedCall
 
-_MB = 1e6
-DEFAULT_CANDIDATES = 10
 _MOST_REPEATED = 3
-
-
-def device_name() -> str:
-    """GPU or CPU: where the model runs."""
-    return "CPU" if mx.default_device().type == mx.DeviceType.cpu else "GPU"
 
 
 class GenerateFormat:
@@ -39,7 +31,7 @@ class GenerateFormat:
         self._body = body
         self._request_id = request_id
         self._names = TokenNames(tokenizer)
-        self._initial_memory = mx.get_active_memory()
+        self._meter = MemoryMeter()
         self._generation: Generation | None = None
 
     def about(self, generation: Generation) -> None:
@@ -125,7 +117,7 @@ class GenerateFormat:
                 "total_tokens": prompt + generated,
             },
             "speed_metrics": _speed(generation, prompt, generated),
-            "memory_usage": self._memory(),
+            "memory_usage": self._meter.read(),
             "quality_metrics": self._quality(track),
             "parameters": {
                 "temperature": body.temperature,
@@ -134,17 +126,6 @@ class GenerateFormat:
                 "repetition_penalty": body.repetition_penalty,
                 "max_tokens": body.max_tokens,
             },
-        }
-
-    def _memory(self) -> dict[str, Any]:
-        current = mx.get_active_memory()
-        return {
-            "device_type": device_name(),
-            "initial_memory": self._initial_memory / _MB,
-            "current_memory": current / _MB,
-            "peak_memory": mx.get_peak_memory() / _MB,
-            "memory_used": (current - self._initial_memory) / _MB,
-            "tracking_available": True,
         }
 
     def _quality(self, track: Track) -> dict[str, Any]:

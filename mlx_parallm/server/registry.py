@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
-from mlx_parallm.server.generation import Generation
+from mlx_parallm.server.generation import Generation, Track
 
 KEPT = 1024
 KEPT_S = 600.0
+
+
+def part_id(request_id: str, index: int) -> str:
+    """The id of one text of a request with several."""
+    return f"{request_id}-{index}"
 
 
 class Registry:
@@ -27,6 +32,16 @@ class Registry:
         """The generation, or None where it is unknown or was forgotten."""
         self._forget_old()
         return self._entries.get(request_id)
+
+    def find_part(self, id_of_part: str) -> tuple[Generation, Track] | None:
+        """One text of a request with several, by its own id."""
+        request_id = id_of_part.rpartition("-")[0]
+        generation = self.find(request_id)
+        if generation is None or len(generation.tracks) < 2:
+            return None
+        parts = {part_id(request_id, track.index): track for track in generation.tracks}
+        track = parts.get(id_of_part)
+        return None if track is None else (generation, track)
 
     def _forget_old(self) -> None:
         now = time.perf_counter()

@@ -70,6 +70,44 @@ def test_a_batch_is_its_prompts_alone(real: Any) -> None:
     assert answer["total_tokens"] == sum(len(p) + 7 for p in PROMPTS)
 
 
+def test_each_text_of_a_batch_has_its_own_id(real: Any) -> None:
+    answer = real.ok("/v1/generate_batch", prompts=PROMPTS, max_tokens=5, ignore_eos=True)
+    ids = [result["request_id"] for result in answer["results"]]
+    assert len({answer["request_id"], *ids}) == 4
+    whole = real.http.get(f"/status/{answer['request_id']}").json()
+    assert whole == {"status": "completed", "tokens_generated": 15, "tokens_remaining": 0}
+    for one in ids:
+        status = real.http.get(f"/status/{one}").json()
+        assert status == {"status": "completed", "tokens_generated": 5, "tokens_remaining": 0}
+    assert real.http.get(f"/status/{answer['request_id']}-3").status_code == 404
+    refused = real.http.delete(f"/status/{ids[0]}")
+    assert refused.status_code == 400
+    assert answer["request_id"] in refused.json()["error"]["message"]
+    # A request of one text has no parts.
+    alone = real.ok("/v1/generate", prompt="x", max_tokens=2)["request_id"]
+    assert real.http.get(f"/status/{alone}-0").status_code == 404
+
+
+def test_the_mean_batch_is_of_steps_that_gave_tokens(helpers: Any) -> None:
+    """Steps that compute a long prompt's chunks only are no batches of less than one row."""
+    engine = Engine(
+        lambda: mock.loaded(mock.MockModel(), mock.byte_tokenizer()), EngineConfig(prefill_chunk=16)
+    )
+    served = helpers.Served(create_app(Settings(), engine), engine, 0.5)
+    try:
+        served.wait_ready()
+        engine.call(lambda: None).result()
+        served.ok("/v1/generate", prompt="long " * 60, max_tokens=2, ignore_eos=True)
+        batching = served.http.get("/v1/stats").json()["batching_stats"]
+        assert (batching["total_batches"], batching["avg_batch_size"]) == (2, 1.0)
+        served.ok("/v1/generate_batch", prompts=PROMPTS, max_tokens=4, ignore_eos=True)
+        batching = served.http.get("/v1/stats").json()["batching_stats"]
+        assert 1 < batching["avg_batch_size"] <= 3
+    finally:
+        served.stop()
+        served.join()
+
+
 def test_stats_count(real: Any) -> None:
     before = real.http.get("/v1/stats").json()
     real.ok("/v1/generate_batch", prompts=PROMPTS, max_tokens=8, ignore_eos=True)
@@ -79,7 +117,7 @@ def test_stats_count(real: Any) -> None:
     batching = {n: v - before["batching_stats"][n] for n, v in after["batching_stats"].items()}
     assert batching["total_tokens"] == sum(map(len, PROMPTS)) + 3 * 8
     assert batching["total_batches"] >= 3
-    assert 0 < after["batching_stats"]["avg_batch_size"] <= 8
+    assert 1 <= after["batching_stats"]["avg_batch_size"] <= 8
     assert 0 <= after["speculative_stats"]["acceptance_rate"] <= 1
     assert {"total_requests", "average_latency", "batching_stats"} <= set(after)
 

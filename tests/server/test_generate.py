@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -16,11 +17,13 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.server.json_text import compact
 from mlx_parallm.server.main import create_app
+from mlx_parallm.server.memory_meter import MemoryMeter
 from mlx_parallm.server.registry import KEPT, Registry
 from mlx_parallm.settings import Settings
 from tests.engine import mock
 
 PROMPT = "Mamba is a type of snake that"
+STATM = Path("/proc/self/statm")
 # The example request of the document.
 REQUEST = {
     "prompt": PROMPT,
@@ -47,6 +50,8 @@ SHAPE: dict[str, Any] = {
         "peak_memory": float,
         "memory_used": float,
         "tracking_available": bool,
+        "resident_memory": float if STATM.exists() else type(None),
+        "scope": str,
     },
     "quality_metrics": {
         "avg_log_prob": float,
@@ -137,7 +142,7 @@ def test_the_documents_answer(real: Any) -> None:
         assert set(step) == {*STEP, "top_k_candidates"}
         assert step["step"] == place
         assert step["token_id"] == answer["tokens"][place]
-        assert len(step["top_k_candidates"]) == 20
+        assert len(step["top_k_candidates"]) == 50
         for candidate in step["top_k_candidates"]:
             assert_shape(candidate, CANDIDATE)
             assert set(candidate) == set(CANDIDATE)
@@ -181,6 +186,49 @@ def test_the_figures_are_the_models(real: Any, model: LoadedModel) -> None:
     assert speed["avg_latency"] == pytest.approx(1e3 * total / 10)
     memory = answer["memory_usage"]
     assert 0 < memory["current_memory"] <= memory["peak_memory"]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "shown"), [(None, 10), (1, 1), (50, 50), (200, 200), (1000, mock.VOCAB)]
+)
+def test_as_many_candidates_as_top_k(real: Any, top_k: int | None, shown: int) -> None:
+    body = {"prompt": "x", "max_tokens": 2, "top_k": top_k, "ignore_eos": True}
+    for step in real.ok("/generate", **body, include_top_k_candidates=True)["generation_steps"]:
+        candidates = step["top_k_candidates"]
+        assert len(candidates) == len({c["token_id"] for c in candidates}) == shown
+        odds = [c["log_probability"] for c in candidates]
+        assert odds == sorted(odds, reverse=True)
+        assert shown < mock.VOCAB or sum(c["probability"] for c in candidates) == pytest.approx(1)
+
+
+def test_memory_figures_are_of_the_requests_own_time(real: Any) -> None:
+    mib = 1 << 20
+    real.engine.call(lambda: mx.eval(mx.ones((64 * mib,), mx.uint8) + 1)).result()
+    memory = real.ok("/generate", prompt="x", max_tokens=2)["memory_usage"]
+    assert memory["scope"] == "process"
+    # What was used before this request is not in its peak.
+    assert memory["peak_memory"] < memory["initial_memory"] + 64
+    assert 0 < memory["initial_memory"] <= memory["peak_memory"]
+    assert 0 <= memory["memory_used"] <= memory["current_memory"] <= memory["peak_memory"]
+    assert memory["tracking_available"] is True
+    if not STATM.exists():
+        return
+    with STATM.with_name("status").open() as status:
+        kilobytes = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    assert memory["resident_memory"] == pytest.approx(kilobytes * 1.024e-3, rel=0.2)
+
+
+def test_a_meter_keeps_its_peak_when_another_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = MemoryMeter()
+    large = mx.zeros((32 << 20,), mx.uint8) + 1
+    mx.eval(large)
+    del large
+    second = MemoryMeter()
+    assert first.read()["peak_memory"] > second.read()["peak_memory"] + 30
+    assert first.read()["memory_used"] >= 0
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 0)
+    assert first.read()["tracking_available"] is False
+    assert first.read()["memory_used"] == 0
 
 
 def test_a_stream_is_the_whole(real: Any) -> None:
@@ -233,7 +281,8 @@ def test_cancel_frees_the_row_and_answers(slow: Any, helpers: Any, stream: bool)
         assert status["tokens_generated"] + status["tokens_remaining"] == 400
         waiting = pool.submit(slow.post, "/generate", prompt="y", max_tokens=2, ignore_eos=True)
         helpers.wait_until(lambda: slow.engine.num_live == 2)
-        assert slow.http.delete("/status/mine").json()["status"] == "completed"
+        assert slow.http.delete("/status/mine").json()["status"] == "cancelled"
+        assert progress()["status"] == "cancelled"
         answer = running.result(5)
         if stream:
             assert answer.status_code == 200
@@ -316,6 +365,14 @@ def test_model_info(real: Any, model: LoadedModel) -> None:
     assert info["cache"]["kv_tokens"] > 0
 
 
+def test_the_documents_ranges_are_served(real: Any) -> None:
+    body = {"prompt": "x", "ignore_eos": True}
+    for change in ({"max_tokens": 1}, {"max_tokens": 500}, {"repetition_penalty": 2}):
+        answer = real.ok("/generate", **body, **({"max_tokens": 2} | change))
+        assert answer["parameters"] | change == answer["parameters"]
+    assert len(real.ok("/generate", **body, max_tokens=500)["tokens"]) == 500
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -328,6 +385,10 @@ def test_model_info(real: Any, model: LoadedModel) -> None:
         ({"include_top_k_candidates": "yes"}, "include_top_k_candidates"),
         ({"surprise": 1}, "surprise"),
         ({"max_tokens": 5000}, "max_tokens"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": -1}, "repetition_penalty"),
+        ({"repetition_penalty": 11}, "repetition_penalty"),
+        ({"top_k": 1001, "include_top_k_candidates": True}, "top_k"),
     ],
 )
 def test_wrong_input(real: Any, change: dict[str, Any], param: str) -> None:

@@ -16,6 +16,7 @@ from mlx_parallm.server.handlers import request_id_of
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of, optional_body_of
 from mlx_parallm.server.prefix_namespace import prefix_namespace
+from mlx_parallm.server.registry import part_id
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.schemas.configure import ConfigureQuery, ConfigureRequest
 from mlx_parallm.server.schemas.generate import (
@@ -81,7 +82,7 @@ async def generate_batch(request: Request) -> Response:
     state.registry.add(request_id, generation)
 
     def answer() -> dict[str, Any]:
-        results = [_result(request_id, generation, track) for track in tracks]
+        results = [_result(part_id(request_id, t.index), generation, t) for t in tracks]
         tokens = sum(r["prompt_tokens"] + r["generated_tokens"] for r in results)
         latency = _latency(generation)
         return {
@@ -198,8 +199,9 @@ def _stats(state: ServerState) -> dict[str, Any]:
         "total_requests": requests,
         "average_latency": seconds / requests if requests else 0.0,
         "batching_stats": {
-            "total_batches": engine.steps,
-            "avg_batch_size": engine.decode_rows / engine.steps if engine.steps else 0.0,
+            # Batches are the steps that gave tokens; prompts alone are computed beside them.
+            "total_batches": engine.decode_steps,
+            "avg_batch_size": engine.decode_rows / max(1, engine.decode_steps),
             "total_tokens": engine.prompt_tokens + engine.generated_tokens,
             "running": engine.running,
             "waiting": engine.waiting,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -9,18 +10,22 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.cpu import blas
-from mlx_parallm.errors import NotFoundError, RequestCancelledError
+from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
 from mlx_parallm.server.body import read_body
-from mlx_parallm.server.generate_format import DEFAULT_CANDIDATES, GenerateFormat
-from mlx_parallm.server.generation import Collected, Generation, Streamed
-from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.generate_format import GenerateFormat
+from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
+from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, request_id_of
 from mlx_parallm.server.json_text import FiniteJSONResponse
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.prefix_namespace import prefix_namespace
 from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
-from mlx_parallm.server.schemas.generate import GenerateRequest, GenerateResponse, StatusResponse
-from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS
+from mlx_parallm.server.schemas.generate import (
+    DEFAULT_CANDIDATES,
+    GenerateRequest,
+    GenerateResponse,
+    StatusResponse,
+)
 from mlx_parallm.server.state import state_of
 from mlx_parallm.server.tracks import text_tracks
 
@@ -40,8 +45,8 @@ async def generate(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, GenerateRequest, state.settings.max_body_size)
     state.check_model(body.model)
-    candidates = min(body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES, MAX_LOGPROBS)
-    shown = candidates if body.include_top_k_candidates else 0
+    candidates = body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES
+    shown = min(candidates, state.loaded().vocab_size) if body.include_top_k_candidates else 0
     memory = await memory_of(state, body.memory)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await text_tracks(
@@ -69,11 +74,14 @@ async def generate(request: Request) -> Response:
 )
 async def status(request: Request, request_id: str) -> Response:
     """By the id that POST /generate answered with, or was sent as x-request-id."""
-    generation = state_of(request).registry.find(request_id)
+    registry = state_of(request).registry
+    generation, part = registry.find(request_id), registry.find_part(request_id)
+    if generation is None and part is not None:
+        return json_answer(_progress(part[0], [part[1]]))
     if generation is None:
         answer = {"status": "not_found", "tokens_generated": 0, "tokens_remaining": 0}
         return FiniteJSONResponse(answer | _unknown(request_id).envelope(), status_code=404)
-    return json_answer(_progress(generation))
+    return json_answer(_progress(generation, generation.tracks))
 
 
 @router.delete(
@@ -86,11 +94,17 @@ async def cancel(request: Request, request_id: str) -> Response:
     """End it now; its request is answered with an error. One that has ended stays as it is."""
     state = state_of(request)
     generation = state.registry.find(request_id)
+    if generation is None and state.registry.find_part(request_id) is not None:
+        whole = request_id.rpartition("-")[0]
+        raise InvalidRequestError(
+            f"This text is one of several; cancel all of them with {whole[:200]!r}.",
+            param="request_id",
+        )
     if generation is None:
         raise _unknown(request_id)
     if not generation.ended:
         state.dispatcher.cancel(generation, RequestCancelledError("The request was cancelled."))
-    return json_answer(_progress(generation))
+    return json_answer(_progress(generation, generation.tracks))
 
 
 @router.get("/model_info", summary="The model and what it runs on", responses=ERRORS)
@@ -125,11 +139,20 @@ def _unknown(request_id: str) -> NotFoundError:
     return NotFoundError(f"There is no request {request_id[:200]!r}.", param="request_id")
 
 
-def _progress(generation: Generation) -> dict[str, Any]:
-    generated = sum(len(track.token_ids) for track in generation.tracks)
-    most = sum(track.sequence.params.max_tokens for track in generation.tracks)
+def _progress(generation: Generation, tracks: Sequence[Track]) -> dict[str, Any]:
+    generated = sum(len(track.token_ids) for track in tracks)
+    most = sum(track.sequence.params.max_tokens for track in tracks)
+    ended = generation.ended or all(track.finish_reason is not None for track in tracks)
     return {
-        "status": "completed" if generation.ended else "processing",
+        "status": _state(generation) if ended else "processing",
         "tokens_generated": generated,
-        "tokens_remaining": 0 if generation.ended else most - generated,
+        "tokens_remaining": 0 if ended else most - generated,
     }
+
+
+def _state(generation: Generation) -> str:
+    """How a generation ended; a client that left has cancelled its own."""
+    if generation.error is None:
+        return "completed"
+    by_client = (RequestCancelledError.status, CLIENT_CLOSED_REQUEST)
+    return "cancelled" if generation.error.status in by_client else "failed"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from mlx_parallm.server.schemas.base import MAX_TOKEN_ID
+from mlx_parallm.server.schemas.base import MAX_TOKEN_ID, wrong
 from mlx_parallm.server.schemas.sampling import MAX_SEQUENCES, SamplingFields
 
 _One = Literal[1]
+DEFAULT_CANDIDATES = 10
+MAX_CANDIDATES = 1000
 
 
 class GenerateFields(SamplingFields):
@@ -25,8 +27,23 @@ class GenerateRequest(GenerateFields):
     """One prompt, answered with every figure that was measured on the way."""
 
     prompt: str
-    max_tokens: int = Field(50, ge=1, le=MAX_TOKEN_ID)
-    include_top_k_candidates: bool = Field(False, description="Each step's likeliest tokens.")
+    max_tokens: int = Field(
+        50, ge=1, le=MAX_TOKEN_ID, description="At least 1; with the prompt within the context."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="Over 0, up to 10; 1 is none. Logits are divided by it."
+    )
+    include_top_k_candidates: bool = Field(
+        False,
+        description=f"Each step's likeliest tokens: top_k of them, {DEFAULT_CANDIDATES} "
+        f"without top_k, and at most {MAX_CANDIDATES}.",
+    )
+
+    @model_validator(mode="after")
+    def _few_candidates(self) -> Self:
+        if self.include_top_k_candidates and self.top_k > MAX_CANDIDATES:
+            raise wrong(f"at most {MAX_CANDIDATES} candidates a step are shown", "top_k")
+        return self
 
 
 class EngineGenerateRequest(GenerateFields):
@@ -63,7 +80,7 @@ class GenerateResponse(BaseModel):
 class StatusResponse(BaseModel):
     """How far a generation is."""
 
-    status: Literal["processing", "completed", "not_found"]
+    status: Literal["processing", "completed", "cancelled", "failed", "not_found"]
     tokens_generated: int
     tokens_remaining: int
 
@@ -81,7 +98,7 @@ class EngineGenerateResponse(BaseModel):
 
 
 class GenerateBatchResponse(BaseModel):
-    """The texts of /v1/generate_batch, in the prompts' order."""
+    """The texts of /v1/generate_batch, in the prompts' order, each with an id for /status."""
 
     request_id: str
     results: list[EngineGenerateResponse]
