@@ -16,12 +16,24 @@ _blas.preload()
 # `mlx_parallm_serve --help` does not load MLX.
 _PUBLIC: dict[str, str] = {
     "load": "utils",
+    "close": "utils",
     "generate": "utils",
+    "generate_step": "utils",
     "stream_generate": "utils",
     "batch_generate": "utils",
     "batch_stream_generate_text": "utils",
+    "FinishReason": "utils",
+    "GenerationResponse": "utils",
+    "GenerateKeywords": "generate_settings",
+    "GenerateSettings": "generate_settings",
     "AsyncContinuousBatchingEngine": "continuous_batching",
     "BatchConfig": "continuous_batching",
+    "SpeculativeConfig": "speculative_decoding",
+    "SpeculativeDecodingEngine": "speculative_decoding",
+    "SpeculativeResult": "speculative_decoding",
+    "ParallmError": "errors",
+    "InvalidRequestError": "errors",
+    "ModelLoadError": "errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]

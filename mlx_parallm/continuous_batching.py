@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from mlx_parallm.engine.engine import EngineStats
+from mlx_parallm.generate_settings import GenerateKeywords, canonical, shows_keywords
 from mlx_parallm.utils import GenerationResponse, Prompt, Session, session_of
 
 
@@ -50,11 +51,15 @@ class AsyncContinuousBatchingEngine:
             model, tokenizer, max_batch_size=self.config.max_batch_size
         )
 
-    async def generate(self, prompt: Prompt, **settings: Any) -> str:
+    @shows_keywords
+    async def generate(self, prompt: Prompt, **settings: Unpack[GenerateKeywords]) -> str:
         """The answer to one prompt; settings as in `mlx_parallm.utils.generate`."""
         return (await self.generate_batch([prompt], **settings))[0]
 
-    async def generate_batch(self, prompts: Items[Prompt], **settings: Any) -> list[str]:
+    @shows_keywords
+    async def generate_batch(
+        self, prompts: Items[Prompt], **settings: Unpack[GenerateKeywords]
+    ) -> list[str]:
         """The answers to all prompts, in their order."""
         if self.config.timeout_ms:
             await asyncio.sleep(self.config.timeout_ms / 1000)
@@ -63,15 +68,16 @@ class AsyncContinuousBatchingEngine:
             texts[index] += response.text
         return texts
 
+    @shows_keywords
     async def stream_batch(
-        self, prompts: Items[Prompt], **settings: Any
+        self, prompts: Items[Prompt], **settings: Unpack[GenerateKeywords]
     ) -> AsyncIterator[tuple[int, GenerationResponse]]:
         """Pieces of all answers as they come, each with its prompt's index."""
-        settings = {
+        asked = {
             "max_tokens": self.config.max_tokens,
-            "temp": self.config.temperature,
+            "temperature": self.config.temperature,
             "top_p": self.config.top_p,
-        } | settings
+        } | canonical(settings)
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[list[Any]] = asyncio.Queue()
 
@@ -79,7 +85,7 @@ class AsyncContinuousBatchingEngine:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(inbox.put_nowait, outputs)
 
-        run = self._session.begin(prompts, sink, **settings)
+        run = self._session.begin(prompts, sink, **asked)
         try:
             while run.unfinished:
                 for index, response in run.take(await inbox.get()):

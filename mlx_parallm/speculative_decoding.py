@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
+from mlx_parallm.generate_settings import GenerateKeywords, shows_keywords
 from mlx_parallm.utils import (
     Prompt,
     batch_generate,
@@ -70,7 +71,8 @@ class SpeculativeDecodingEngine:
             num_draft_tokens=config.max_draft_tokens,
         )
 
-    def generate(self, prompt: Prompt, **settings: Any) -> SpeculativeResult:
+    @shows_keywords
+    def generate(self, prompt: Prompt, **settings: Unpack[GenerateKeywords]) -> SpeculativeResult:
         """One answer; settings as in `mlx_parallm.utils.batch_generate`."""
         pieces = list(stream_generate(self.model, self.tokenizer, prompt, **settings))
         return SpeculativeResult(
@@ -80,7 +82,10 @@ class SpeculativeDecodingEngine:
             self.get_stats()["acceptance_rate"],
         )
 
-    def generate_batch(self, prompts: Items[Prompt], **settings: Any) -> list[str]:
+    @shows_keywords
+    def generate_batch(
+        self, prompts: Items[Prompt], **settings: Unpack[GenerateKeywords]
+    ) -> list[str]:
         """Many answers, all speculating in one batch."""
         return batch_generate(self.model, self.tokenizer, prompts, **settings)
 

@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
+import numpy as np
 from tqdm import tqdm
 
 from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.engine import Engine, EngineConfig, Sink
-from mlx_parallm.engine.sampler import MAX_LOGPROBS
-from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence, TokenLogprob
+from mlx_parallm.engine.sequence import FinishReason, Output, Sequence, TokenLogprob
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.generate_settings import GenerateKeywords, GenerateSettings, shows_keywords
 from mlx_parallm.memory.attach import ModelMemories
 from mlx_parallm.memory.citations import CitedAnswer
 from mlx_parallm.memory.request import MemoryRequest
@@ -119,41 +119,60 @@ def load(
     return session.loaded.model, session.loaded.tokenizer
 
 
-def generate(model: Any, tokenizer: Any, prompt: Prompt, **settings: Any) -> str:
+@shows_keywords
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    verbose: bool = False,
+    **settings: Unpack[GenerateKeywords],
+) -> str:
     """The answer to one prompt; settings as in `batch_generate`."""
-    return batch_generate(model, tokenizer, [prompt], **settings)[0]
+    return batch_generate(model, tokenizer, [prompt], verbose=verbose, **settings)[0]
 
 
+@shows_keywords
 def stream_generate(
-    model: Any, tokenizer: Any, prompt: Prompt, **settings: Any
+    model: Any, tokenizer: Any, prompt: Prompt, **settings: Unpack[GenerateKeywords]
 ) -> Iterator[GenerationResponse]:
     """The answer to one prompt, piece by piece; settings as in `batch_generate`."""
     for _, response in batch_stream_generate_text(model, tokenizer, [prompt], **settings):
         yield response
 
 
+@shows_keywords
 def batch_generate(
     model: Any,
     tokenizer: Any,
     prompts: Items[Prompt],
     *,
     verbose: bool = False,
-    **settings: Any,
+    **settings: Unpack[GenerateKeywords],
 ) -> list[str]:
     """The answers to many prompts, batched continuously.
 
     Args:
         prompts: strings, token ids, or chat messages.
         verbose: show a progress bar and the speed.
-        settings: max_tokens (100), temp (0.0), top_p, top_k, min_p, seed, stop,
-            repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-            min_tokens, ignore_eos, logprobs, use_speculative, memory (which memories
-            to attend to, see memory/attach.py), and format_prompts (False), which
-            puts strings through the tokenizer's chat template.
-            With a seed, prompt i is sampled with seed + i.
+        max_tokens: new tokens of each answer at most.
+        temperature: 0 takes the likeliest token; `temp` is the same.
+        top_p, top_k, min_p: leave unlikely tokens out; 1, 0 and 0 are off.
+        repetition_penalty, presence_penalty, frequency_penalty: 1, 0 and 0 are off.
+        logit_bias: token id -> what is added to its logit.
+        seed: prompt i is sampled with seed + i; None draws anew each time.
+        stop: a text, or several, that ends an answer and is not part of it.
+        min_tokens: the model's end tokens cannot come before.
+        ignore_eos: go on through them.
+        logprobs: likeliest tokens to report in `stream_generate`'s pieces, 0 to 20.
+        format_prompts: put strings through the tokenizer's chat template.
+        use_speculative: False never guesses ahead.
+        memory: which memories to attend to, see memory/attach.py.
 
     Raises:
-        InvalidRequestError: a prompt is empty or does not fit the context.
+        InvalidRequestError: a prompt is empty or does not fit the context, or a setting
+            makes no sense.
+        TypeError: there is no such setting.
     """
     texts: list[list[str]] = [[] for _ in prompts]
     tokens, began = 0, time.perf_counter()
@@ -167,8 +186,9 @@ def batch_generate(
     return ["".join(parts) for parts in texts]
 
 
+@shows_keywords
 def batch_stream_generate_text(
-    model: Any, tokenizer: Any, prompts: Items[Prompt], **settings: Any
+    model: Any, tokenizer: Any, prompts: Items[Prompt], **settings: Unpack[GenerateKeywords]
 ) -> Iterator[tuple[int, GenerationResponse]]:
     """Pieces of many answers as they come, each with its prompt's index.
 
@@ -181,6 +201,34 @@ def batch_stream_generate_text(
             yield from run.take(inbox.get())
     finally:
         run.abort()
+
+
+@shows_keywords
+def generate_step(
+    prompt: Items[int] | mx.array,
+    model: Any,
+    tokenizer: Any = None,
+    **settings: Unpack[GenerateKeywords],
+) -> Iterator[tuple[int, float]]:
+    """The tokens of one answer as they come, each with its log-probability.
+
+    Args:
+        prompt: token ids, or an array of one axis.
+        tokenizer: needed for a model that `load` did not make.
+        settings: as in `batch_generate`.
+
+    Raises:
+        InvalidRequestError: the tokenizer is needed.
+    """
+    if tokenizer is None and getattr(model, "_parallm_session", None) is None:
+        raise InvalidRequestError(
+            "a model without an engine needs its tokenizer", param="tokenizer"
+        )
+    ids = np.array(prompt).reshape(-1).tolist()
+    settings = settings | GenerateKeywords(logprobs=settings.get("logprobs") or 0)
+    for piece in stream_generate(model, tokenizer, ids, **settings):
+        for entry in piece.logprobs or ():
+            yield entry.token_id, entry.logprob
 
 
 class Session:
@@ -210,9 +258,11 @@ class Session:
             self.memories = None
         self.engine.stop()
 
-    def begin(self, prompts: Items[Prompt], sink: Sink, **settings: Any) -> Run:
+    def begin(
+        self, prompts: Items[Prompt], sink: Sink, **settings: Unpack[GenerateKeywords]
+    ) -> Run:
         """Submit prompts; the run turns the sink's outputs into responses."""
-        asked = _Settings(**settings)
+        asked = GenerateSettings.of(settings)
         memory = self._memory(asked.memory)
         sequences = [self._sequence(p, i, asked, memory) for i, p in enumerate(prompts)]
         streams = [
@@ -231,7 +281,7 @@ class Session:
         raise InvalidRequestError("memories need load(..., use_extended_mind=True)", param="memory")
 
     def _sequence(
-        self, prompt: Prompt, index: int, asked: _Settings, memory: MemoryRequest | None
+        self, prompt: Prompt, index: int, asked: GenerateSettings, memory: MemoryRequest | None
     ) -> Sequence:
         tokens = self._encode(prompt, asked.format_prompts)
         if not tokens:
@@ -260,67 +310,6 @@ class Session:
                 f"token ids are from 0 to {self.loaded.vocab_size - 1}", param="prompts"
             )
         return tokens
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Keyword settings of the generate functions."""
-
-    max_tokens: int = 100
-    temp: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    stop: str | tuple[str, ...] | list[str] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    format_prompts: bool = False
-    use_speculative: bool | None = None
-    memory: Any = None
-
-    def __post_init__(self) -> None:
-        sound = {
-            "max_tokens": self.max_tokens >= 0,
-            "temp": 0 <= self.temp < math.inf,
-            "top_p": 0 <= self.top_p <= 1,
-            "top_k": self.top_k >= 0,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
-            "presence_penalty": math.isfinite(self.presence_penalty),
-            "frequency_penalty": math.isfinite(self.frequency_penalty),
-            "logprobs": self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-        }
-        for name in (name for name, fine in sound.items() if not fine):
-            raise InvalidRequestError(f"{name} cannot be {getattr(self, name)}", param=name)
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    def params(self, index: int, room: int, eos: frozenset[int]) -> SamplingParams:
-        return SamplingParams(
-            max_tokens=min(self.max_tokens, room),
-            temperature=self.temp,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
-            seed=None if self.seed is None else self.seed + index,
-            eos_token_ids=eos,
-            min_tokens=self.min_tokens,
-            ignore_eos=self.ignore_eos,
-            logprobs=self.logprobs,
-            speculative=self.use_speculative,
-        )
 
 
 class Run:
@@ -423,6 +412,7 @@ __all__ = [
     "batch_stream_generate_text",
     "close",
     "generate",
+    "generate_step",
     "load",
     "stream_generate",
 ]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step
+from mlx_lm.generate import generate_step as mlx_lm_generate_step
 
 import mlx_parallm
 from mlx_parallm import utils
+from mlx_parallm.continuous_batching import AsyncContinuousBatchingEngine
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.errors import InvalidRequestError, ModelLoadError, UnavailableError
+from mlx_parallm.generate_settings import GenerateKeywords, GenerateSettings
+from mlx_parallm.speculative_decoding import SpeculativeDecodingEngine
 from mlx_parallm.utils import (
     batch_generate,
     batch_stream_generate_text,
     close,
     generate,
+    generate_step,
     load,
     session_of,
     stream_generate,
@@ -62,7 +68,7 @@ def alone(pair: tuple[Any, Any], prompt: str, max_tokens: int) -> str:
 
     def run() -> list[int]:
         tokens: list[int] = []
-        for token, _ in generate_step(
+        for token, _ in mlx_lm_generate_step(
             mx.array(tokenizer.encode(prompt)), model, max_tokens=max_tokens
         ):
             if int(token) == mock.EOS:
@@ -254,9 +260,19 @@ def test_token_ids_out_of_range(pair: tuple[Any, Any], token: int) -> None:
     ("name", "value"),
     [
         ("max_tokens", -1),
-        ("temp", -0.1),
-        ("temp", float("nan")),
-        ("temp", float("inf")),
+        ("max_tokens", "5"),
+        ("max_tokens", 2.5),
+        ("max_tokens", True),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "hot"),
+        ("seed", 0.5),
+        ("stop", 5),
+        ("stop", [""]),
+        ("logit_bias", {"a": 1.0}),
+        ("ignore_eos", "yes"),
+        ("use_speculative", 1),
         ("top_p", 1.1),
         ("top_k", -1),
         ("min_p", 2.0),
@@ -273,8 +289,57 @@ def test_settings_that_make_no_sense(pair: tuple[Any, Any], name: str, value: An
 
 
 def test_unknown_settings_are_no_secret(pair: tuple[Any, Any]) -> None:
-    with pytest.raises(TypeError, match="temprature"):
-        generate(*pair, "a", temprature=1.0)
+    wrong: Any = {"temprature": 1.0}
+    with pytest.raises(TypeError, match="no setting 'temprature'; did you mean 'temperature'"):
+        generate(*pair, "a", **wrong)
+    with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
+        next(stream_generate(*pair, "a", **cast(Any, {"max_new_tokens": 1})))
+    with pytest.raises(TypeError, match="'temperature' is given by two names"):
+        generate(*pair, "a", temp=1.0, temperature=1.0)
+    assert_no_leaks(engine_of(pair))
+
+
+def test_temperature_has_two_names(pair: tuple[Any, Any]) -> None:
+    settings: Any = {"max_tokens": 12, "seed": 3, "ignore_eos": True}
+    hot = generate(*pair, "a", temperature=1.5, **settings)
+    assert hot == generate(*pair, "a", temp=1.5, **settings)
+    assert hot != generate(*pair, "a", **settings)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        generate,
+        generate_step,
+        stream_generate,
+        batch_generate,
+        batch_stream_generate_text,
+        AsyncContinuousBatchingEngine.generate,
+        SpeculativeDecodingEngine.generate_batch,
+    ],
+)
+def test_every_keyword_is_shown(function: Any) -> None:
+    shown = inspect.signature(function).parameters
+    for option in fields(GenerateSettings):
+        assert shown[option.name].default == option.default
+    assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())
+
+
+def test_keywords_for_type_checkers_are_the_settings() -> None:
+    names = {option.name for option in fields(GenerateSettings)}
+    assert set(GenerateKeywords.__annotations__) == names | {"temp"}
+
+
+def test_generate_step_gives_tokens_and_their_odds(pair: tuple[Any, Any]) -> None:
+    ids = pair[1].encode("hello")
+    pieces = list(stream_generate(*pair, ids, max_tokens=9, logprobs=0, ignore_eos=True))
+    wanted = [(e.token_id, e.logprob) for piece in pieces for e in piece.logprobs or ()]
+    steps = list(generate_step(mx.array(ids), pair[0], max_tokens=9, ignore_eos=True))
+    assert len(steps) == 9
+    assert [token for token, _ in steps] == [token for token, _ in wanted]
+    assert [odds for _, odds in steps] == pytest.approx([odds for _, odds in wanted], abs=1e-5)
+    with pytest.raises(InvalidRequestError, match="tokenizer"):
+        next(generate_step(ids, tiny_llama().model))
 
 
 def test_missing_models() -> None:
@@ -330,8 +395,10 @@ def test_an_engine_that_stops_answers_the_waiting() -> None:
 
 
 def test_public_names() -> None:
-    for name in ("load", "generate", "stream_generate", "batch_generate"):
+    for name in utils.__all__:
         assert getattr(mlx_parallm, name) is getattr(utils, name)
+    for name in mlx_parallm.__all__:
+        assert getattr(mlx_parallm, name) is not None
     assert set(utils.__all__) <= set(dir(utils))
     with pytest.raises(AttributeError):
         _ = mlx_parallm.no_such_name
