@@ -345,7 +345,8 @@ def test_the_python_api(tmp_path: Path, capsys: Any) -> None:
     model, tokenizer = load("bundled", use_extended_mind=True, memory_dir=tmp_path)
     try:
         model.set_model_id("my-model")
-        prompt, settings = "Anna has a", {"max_tokens": 12, "temp": 0.0}
+        prompt = "Anna has a"
+        settings: Any = {"max_tokens": 12, "temp": 0.0}
         before = generate(model, tokenizer, prompt, **settings)
         model.add_memories(mx.array(tokenizer.encode(TEXT)), verbose=True)
         assert "memories: 100%" in capsys.readouterr().err
