@@ -234,6 +234,9 @@ class Settings:
     chat_template: str | None = _option(
         None, _text, "file with a Jinja chat template to use instead of the model's", metavar="FILE"
     )
+    allow_special_tokens_in_content: bool = _option(
+        False, _switch, "the text of a special token in a message becomes the token"
+    )
     trust_remote_code: bool = _option(
         False, _switch, "run Python code that comes with the model's tokenizer"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,20 +21,45 @@ logger = logging.getLogger(__name__)
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
-def render(
+@dataclass(frozen=True)
+class Conversation:
+    """What a chat template is given.
+
+    Attributes:
+        messages: as templates know them.
+        variables: everything else that the client says, tools included.
+        ending: how the prompt ends, as transformers' function takes it.
+    """
+
+    messages: list[dict[str, Any]]
+    variables: dict[str, Any]
+    ending: dict[str, bool]
+
+    @property
+    def said(self) -> list[Any]:
+        """Everything that may hold text of the client."""
+        return [*({**message, "role": ""} for message in self.messages), self.variables]
+
+    def changed(self, change: Callable[[Any], Any]) -> Conversation:
+        """The same conversation with another value for everything that the client says."""
+        messages = [{**change(m), "role": m["role"]} for m in self.messages]
+        return replace(self, messages=messages, variables=change(self.variables))
+
+
+def conversation_of(
     tokenizer: Any,
     body: ChatTemplateFields,
     tools: Sequence[Tool],
     reasoning_effort: str | None = None,
-) -> str:
-    """The prompt's text.
+) -> Conversation:
+    """A request's messages, tools and variables.
 
     Args:
         tokenizer: an mlx-lm TokenizerWrapper.
         tools: those to show; may be fewer than in the body.
 
     Raises:
-        InvalidRequestError: there is no template, or it refuses these messages.
+        InvalidRequestError: there is no template, or a variable that cannot be set.
         UnsupportedError: the model has no tool calling, or no reasoning effort.
     """
     if not tokenizer.has_chat_template:
@@ -46,14 +72,24 @@ def render(
     if tools:
         check_tools(tokenizer)
         variables["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
-    messages = [_message(message) for message in body.messages]
+    ending = {"add_generation_prompt": body.add_generation_prompt}
+    if body.continue_final_message:
+        ending = {"add_generation_prompt": False, "continue_final_message": True}
+    return Conversation([_message(message) for message in body.messages], variables, ending)
+
+
+def render(tokenizer: Any, conversation: Conversation) -> str:
+    """The prompt's text.
+
+    Raises:
+        InvalidRequestError: the template refuses these messages.
+    """
     try:
         text = tokenizer.apply_chat_template(
-            messages,
+            conversation.messages,
             tokenize=False,
-            add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
-            **({"continue_final_message": True} if body.continue_final_message else {}),
-            **variables,
+            **conversation.ending,
+            **conversation.variables,
         )
     except (TemplateError, ValueError) as error:
         raise InvalidRequestError(

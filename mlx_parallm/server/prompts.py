@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError
-from mlx_parallm.server.chat_template import render
+from mlx_parallm.server.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.sampling import SamplingFields
+from mlx_parallm.server.special_text import SpecialText
 
 if TYPE_CHECKING:
     from mlx_parallm.models.loader import LoadedModel
@@ -49,12 +50,19 @@ class Prompts:
     Args:
         loaded: whose tokenizer and limits to use.
         executor: one thread for long texts.
+        special_text_is_text: in messages; False lets clients write special tokens there.
     """
 
-    def __init__(self, loaded: LoadedModel, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        executor: ThreadPoolExecutor,
+        special_text_is_text: bool = True,
+    ) -> None:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._executor = executor
+        self._special = SpecialText(loaded.tokenizer) if special_text_is_text else None
 
     @property
     def tokenizer(self) -> Any:
@@ -117,19 +125,53 @@ class Prompts:
             ContextLengthError: longer than the context.
         """
         tools = [] if body.tool_choice == "none" else body.tools
-        text = await self.chat_text(body, tools, body.reasoning_effort)
-        ids = await self._encode(text, body.add_special_tokens, "messages")
-        ids = self._truncated(ids, body.truncate_prompt_tokens)
-        return Prompt(self._checked(ids, "messages"), text)
-
-    async def chat_text(
-        self, body: ChatTemplateFields, tools: Sequence[Any], reasoning_effort: str | None = None
-    ) -> str:
-        """The text that the chat template makes; its markers are part of it."""
-        size = sum(len(message.content or "") for message in body.messages)
-        return await self._maybe_in_thread(
-            size, lambda: render(self._tokenizer, body, tools, reasoning_effort)
+        made = await self.conversation(
+            body, tools, body.add_special_tokens, body.reasoning_effort, limited=True
         )
+        ids = self._truncated(made.ids, body.truncate_prompt_tokens)
+        return Prompt(self._checked(ids, "messages"), made.text)
+
+    async def conversation(
+        self,
+        body: ChatTemplateFields,
+        tools: Sequence[Any],
+        add_special_tokens: bool,
+        reasoning_effort: str | None = None,
+        *,
+        limited: bool = False,
+    ) -> Prompt:
+        """What the chat template makes of messages.
+
+        Args:
+            tools: those to show.
+            limited: refuse what is far too long for the context before the work is done.
+        """
+        asked = conversation_of(self._tokenizer, body, tools, reasoning_effort)
+        special = self._special
+        if special is not None and not special.may_be_in(asked.said):
+            special = None
+        # The first such conversation copies the tokenizer, which is not for the event loop.
+        at_least = 0 if special is None else _INLINE_CHARACTERS + 1
+        size = sum(len(message.content or "") for message in body.messages)
+        text = await self._maybe_in_thread(
+            max(size, at_least), lambda: render(self._tokenizer, asked)
+        )
+        if limited:
+            self._refuse_endless(text, "messages")
+        ids = await self._maybe_in_thread(
+            max(len(text), at_least),
+            lambda: self._conversation_ids(asked, text, add_special_tokens, special),
+        )
+        return Prompt(ids, text)
+
+    def _conversation_ids(
+        self, asked: Conversation, text: str, add_special_tokens: bool, special: SpecialText | None
+    ) -> list[int]:
+        found = None
+        if special is not None:
+            masked = render(self._tokenizer, asked.changed(special.masked))
+            found = special.ids(text, masked, add_special_tokens)
+        return self._ids_of(text, add_special_tokens) if found is None else found
 
     async def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, which may be longer than the context."""
@@ -219,11 +261,6 @@ class Prompts:
             )
         return wanted
 
-    async def _encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
-        return await self._maybe_in_thread(
-            len(text), lambda: self._fitting_ids(text, add_special_tokens, param)
-        )
-
     async def _maybe_in_thread(self, size: int, work: Callable[[], _T]) -> _T:
         if size <= _INLINE_CHARACTERS:
             return work()
@@ -248,10 +285,13 @@ class Prompts:
 
     def _fitting_ids(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
         """Token ids; a text that is far too long is refused before the work is done."""
+        self._refuse_endless(text, param)
+        return self._ids_of(text, add_special_tokens)
+
+    def _refuse_endless(self, text: str, param: str) -> None:
         at_least = len(text) // (4 * self._longest_token)
         if at_least > self.max_model_len:
             raise self._too_long(f"over {at_least}", param)
-        return self._ids_of(text, add_special_tokens)
 
     def _all_ids(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
         return self._ids_of(text, add_special_tokens)

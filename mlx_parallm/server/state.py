@@ -65,7 +65,9 @@ class ServerState:
         """
         loaded = self.loaded()
         if self._prompts is None:
-            self._prompts = Prompts(loaded, self.executor)
+            self._prompts = Prompts(
+                loaded, self.executor, not self.settings.allow_special_tokens_in_content
+            )
         return self._prompts
 
     def predictions(self) -> PredictionQueue:

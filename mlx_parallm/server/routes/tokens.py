@@ -32,12 +32,11 @@ async def tokenize(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, TokenizeRequest, state.settings.max_body_size)
     state.check_model(body.model)
-    text, add = body.prompt, True
-    if text is None:
-        text, add = await prompts.chat_text(body, body.tools), False
-    if body.add_special_tokens is not None:
-        add = body.add_special_tokens
-    ids = await prompts.tokenize(text, add)
+    if body.prompt is None:
+        add = bool(body.add_special_tokens)
+        ids = (await prompts.conversation(body, body.tools, add)).ids
+    else:
+        ids = await prompts.tokenize(body.prompt, body.add_special_tokens is not False)
     answer = {"count": len(ids), "max_model_len": prompts.max_model_len, "tokens": ids}
     if body.return_token_strs:
         answer["token_strs"] = prompts.token_strings(ids)
