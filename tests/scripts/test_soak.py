@@ -1,0 +1,90 @@
+"""soak.py sees what it looks for, and finds nothing in a sound server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soak
+from benchlib.http import Answer, Connection
+
+from tests.scripts.runner import succeed
+
+
+def test_soak(tiny: Path) -> None:
+    printed = succeed("soak.py", "--model-path", str(tiny), "--seconds", "6", "--rounds", "2")
+    assert "all held" in printed
+
+
+BODY: dict[str, Any] = {"prompt": "a", "max_tokens": 4, "n": 2}
+USAGE = {"usage": {"completion_tokens": 8}}
+
+
+def ends(*indices: int, **more: Any) -> bytes:
+    choices = [{"index": i, "text": "x", "finish_reason": "length"} for i in indices]
+    return b"data: " + json.dumps({"choices": choices, **more}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (ends(0, 1, **USAGE), "cut off"),
+        (ends(0, **USAGE) + b"data: [DONE]\n\n", "ended the choices"),
+        (ends(0, 1, 1, **USAGE) + b"data: [DONE]\n\n", "ended the choices"),
+        (ends(0, 1) + b"data: [DONE]\n\n", "0 usages"),
+        (ends(0, 1, usage={"completion_tokens": 9}) + b"data: [DONE]\n\n", "took 9 tokens"),
+    ],
+)
+def test_soak_sees_a_broken_stream(body: bytes, complaint: str) -> None:
+    it = soak.Soak(Connection("http://127.0.0.1:1"), "m", 0, 1)
+    with pytest.raises(soak.Broken, match=complaint):
+        it._check_stream(BODY, Answer(200, {}, body))
+    it._check_stream(BODY, Answer(200, {}, ends(0, 1, **USAGE) + b"data: [DONE]\n\n"))
+
+
+class Scripted(Connection):
+    """A connection whose server always says the same."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self.answer = answer
+
+    async def get(self, path: str) -> Answer:
+        return self.answer
+
+    async def post(self, path: str, body: bytes) -> Answer:
+        return self.answer
+
+
+def engine(**counts: int) -> Answer:
+    idle = dict.fromkeys(
+        ["running", "waiting", "rows", "accepted", "finished", "aborted", "failed"], 0
+    )
+    return Answer(200, {}, json.dumps({"engine": idle | counts}).encode())
+
+
+def test_soak_sees_what_is_left_at_rest() -> None:
+    def rest(**counts: int) -> None:
+        it = soak.Soak(Scripted(engine(**counts)), "m", 0, 1, rest_s=0.3)
+        asyncio.run(it._rest())
+
+    rest(accepted=5, finished=4, aborted=1)
+    with pytest.raises(soak.Broken, match="5 sequences were accepted and 4 ended"):
+        rest(accepted=5, finished=4)
+    with pytest.raises(soak.Broken, match="1 sequences failed"):
+        rest(accepted=5, finished=4, failed=1)
+    with pytest.raises(soak.Broken, match="does not come to rest"):
+        rest(rows=1)
+
+
+def test_soak_sees_a_changed_answer_and_a_kind_reception_of_nonsense() -> None:
+    answer = Answer(200, {}, json.dumps({"choices": [{"index": 0, "text": "x"}]}).encode())
+    it = soak.Soak(Scripted(answer), "m", 0, 1, probes=[({"prompt": "a"}, "y")])
+    with pytest.raises(soak.Broken, match="alone it was 'y'"):
+        asyncio.run(it._probe(random.Random(0)))
+    with pytest.raises(soak.Broken, match="answered with 200"):
+        asyncio.run(it._nonsense(random.Random(0)))
