@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
 from mlx_parallm.cpu import blas
 from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
-from mlx_parallm.server.listener import listen
+from mlx_parallm.greeting import Greeting
+from mlx_parallm.server.listener import free_port_near, listen
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from mlx_parallm.server.state import ServerState
+
+logger = logging.getLogger("mlx_parallm")
 
 # How long accepted requests may go on after the first Ctrl-C, and how long answering the
 # others may then take.
@@ -77,7 +80,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         # which would stop all streams for a moment each time.
         gc.collect()
         gc.freeze()
-        _say(_greeting(state, listener, time.perf_counter() - began))
+        _greet(_greeting(state, listener, time.perf_counter() - began))
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
@@ -91,22 +94,50 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     return 0
 
 
-def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> str:
-    loaded = state.loaded()
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return (
-        f"mlx_parallm serves {state.settings.model_names[0]} at http://{shown}:{port} "
-        f"({loaded.num_parameters / 1e6:.1f}M parameters, {loaded.dtype}, "
-        f"context {loaded.max_model_len}, batch {state.settings.max_batch_size}, "
-        f"BLAS {blas.info().name}, ready in {seconds:.1f} s; Ctrl-C stops)"
+def _greet(greeting: Greeting) -> None:
+    """The block for people; into a pipe one line that scripts wait for, and the facts as a log."""
+    if sys.stdout.isatty():
+        _say(greeting.block())
+        return
+    _say(greeting.line())
+    for label, text in greeting.facts():
+        logger.info("%s: %s", label, text)
+
+
+def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> Greeting:
+    from mlx_parallm.models.device_memory import available_kv_bytes, device_name
+
+    loaded, settings = state.loaded(), state.settings
+    memory = settings.kv_cache_memory or available_kv_bytes(
+        loaded.nbytes, settings.gpu_memory_utilization
     )
+    return Greeting(
+        settings,
+        _address(listener),
+        loaded.num_parameters,
+        loaded.dtype,
+        loaded.max_model_len,
+        device_name(),
+        str(blas.info()),
+        memory,
+        seconds,
+    )
+
+
+def _address(listener: socket.socket) -> str:
+    """Where clients on this machine find the server."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _why_not_listening(error: OSError, settings: Settings) -> str:
     place = f"{settings.host}:{settings.port}"
     if error.errno == errno.EADDRINUSE:
-        return f"{place} is already in use; choose another port with --port"
+        free = free_port_near(settings.host, settings.port)
+        other = "another port with --port" if free is None else f"--port {free}"
+        return f"{place} is already in use; try {other}"
     if error.errno == errno.EACCES:
         return f"{place} may not be used by this user; choose another port with --port"
     return f"cannot listen on {place}: {error.strerror or error}"

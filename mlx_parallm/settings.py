@@ -7,7 +7,6 @@ of `Settings`; the field's metadata says how a text becomes its value.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -15,97 +14,31 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from mlx_parallm.options import elsewhere
+from mlx_parallm.options.parser import CommandLine, UsageError, flag_of, parse, suggestion
+from mlx_parallm.options.values import (
+    choice,
+    context_length,
+    filled,
+    integer,
+    json_object,
+    number,
+    parse_bytes,
+    parse_bytes_or_off,
+    switch,
+)
+
+__all__ = ["PROGRAM", "Settings", "SettingsError", "load_settings", "parse_bytes"]
 
 ENVIRONMENT_PREFIX = "MLX_PARALLM_"
 PROGRAM = "mlx_parallm_serve"
-
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
+_SECRETS = ("api_key", "admin_key", "memory_store")
 
 
 class SettingsError(ValueError):
     """A wrong option or value; the message is one line for the user."""
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from "1000000", "2GB" (decimal) or "512MiB" (binary).
-
-    Raises:
-        ValueError: not a positive size.
-    """
-    compact = text.strip().upper().replace(" ", "")
-    number = compact.rstrip("KMGTIB")
-    unit = compact[len(number) :]
-    if unit not in _UNITS:
-        raise ValueError("expected a size such as 2GB or 512MiB")
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, OverflowError):
-        raise ValueError("expected a size such as 2GB or 512MiB") from None
-    if size <= 0:
-        raise ValueError("expected a size above 0")
-    return size
-
-
-def parse_bytes_or_off(text: str) -> int:
-    """As parse_bytes; "off" and "0" are 0."""
-    return 0 if text.strip().lower() in ("0", "off") else parse_bytes(text)
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"expected a whole number {limits}") from None
-        if value < low or (high is not None and value > high):
-            raise ValueError(f"expected a whole number {limits}")
-        return value
-
-    return parse
-
-
-def _number(low: float, *, above: bool = False) -> Callable[[str], float]:
-    limits = f"above {low:g}" if above else f"of at least {low:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"expected a number {limits}") from None
-        # Written so that NaN fails too.
-        if not (low < value if above else low <= value) or value == float("inf"):
-            raise ValueError(f"expected a number {limits}")
-        return value
-
-    return parse
-
-
-def _choice(*names: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
-        return text.lower()
-
-    return parse
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise ValueError("expected a value")
-    return text
-
-
-def _switch(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("", "0", "false", "no", "off"):
-        return False
-    raise ValueError("expected true or false")
 
 
 def _option(
@@ -118,7 +51,7 @@ def _option(
 
 def _secret(default: Any, text: str, metavar: str) -> Any:
     """Like a `many` option, but never shown in a repr."""
-    metadata = {"parse": _text, "help": text, "many": True, "metavar": metavar}
+    metadata = {"parse": filled, "help": text, "many": True, "metavar": metavar}
     return field(default=default, metadata=metadata, repr=False)
 
 
@@ -126,37 +59,43 @@ def _secret(default: Any, text: str, metavar: str) -> Any:
 class Settings:
     """Everything that can be set from outside. Sizes are bytes, times are seconds or as named."""
 
-    model_path: str = _option("bundled", _text, "hub id or folder of the model", metavar="PATH")
+    model_path: str = _option("bundled", filled, "hub id or folder of the model", metavar="PATH")
     served_model_name: tuple[str, ...] = _option(
-        (), _text, "name(s) that requests use; default: --model-path", many=True, metavar="NAME"
+        (), filled, "name(s) that requests use; default: --model-path", many=True, metavar="NAME"
     )
-    host: str = _option("127.0.0.1", _text, "address to listen on")
-    port: int = _option(8000, _integer(0, 65535), "port to listen on; 0 picks a free one")
+    host: str = _option("127.0.0.1", filled, "address to listen on")
+    port: int = _option(8000, integer(0, 65535), "port to listen on; 0 picks a free one")
     dtype: str = _option(
         "auto",
-        _choice("auto", "float32", "float16", "bfloat16"),
+        choice("auto", "float32", "float16", "bfloat16", float="float32", half="float16"),
         "type to compute in; auto: float32 on a CPU, the checkpoint's own on a GPU",
     )
     quantize: str | None = _option(
         None,
-        _choice("4bit", "8bit", "mxfp4", "mxfp8", "nvfp4"),
+        choice("4bit", "8bit", "mxfp4", "mxfp8", "nvfp4"),
         "pack the weights while loading; they stay packed, on a CPU too",
         metavar="KIND",
     )
     predictor: tuple[str, ...] = _option(
         (),
-        _text,
+        filled,
         "folder of a plain network for /v1/predict, with signature.json",
         many=True,
         metavar="FOLDER",
     )
-    max_batch_size: int = _option(32, _integer(1, 4096), "sequences computed together at most")
+    max_batch_size: int = _option(32, integer(1, 4096), "sequences computed together at most")
     batch_timeout_ms: float = _option(
-        2.0, _number(0), "an idle engine waits this long for more requests to start with"
+        2.0, number(0), "an idle engine waits this long for more requests to start with"
     )
-    max_queue: int = _option(1024, _integer(1), "sequences that may wait; more get a 429")
+    max_queue: int = _option(1024, integer(1), "sequences that may wait; more get a 429")
     kv_cache_memory: int | None = _option(
         None, parse_bytes, "memory for K and V, such as 2GB or 512MiB", metavar="SIZE"
+    )
+    gpu_memory_utilization: float | None = _option(
+        None,
+        number(0, 1, above=True),
+        "instead of --kv-cache-memory: the share of the device's memory for weights, K and V",
+        metavar="SHARE",
     )
     prefix_cache_memory: int | None = _option(
         None,
@@ -165,51 +104,53 @@ class Settings:
         metavar="SIZE",
     )
     prefix_cache_dir: str | None = _option(
-        None, _text, "folder that keeps prefixes over a restart", metavar="DIR"
+        None, filled, "folder that keeps prefixes over a restart", metavar="DIR"
     )
     prefix_cache_disk: int = _option(
         4 * 1000**3, parse_bytes, "the most bytes in --prefix-cache-dir", metavar="SIZE"
     )
     prefix_isolation: str | None = _option(
         None,
-        _choice("none", "key"),
+        choice("none", "key"),
         "who shares cached prefixes: everybody (none), or each API key its own (key); default: "
         "key where there are several --api-key",
         metavar="KIND",
     )
     draft_model: str | None = _option(
         None,
-        _text,
+        filled,
         'smaller model with the same tokenizer that guesses ahead; "bundled": the bundled one\'s',
         metavar="PATH",
     )
     speculative: str = _option(
         "auto",
-        _choice("auto", "ngram", "off"),
+        choice("auto", "ngram", "off"),
         "guess ahead: ngram from the text so far; auto: with --draft-model, if given",
     )
     num_draft_tokens: int = _option(
-        12, _integer(1, 32), "the most tokens to guess in a step; fewer where more does not pay"
+        12, integer(1, 32), "the most tokens to guess in a step; fewer where more does not pay"
     )
     max_model_len: int | None = _option(
-        None, _integer(1), "longest prompt plus answer in tokens; default: the model's own"
+        None,
+        context_length,
+        "longest prompt plus answer in tokens, such as 8192 or 32k; default: the model's own",
     )
     request_timeout: float | None = _option(
-        None, _number(0, above=True), "seconds after which a request is given up (408)"
+        None, number(0, above=True), "seconds after which a request is given up (408)"
     )
     prefill_chunk: int | None = _option(
-        None, _integer(1), "prompt tokens that one step adds at most; default: by device"
+        None, integer(1), "prompt tokens that one step adds at most; default: by device"
     )
     use_extended_mind: bool = _option(
-        False, _switch, "refuse to start with a model that cannot use memories; they are always on"
+        False, switch, "refuse to start with a model that cannot use memories; they are always on"
     )
     memory_dir: str | None = _option(
-        None, _text, "folder in which memories outlive the server", metavar="FOLDER"
+        None, filled, "folder in which memories outlive the server", metavar="FOLDER"
     )
     memory_store: str | None = field(
         default=None,
         metadata={
-            "parse": _text,
+            "parse": filled,
             "help": "other store of memories: redis://, postgresql:// or neo4j://",
             "many": False,
             "metavar": "URL",
@@ -226,22 +167,53 @@ class Settings:
         (), "key that /v1/configure needs in x-admin-key", metavar="KEY"
     )
     log_level: str = _option(
-        "info", _choice("debug", "info", "warning", "error", "critical"), "how much to log"
+        "info", choice("debug", "info", "warning", "error", "critical"), "how much to log"
     )
     max_body_size: int = _option(
         16 * 1024**2, parse_bytes, "largest request body; more get a 413", metavar="SIZE"
     )
     chat_template: str | None = _option(
-        None, _text, "file with a Jinja chat template to use instead of the model's", metavar="FILE"
+        None,
+        filled,
+        "file with a Jinja chat template to use instead of the model's, or the template itself",
+        metavar="FILE",
+    )
+    chat_template_kwargs: Mapping[str, Any] | None = _option(
+        None, json_object, "variables for the chat template, as a JSON object", metavar="JSON"
+    )
+    max_tokens: int | None = _option(None, integer(1), "the most tokens of an answer")
+    temperature: float | None = _option(
+        None, number(0, 2), "0 takes the likeliest token; 1 is the API's own", metavar="T"
+    )
+    top_p: float | None = _option(None, number(0, 1), "draw from the likeliest with this sum")
+    top_k: int | None = _option(None, integer(-1), "draw from so many; 0 and -1 are all")
+    min_p: float | None = _option(
+        None, number(0, 1), "draw from those with this share of the likeliest one's chance"
+    )
+    repetition_penalty: float | None = _option(
+        None, number(0, 10, above=True), "above 1: tokens of the text so far are less likely"
+    )
+    presence_penalty: float | None = _option(
+        None, number(-2, 2), "taken from the logits of tokens that were written"
+    )
+    frequency_penalty: float | None = _option(
+        None, number(-2, 2), "the same, for each time that they were written"
+    )
+    seed: int | None = _option(
+        None, integer(-(2**63), 2**63 - 1), "the same request gives the same tokens", metavar="N"
     )
     allow_special_tokens_in_content: bool = _option(
-        False, _switch, "the text of a special token in a message becomes the token"
+        False, switch, "the text of a special token in a message becomes the token"
     )
     trust_remote_code: bool = _option(
-        False, _switch, "run Python code that comes with the model's tokenizer"
+        False, switch, "run Python code that comes with the model's tokenizer"
     )
     cors_origin: tuple[str, ...] = _option(
-        (), _text, 'web origin that browsers may call from; "*" is all', many=True, metavar="ORIGIN"
+        (),
+        filled,
+        'web origin that browsers may call from; "*" is all',
+        many=True,
+        metavar="ORIGIN",
     )
 
     @property
@@ -259,6 +231,16 @@ class Settings:
         return self.prefix_isolation == "key"
 
     @property
+    def request_defaults(self) -> dict[str, Any]:
+        """Fields of requests that do not have them; max_tokens and template variables apart."""
+        names = (
+            *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+            *("presence_penalty", "frequency_penalty", "seed"),
+        )
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
     def model_names(self) -> tuple[str, ...]:
         """Names that the `model` field of a request may have; the first one is reported."""
         return self.served_model_name or (self.model_path,)
@@ -267,44 +249,76 @@ class Settings:
 def load_settings(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from arguments (without the program's name), environment and config file.
 
-    `--help` and `--version` print and raise SystemExit(0).
+    `--help` and `--version` print and raise SystemExit(0). A flag of another server that is not
+    needed here is said on standard error.
 
     Raises:
         SettingsError: an unknown option, a value that does not parse, an unreadable file.
     """
     environment = os.environ if environment is None else environment
-    given = vars(_parser().parse_args(argv))
-    if given.pop("version"):
+    options = fields(Settings)
+    try:
+        line = parse(argv, options, prog=PROGRAM, prefix=ENVIRONMENT_PREFIX)
+    except UsageError as error:
+        raise SettingsError(str(error)) from None
+    if line.version:
+        # It loads MLX; nothing else here does.
+        from mlx_parallm.tools.version import version_text
+
         sys.stdout.write(version_text() + "\n")
         raise SystemExit(0)
-    path = given.pop("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    _take_elsewhere(line)
+    _take_model(line)
+    path = line.config or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     from_file = _read_config(Path(path)) if path else {}
     values = {
         option.name: value
-        for option in fields(Settings)
-        if (value := _value(option, given, environment, from_file)) is not MISSING
+        for option in options
+        if (value := _value(option, line.options, environment, from_file)) is not MISSING
     }
-    return Settings(**values)
+    return _checked(Settings(**values))
 
 
-def version_text() -> str:
-    """What `--version` prints: this package, MLX, mlx-lm and the BLAS that MLX uses."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from mlx_parallm import __version__
-    from mlx_parallm.cpu import blas
-
-    lines = [f"mlx_parallm {__version__}"]
-    for package in ("mlx", "mlx-lm"):
+def _take_elsewhere(line: CommandLine) -> None:
+    """Turn the flags of other servers into options, or say why not."""
+    for name, value in line.elsewhere:
+        typed = f"{name} {value}".strip()
         try:
-            lines.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package} is not installed")
-    return "\n".join([*lines, f"BLAS {blas.info()}"])
+            answer = elsewhere.BY_NAME[name].answer(value)
+        except ValueError as error:
+            raise SettingsError(f"{typed}: {error}") from None
+        if isinstance(answer, elsewhere.Note):
+            sys.stderr.write(f"{PROGRAM}: note: {typed} is {answer.text}\n")
+        elif answer is not None:
+            _set_once(line, answer.option, answer.text, typed)
 
 
-def _flag(option: Field[Any]) -> str:
-    return "--" + option.name.replace("_", "-")
+def _take_model(line: CommandLine) -> None:
+    if len(line.models) > 1:
+        raise SettingsError(
+            f"one model is served, not {' and '.join(line.models)}; "
+            "several names for it are --served-model-name A --served-model-name B"
+        )
+    if line.models:
+        _set_once(line, "model_path", line.models[0], line.models[0])
+
+
+def _set_once(line: CommandLine, option: str, text: str, typed: str) -> None:
+    earlier = line.options.get(option, text)
+    if isinstance(earlier, list):
+        line.options[option] = [*earlier, text]
+        return
+    if earlier != text:
+        raise SettingsError(f"{typed} contradicts {flag_of(option)} {earlier}")
+    line.options[option] = text
+
+
+def _checked(settings: Settings) -> Settings:
+    if settings.kv_cache_memory is not None and settings.gpu_memory_utilization is not None:
+        raise SettingsError(
+            "--kv-cache-memory and --gpu-memory-utilization exclude each other; give one"
+        )
+    return settings
 
 
 def _value(
@@ -315,8 +329,8 @@ def _value(
 ) -> Any:
     """The option's value from the first place that has one, or MISSING."""
     variable = ENVIRONMENT_PREFIX + option.name.upper()
-    if given[option.name] is not None:
-        return _parse(option, given[option.name], _flag(option))
+    if option.name in given:
+        return _parse(option, given[option.name], flag_of(option.name))
     if environment.get(variable):
         raw = environment[variable]
         return _parse(option, raw.split(",") if option.metadata["many"] else raw, variable)
@@ -335,7 +349,7 @@ def _parse(option: Field[Any], raw: Any, place: str) -> Any:
         return _parse_one(option, raw)
     except ValueError as error:
         # A key must not end up in a log.
-        shown = "" if option.name in ("api_key", "admin_key") else f" {raw!r}"
+        shown = "" if option.name in _SECRETS else f" {raw!r}"
         raise SettingsError(f"{place}{shown}: {error}") from None
 
 
@@ -343,6 +357,8 @@ def _parse_one(option: Field[Any], raw: Any) -> Any:
     # A config file has types of its own; they are read as the text they would be typed as.
     if isinstance(raw, bool):
         raw = str(raw).lower()
+    elif isinstance(raw, dict):
+        raw = json.dumps(raw)
     elif isinstance(raw, (int, float)):
         raw = f"{raw:.17g}" if isinstance(raw, float) else str(raw)
     if not isinstance(raw, str):
@@ -366,39 +382,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     known = {option.name for option in fields(Settings)}
     for key in values:
         if key not in known:
-            raise SettingsError(f"--config {path}: unknown option {key!r}")
+            near = suggestion(key, known)
+            raise SettingsError(f"--config {path}: unknown option {key!r}{near}")
     return values
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=PROGRAM,
-        description="Serve a model over the OpenAI API, everything in one continuous batch.",
-        epilog=f"Each option can also be set as {ENVIRONMENT_PREFIX}<OPTION> in the environment "
-        "or in the config file.",
-        allow_abbrev=False,
-    )
-    for option in fields(Settings):
-        _add_argument(parser, option)
-    parser.add_argument("--config", metavar="FILE", help="TOML or JSON file with options")
-    parser.add_argument("--version", action="store_true", help="print versions and exit")
-    return parser
-
-
-def _add_argument(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
-    metadata = option.metadata
-    shown = "" if option.default in (None, (), False) else f" (default: {option.default})"
-    text = (metadata["help"] + shown).replace("%", "%%")
-    if metadata["parse"] is _switch:
-        parser.add_argument(_flag(option), action="store_const", const="true", help=text)
-        return
-    metavar = metadata["metavar"] or option.name.upper().split("_")[-1]
-    action = "append" if metadata["many"] else "store"
-    parser.add_argument(_flag(option), action=action, metavar=metavar, help=text)

@@ -17,6 +17,8 @@ class EngineConfig:
             chooses by device.
         kv_cache_memory: bytes for K and V of running sequences; None is half of
             what the weights leave.
+        memory_utilization: instead of kv_cache_memory, the share of the device's memory
+            that weights, K and V may take, above 0 up to 1.
         prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is
             a quarter of kv_cache_memory.
         prefix_cache_dir: a folder that keeps prefixes over a restart, at most
@@ -30,6 +32,7 @@ class EngineConfig:
     max_queue: int = 1024
     prefill_chunk: int | None = None
     kv_cache_memory: int | None = None
+    memory_utilization: float | None = None
     prefix_cache_memory: int | None = None
     prefix_cache_dir: Path | None = None
     prefix_cache_disk: int = 4 << 30

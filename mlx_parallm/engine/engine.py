@@ -304,7 +304,9 @@ class Engine:
         self._runner = ModelRunner(loaded.model, loaded.vocab_size)
         warm_up(self._runner)
         per_token = self._runner.cache.bytes_per_token
-        memory = self.config.kv_cache_memory or available_kv_bytes(loaded.nbytes)
+        memory = self.config.kv_cache_memory or available_kv_bytes(
+            loaded.nbytes, self.config.memory_utilization
+        )
         prefixes = self._start_prefixes(loaded, memory)
         self._runner.reset()
         guesses = self._start_drafter(loaded)

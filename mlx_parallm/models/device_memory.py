@@ -1,10 +1,13 @@
-"""How many bytes the device has."""
+"""What the device is called and how many bytes it has."""
 
 from __future__ import annotations
 
 import os
+import platform
 
 import mlx.core as mx
+
+from mlx_parallm.errors import ModelLoadError
 
 MINIMUM = 256 << 20
 
@@ -18,6 +21,30 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def available_kv_bytes(weights: int) -> int:
-    """Half of what the weights leave, and never nothing."""
-    return max(MINIMUM, (total_memory() - weights) // 2)
+def device_name() -> str:
+    """The default device with its name and memory, such as "CPU (x86_64), 16.8 GB"."""
+    device = mx.default_device()
+    kind = "CPU" if device.type == mx.DeviceType.cpu else "GPU"
+    info = mx.device_info(device)
+    name = info.get("device_name") or info.get("architecture") or platform.machine()
+    return f"{kind} ({name}), {total_memory() / 1e9:.1f} GB"
+
+
+def available_kv_bytes(weights: int, utilization: float | None = None) -> int:
+    """Bytes for K and V: half of what the weights leave, and never nothing.
+
+    Args:
+        utilization: the share of all memory that weights, K and V may take together.
+
+    Raises:
+        ModelLoadError: that share is less than the weights.
+    """
+    if utilization is None:
+        return max(MINIMUM, (total_memory() - weights) // 2)
+    left = int(total_memory() * utilization) - weights
+    if left <= 0:
+        raise ModelLoadError(
+            f"the weights need {weights / 1e9:.2f} GB, and --gpu-memory-utilization "
+            f"{utilization:g} of {total_memory() / 1e9:.2f} GB is less"
+        )
+    return left

@@ -270,9 +270,15 @@ def resolve(path: str) -> Path:
         return BUNDLED_FOLDER.parent / path
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if not any(folder.iterdir()):
+            raise ModelLoadError(
+                f"{path} is an empty folder; a model's has config.json and *.safetensors"
+            )
         return folder
     if folder.exists():
-        raise ModelLoadError(f"{path} is not a folder")
+        raise ModelLoadError(
+            f"{path} is a file; give the folder that holds config.json and *.safetensors"
+        )
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ModelLoadError(f"{path}: there is no such folder, and it is not a hub id")
     return _download(path)

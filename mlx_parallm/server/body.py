@@ -11,7 +11,9 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.datastructures import Headers
 
 from mlx_parallm.errors import BodyTooLargeError, InvalidRequestError, UnsupportedError
+from mlx_parallm.server.request_defaults import with_defaults
 from mlx_parallm.server.schemas.base import UNSUPPORTED, RequestModel
+from mlx_parallm.server.state import state_of
 
 _Model = TypeVar("_Model", bound=RequestModel)
 
@@ -22,7 +24,7 @@ _AS_TYPED = frozenset({"", "application/x-www-form-urlencoded"})
 
 
 async def read_body(request: Request, model: type[_Model], limit: int) -> _Model:
-    """The request's JSON body as a validated model.
+    """The request's JSON body as a validated model; what it leaves open, the server's options say.
 
     Args:
         limit: bytes; a longer body is refused without being held in memory.
@@ -33,7 +35,8 @@ async def read_body(request: Request, model: type[_Model], limit: int) -> _Model
         starlette.requests.ClientDisconnect: the client went away while sending.
     """
     _check_content_type(request.headers)
-    return validate(model, parse_json(await _read(request, limit)))
+    value = parse_json(await _read(request, limit))
+    return validate(model, with_defaults(value, model, state_of(request).settings))
 
 
 def parse_json(body: bytes | bytearray) -> Any:

@@ -29,3 +29,14 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def free_port_near(host: str, port: int, *, tries: int = 100) -> int | None:
+    """The next port after `port` that could be listened on now; None where none was found."""
+    for candidate in range(port + 1, min(port + 1 + tries, 65536)):
+        try:
+            listen(host, candidate).close()
+        except OSError:
+            continue
+        return candidate
+    return None

@@ -113,7 +113,7 @@ def build_engine(settings: Settings) -> Engine:
             quantize=settings.quantize,
         )
         if settings.chat_template is not None:
-            _use_chat_template(loaded, Path(settings.chat_template))
+            _use_chat_template(loaded, settings.chat_template)
         loaded.predictors = load_predictors(settings.predictor)
         return loaded
 
@@ -126,6 +126,7 @@ def build_engine(settings: Settings) -> Engine:
         max_queue=settings.max_queue,
         prefill_chunk=settings.prefill_chunk,
         kv_cache_memory=settings.kv_cache_memory,
+        memory_utilization=settings.gpu_memory_utilization,
         prefix_cache_memory=settings.prefix_cache_memory,
         prefix_cache_dir=Path(settings.prefix_cache_dir) if settings.prefix_cache_dir else None,
         prefix_cache_disk=settings.prefix_cache_disk,
@@ -135,11 +136,13 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(load, config, load_draft)
 
 
-def _use_chat_template(loaded: LoadedModel, path: Path) -> None:
+def _use_chat_template(loaded: LoadedModel, given: str) -> None:
+    """Replace the model's template by the one in a file, or by `given` where it is one itself."""
+    is_template = "{{" in given or "{%" in given
     try:
-        template = path.read_text(encoding="utf-8")
+        template = given if is_template else Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"--chat-template {path}: {error}") from None
+        raise ModelLoadError(f"--chat-template {given}: {error}") from None
     loaded.tokenizer.chat_template = template
     loaded.tokenizer.has_chat_template = True
 

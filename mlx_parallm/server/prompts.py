@@ -51,6 +51,7 @@ class Prompts:
         loaded: whose tokenizer and limits to use.
         executor: one thread for long texts.
         special_text_is_text: in messages; False lets clients write special tokens there.
+        default_max_tokens: the server's own, for requests that give none.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Prompts:
         loaded: LoadedModel,
         executor: ThreadPoolExecutor,
         special_text_is_text: bool = True,
+        default_max_tokens: int | None = None,
     ) -> None:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._executor = executor
         self._special = SpecialText(loaded.tokenizer) if special_text_is_text else None
+        self._default_max_tokens = default_max_tokens
 
     @property
     def tokenizer(self) -> Any:
@@ -242,12 +245,14 @@ class Prompts:
 
         Args:
             asked: what the client said, or None.
-            default: used when the client said nothing, cut to what is left; None is all of it.
+            default: used when neither the client nor the server's options say anything, cut to
+                what is left; None is all of it.
 
         Raises:
             ContextLengthError: prompt and answer do not fit.
         """
         used, limit = len(prompt.ids), self.max_model_len
+        default = self._default_max_tokens or default
         left = limit - used
         if asked is None and left > 0:
             return left if default is None else min(default, left)

@@ -66,7 +66,10 @@ class ServerState:
         loaded = self.loaded()
         if self._prompts is None:
             self._prompts = Prompts(
-                loaded, self.executor, not self.settings.allow_special_tokens_in_content
+                loaded,
+                self.executor,
+                not self.settings.allow_special_tokens_in_content,
+                self.settings.max_tokens,
             )
         return self._prompts
 

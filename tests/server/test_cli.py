@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -26,8 +27,6 @@ COMMAND = [sys.executable, "-m", "mlx_parallm.cli"]
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Path:
     """A tiny random Llama in a folder."""
-    import json
-
     folder = tmp_path_factory.mktemp("tiny")
     config = {
         "model_type": "llama",
@@ -134,10 +133,14 @@ def test_a_terminated_server_ends(start: Start, model_folder: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["--model-path", "/nowhere/at-all"], 1, "/nowhere/at-all"),
-        (["--model-path", "{empty}"], 1, "config.json"),
+        (["--model-path", "{empty}"], 1, "empty"),
         (["--model-path", "{broken}"], 1, "config.json"),
         (["--model-path", "{model}", "--chat-template", "/nowhere/x.jinja"], 1, "x.jinja"),
         (["--model-path", "{model}", "--host", "256.0.0.1"], 1, "256.0.0.1"),
+        (["{empty}"], 1, "empty folder"),
+        (["{file}"], 1, "is a file"),
+        (["{model}", "--gpu-memory-utilization", "1e-9"], 1, "--gpu-memory-utilization"),
+        (["{model}", "--adapter-path", "x"], 2, "adapters are not built yet"),
         (["--port", "abc"], 2, "--port"),
         (["--frobnicate"], 2, "--frobnicate"),
     ],
@@ -148,7 +151,13 @@ def test_failures_are_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
-    names = {"model": model_folder, "empty": tmp_path / "empty", "broken": tmp_path / "broken"}
+    (tmp_path / "file").write_text("x")
+    names = {
+        "file": tmp_path / "file",
+        "model": model_folder,
+        "empty": tmp_path / "empty",
+        "broken": tmp_path / "broken",
+    }
     given = [argument.format(**names) for argument in arguments]
     if "--port" not in given:
         given += ["--port", "0"]
@@ -171,15 +180,71 @@ def test_a_port_in_use(start: Start, model_folder: Path) -> None:
         process = start("--model-path", str(model_folder), "--port", str(port))
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"127.0.0.1:{port} is already in use" in errors
-    assert "Traceback" not in errors
+    (line,) = errors.splitlines()
+    found = re.fullmatch(
+        rf"mlx_parallm_serve: error: 127\.0\.0\.1:{port} is already in use; try --port (\d+)", line
+    )
+    assert found, line
+    listen("127.0.0.1", int(found[1])).close()
 
 
-def test_a_chat_template_of_ones_own(start: Start, model_folder: Path, tmp_path: Path) -> None:
-    template = tmp_path / "own.jinja"
-    template.write_text("own template: {{ messages[0].content }}")
+def test_the_log_has_the_facts(start: Start, model_folder: Path) -> None:
+    process = start(str(model_folder), "--port", "0", "--kv-cache-memory", "50MB")
+    url = greeting(process)
+    process.terminate()
+    _, errors = process.communicate(timeout=15)
+    facts = {
+        label: line for label in FACTS for line in errors.splitlines() if f" {label}: " in line
+    }
+    assert list(facts) == list(FACTS)
+    assert facts["model"].rpartition("mlx_parallm: ")[2].startswith(f"model: {model_folder} (")
+    assert "0.05 GB for K and V" in facts["memory"]
+    assert facts["API"].endswith(f"{url}/v1")
+
+
+FACTS = ("model", "device", "BLAS", "memory", "API", "docs")
+
+
+def test_on_a_terminal_it_greets_with_a_command_to_paste(model_folder: Path) -> None:
+    control, terminal = os.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, str(model_folder), "--port", "0", "--api-key", "secret-1"],
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(mlx_parallm.__file__).parents[1],
+    )
+    os.close(terminal)
+    try:
+        shown = ""
+        while "What is 34 plus 25?" not in shown:
+            shown += os.read(control, 4096).decode()
+        shown = shown.replace("\r", "")
+        for label in FACTS:
+            assert re.search(rf"^  {label} +\S", shown, re.MULTILINE), shown
+        curl = shown[shown.index("curl ") :].strip()
+        assert "secret-1" not in shown
+        curl = curl.replace("YOUR_KEY", "secret-1").replace("What is 34 plus 25?", "hi")
+        # A random model goes on for long.
+        curl = curl.replace('"messages"', '"max_tokens": 4, "messages"')
+        answer = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, timeout=30)
+        assert json.loads(answer.stdout)["choices"][0]["message"]["role"] == "assistant"
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(control)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_chat_template_of_ones_own(
+    start: Start, model_folder: Path, tmp_path: Path, in_file: bool
+) -> None:
+    template = "own template: {{ messages[0].content }}"
+    if in_file:
+        (tmp_path / "own.jinja").write_text(template)
+        template = str(tmp_path / "own.jinja")
     process = start(
-        *("--model-path", str(model_folder), "--port", "0", "--chat-template", str(template))
+        *("--model-path", str(model_folder), "--port", "0", "--chat-template", template)
     )
     url = greeting(process)
     body = {"messages": [{"role": "user", "content": "hello"}]}

@@ -75,7 +75,7 @@ def test_lists_in_the_environment() -> None:
         (["--port"], "--port"),
         (["--no-such"], "--no-such"),
         (["--max-batch"], "--max-batch"),
-        (["stray"], "stray"),
+        (["one", "stray"], "stray"),
         (["--max-batch-size", "0"], "from 1 to"),
         (["--dtype", "int3"], "bfloat16"),
         (["--kv-cache-memory", "2 apples"], "512MiB"),
