@@ -12,16 +12,13 @@ allocator's thresholds, once raised, hold for both sides.
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 import mlx_parallm  # noqa: F401  isort: skip  (puts the fast BLAS in place before mlx)
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout as it is
 
 import mlx.core as mx
 import numpy as np

@@ -8,14 +8,13 @@ scripts/bench_engine.py --list
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout as it is
 
 import bench_models
 import benchlib.caching

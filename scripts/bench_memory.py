@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Decode step time with memories: 0, 1k, 16k and 100k of them, 1, 8 and 32 rows, each search.
 
     python scripts/bench_memory.py --model bundled --output bench_memory.json
@@ -13,6 +14,8 @@ layer alone, against FAISS.
 """
 
 from __future__ import annotations
+
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 
 import argparse
 import json

@@ -12,6 +12,8 @@ for GPUs: in bfloat16, or quantised to 4 bits as mlx-lm does it.
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import json
 import os

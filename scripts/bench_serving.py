@@ -16,6 +16,8 @@ are the ratios within a round. Output tokens are those of each answer's `usage`.
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import contextlib
 import json

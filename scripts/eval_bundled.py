@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Measure the bundled model through the server, greedily, on prompts that training never had.
 
     python scripts/eval_bundled.py                      # starts the server itself
@@ -8,6 +9,8 @@ Prints the table of the model card as Markdown. `--short` asks fewer prompts, fo
 """
 
 from __future__ import annotations
+
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 
 import argparse
 import json

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Does a model use its memories? Facts that are in no context, asked for in a chat.
 
     python scripts/eval_extended_mind.py --json recall.json --plot recall.png   # 2 minutes
@@ -25,6 +26,8 @@ than the texts of the training (512 tokens) make memories that nothing finds.
 """
 
 from __future__ import annotations
+
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 
 import argparse
 import json

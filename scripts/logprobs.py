@@ -7,6 +7,8 @@ scripts/logprobs.py --file text.txt --model-path bundled --json
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import json
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """merge_locks.py RUNTIME ALL: one lock file of two sections from two of uv's; for scripts/lock.
 
 Both list requirements with their hashes; ALL is for the development tools too. Versions and
@@ -6,8 +7,8 @@ markers are those of ALL. `scripts/serve` installs the first section alone.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 HEADER = (
@@ -43,4 +44,10 @@ def merge(runtime: list[str], everything: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(merge(entries(sys.argv[1]), entries(sys.argv[2])), end="")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runtime", help="what the server needs")
+    parser.add_argument("all", help="what the development tools need too")
+    args = parser.parse_args()
+    print(merge(entries(args.runtime), entries(args.all)), end="")

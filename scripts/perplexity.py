@@ -11,6 +11,8 @@ it (fewer only in the document's first window).
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import json
 import math

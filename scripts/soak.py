@@ -12,6 +12,8 @@ at rest no row is held, every accepted sequence is accounted for, and memory sta
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import asyncio
 import contextlib

@@ -45,4 +45,14 @@ if [ "$speculate" = no ]; then
 elif [ "$draft" = no ]; then
     set -- --speculative ngram "$@"
 fi
-exec "${MLX_PARALLM_SERVE:-mlx_parallm_serve}" "$@"
+
+# The server of this checkout's environment, else an installed one, else the environment is made.
+here=$(cd "$(dirname "$0")" && pwd)
+if [ -n "${MLX_PARALLM_SERVE:-}" ]; then
+    exec "$MLX_PARALLM_SERVE" "$@"
+elif [ -x "$here/../.venv/bin/mlx_parallm_serve" ]; then
+    exec "$here/../.venv/bin/mlx_parallm_serve" "$@"
+elif command -v mlx_parallm_serve >/dev/null; then
+    exec mlx_parallm_serve "$@"
+fi
+exec "$here/serve" "$@"

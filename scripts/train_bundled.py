@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make the bundled model from nothing: corpus, tokenizer, target and draft.
 
     python scripts/train_bundled.py                 # about 90 minutes on two CPU cores
@@ -8,6 +9,8 @@ where its last checkpoint (in --work) was; the same seed makes the same batches.
 """
 
 from __future__ import annotations
+
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 
 import argparse
 import random
