@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_parallm import mili
 from mlx_parallm.cache.page_pool import PagePool
 from mlx_parallm.cache.pages import KVCacheAllocator, PagedKVCache
 from mlx_parallm.cache.prefix_cache import RadixAttentionCache
 from mlx_parallm.engine import requests
 from mlx_parallm.engine.engine import Engine
-from mlx_parallm.engine.requests import ContinuousBatchScheduler, RequestPhase
+from mlx_parallm.engine.requests import RequestPhase, RequestScheduler
 from mlx_parallm.engine.sampler import Sampler
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, NotFoundError
 from mlx_parallm.models.loader import LoadedModel
@@ -56,6 +57,23 @@ def test_allocator() -> None:
     assert len(set(taken)) == 8
     with pytest.raises(RuntimeError, match="Insufficient pages"):
         allocator.allocate_page()
+
+
+def test_allocator_of_a_config() -> None:
+    """The document's call: pages for a batch of so many sequences."""
+    config = Qwen3Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=8)
+    allocator = KVCacheAllocator(config, max_batch_size=64)
+    assert allocator.cache.num_pages == 64 * 32768 // 16
+    assert allocator.cache.nbytes == 0
+    small = KVCacheAllocator(config, max_batch_size=2, max_seq_length=33, dtype=mx.float16)
+    assert small.cache.num_pages == 2 * 3
+    page = small.allocate_page()
+    k = mx.random.normal((10, config.num_key_value_heads, config.head_dim))
+    small.write_pages([page], k, cache_type="k")
+    found = small.gather_pages([page], seq_len=10, cache_type="k")
+    assert mx.array_equal(found, k.astype(mx.float16))
+    with pytest.raises(ValueError, match="max_batch_size"):
+        KVCacheAllocator(config, max_batch_size=0)
 
 
 def test_shared_prefixes() -> None:
@@ -122,7 +140,8 @@ def test_sampler() -> None:
 
 
 def test_scheduler_example() -> None:
-    scheduler = ContinuousBatchScheduler(max_batch_size=64)
+    assert requests.ContinuousBatchScheduler is mili.ContinuousBatchScheduler is RequestScheduler
+    scheduler = RequestScheduler(max_batch_size=64)
     request = scheduler.add_request(prompt_tokens=[1, 2, 3], max_tokens=100, temperature=0.7)
     batch, kind = scheduler.get_next_batch()
     assert (kind, [one.request_id for one in batch]) == ("prefill", [request])
@@ -147,7 +166,7 @@ def test_scheduler_example() -> None:
 
 
 def test_scheduler_refuses() -> None:
-    scheduler = ContinuousBatchScheduler(max_seq_length=16)
+    scheduler = RequestScheduler(max_seq_length=16)
     with pytest.raises(InvalidRequestError):
         scheduler.add_request([])
     with pytest.raises(InvalidRequestError, match="no setting 'colour'"):
@@ -160,12 +179,12 @@ def test_scheduler_refuses() -> None:
     with pytest.raises(InvalidRequestError, match="waits for no token"):
         scheduler.update_request(request, 1)
     with pytest.raises(InvalidRequestError):
-        ContinuousBatchScheduler(max_batch_size=0)
+        RequestScheduler(max_batch_size=0)
 
 
 def test_results_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "KEPT_RESULTS", 3)
-    scheduler = ContinuousBatchScheduler(max_batch_size=2)
+    scheduler = RequestScheduler(max_batch_size=2)
     ids = [scheduler.add_request([1, 2], 1) for _ in range(6)]
     for _ in range(3):
         for one in scheduler.get_next_batch()[0]:
@@ -182,7 +201,7 @@ def test_results_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_request_is_answered(
     lengths: list[tuple[int, int]], sizes: tuple[int, int, int]
 ) -> None:
-    scheduler = ContinuousBatchScheduler(*sizes)
+    scheduler = RequestScheduler(*sizes)
     ids = [scheduler.add_request([1] * prompt, most) for prompt, most in lengths]
     seen: dict[str, list[str]] = {request: [] for request in ids}
     for _ in range(1000):
@@ -207,7 +226,7 @@ def test_generation_by_hand(
     """The document's pieces together give what the engine gives."""
     loaded = llama_factory()
     prompts = [[3, 4, 5], [9], list(range(30, 50)), [7] * 12]
-    scheduler = ContinuousBatchScheduler(max_batch_size=3)
+    scheduler = RequestScheduler(max_batch_size=3)
     ids = [scheduler.add_request(prompt, max_tokens=8) for prompt in prompts]
     while batch := scheduler.get_next_batch()[0]:
         for one in batch:

@@ -21,6 +21,7 @@ import mlx.core as mx
 from mlx_parallm.cache.page_pool import IntegrityError, PagePool
 from mlx_parallm.cache.prefix_contract import PAGE_SIZE
 from mlx_parallm.models.layer_spec import LayerSpec
+from mlx_parallm.models.qwen3_config import Qwen3Config
 
 KeysValues = tuple[mx.array, mx.array]
 _PLANES = ("k", "v")
@@ -375,21 +376,30 @@ def _spans(pages: int) -> list[tuple[int, int]]:
 class KVCacheAllocator:
     """Pages one at a time, on a PagedKVCache.
 
-    Args: those of PagedKVCache.
+    Args:
+        layers: what each layer keeps, or the config of a model, which says so.
+        num_pages, memory, page_size, dtype: those of PagedKVCache.
+        max_batch_size, max_seq_length: pages for so many sequences of so many tokens, where
+            neither num_pages nor memory is given. A page takes memory when it is written.
     """
 
     def __init__(
         self,
-        layers: Sequence[LayerSpec],
+        layers: Sequence[LayerSpec] | Qwen3Config,
         num_pages: int | None = None,
         *,
         memory: int | None = None,
+        max_batch_size: int = 64,
+        max_seq_length: int = 32768,
         page_size: int = PAGE_SIZE,
         dtype: mx.Dtype = mx.float32,
     ) -> None:
-        self.cache = PagedKVCache(
-            layers, num_pages, memory=memory, page_size=page_size, dtype=dtype
-        )
+        if max_batch_size < 1 or max_seq_length < 1:
+            raise ValueError("max_batch_size and max_seq_length are at least 1")
+        if num_pages is None and memory is None:
+            num_pages = max_batch_size * -(-max_seq_length // page_size)
+        specs = layers.kv_layers() if isinstance(layers, Qwen3Config) else layers
+        self.cache = PagedKVCache(specs, num_pages, memory=memory, page_size=page_size, dtype=dtype)
 
     def allocate_page(self) -> int:
         """A free page.
@@ -420,10 +430,11 @@ class KVCacheAllocator:
     def write_pages(
         self, page_ids: Sequence[int], data: mx.array, cache_type: str = "k", layer: int = 0
     ) -> None:
-        """Write (n, heads, dim); the last page may be filled in part, the rest is zeros.
+        """Write (n, heads, dim), as dtype; the last page may be filled in part, then zeros.
 
         A page is written once: tokens that come later need a page of their own.
         """
+        data = data.astype(self.cache.dtype)
         missing = len(page_ids) * self.cache.page_size - data.shape[0]
         if 0 < missing < self.cache.page_size:
             data = mx.concatenate([data, mx.zeros((missing, *data.shape[1:]), data.dtype)])
