@@ -6,11 +6,13 @@ import importlib
 from typing import Any
 
 from mlx_parallm.cpu import blas as _blas
+from mlx_parallm.open_files import keep_limit_when_importing_mlx_lm as _keep_limit
 
 __version__ = "0.1.0"
 
 # Before anything in this package imports mlx: that is when libmlx gets its BLAS.
 _blas.preload()
+_keep_limit()
 
 # Public name -> module. Looked up on first use, so that `import mlx_parallm` stays cheap and
 # `mlx_parallm_serve --help` does not load MLX.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlx_parallm.cpu import blas
 from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
 from mlx_parallm.greeting import Greeting
+from mlx_parallm.open_files import raise_limit
 from mlx_parallm.server.listener import free_port_near, listen
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
 
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mlx_parallm")
 
-# How long accepted requests may go on after the first Ctrl-C, and how long answering the
-# others may then take.
-_DRAIN_S = 5.0
+# How long answering those may take that the drain could not finish.
 _ANSWER_S = 2
 
 _EXIT_FAILURE = 1
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0 after Ctrl-C, 130 after a second one, 1 when the server cannot run,
+        The exit code: 0 after Ctrl-C, 130 or 143 after a second one, 1 when the server cannot run,
         2 for wrong options.
     """
     try:
@@ -69,6 +68,7 @@ def _main(argv: Sequence[str]) -> int:
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
     # Imported late: `--help` and wrong options answer at once.
+    from mlx_parallm.server.gate.limits import ConnectionLimits
     from mlx_parallm.server.main import create_app
     from mlx_parallm.server.runner import Runner
 
@@ -87,7 +87,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         runner.should_exit = True
 
     app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
-    runner = Runner(app, drain_s=_DRAIN_S, answer_s=_ANSWER_S)
+    limits = ConnectionLimits.of(settings, raise_limit())
+    runner = Runner(app, drain_s=settings.drain_timeout, answer_s=_ANSWER_S, limits=limits)
     runner.run(sockets=[listener])
     if failures:
         return _complain(str(failures[0]), _EXIT_FAILURE)

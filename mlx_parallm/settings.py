@@ -138,6 +138,26 @@ class Settings:
     request_timeout: float | None = _option(
         None, number(0, above=True), "seconds after which a request is given up (408)"
     )
+    drain_timeout: float = _option(
+        120.0, number(0), "seconds in which accepted requests may finish after Ctrl-C or SIGTERM"
+    )
+    max_connections: int | None = _option(
+        None,
+        integer(1),
+        "open connections at most; default: 4096, or what open files (ulimit -n) allow",
+    )
+    max_connections_per_address: int | None = _option(
+        None, integer(1), "of them from one address; default: three quarters"
+    )
+    header_timeout: float = _option(
+        10.0, number(0, above=True), "seconds in which a request's headers must arrive"
+    )
+    body_timeout: float = _option(
+        30.0, number(0, above=True), "and its body; one more for each 16 KiB that have come"
+    )
+    idle_timeout: float = _option(
+        30.0, number(0, above=True), "seconds after which an idle connection is closed"
+    )
     prefill_chunk: int | None = _option(
         None, integer(1), "prompt tokens that one step adds at most; default: by device"
     )

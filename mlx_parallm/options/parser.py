@@ -35,7 +35,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Extended Mind memories": (
         *("use_extended_mind", "memory_dir", "memory_store", "memory_budget"),
     ),
-    "network and access": ("admin_key", "cors_origin", "request_timeout", "max_body_size"),
+    "network and access": (
+        *("admin_key", "cors_origin", "request_timeout", "max_body_size", "drain_timeout"),
+        *("max_connections", "max_connections_per_address"),
+        *("header_timeout", "body_timeout", "idle_timeout"),
+    ),
 }
 REST = "more"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 
+# Connections that the kernel holds until they are accepted.
+BACKLOG = 2048
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, so that a port in use is found before a model is loaded.
@@ -23,7 +26,7 @@ def listen(host: str, port: int) -> socket.socket:
         # A server that was just stopped leaves its port in a waiting state.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(1024)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI
 from mlx_parallm import __version__
 from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
 from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.gate.admission import Admission
 from mlx_parallm.server.gate.cors import Cors
 from mlx_parallm.server.gate.undeclared import refuse_undeclared
 from mlx_parallm.server.handlers import add_handlers
@@ -90,7 +91,12 @@ def create_app(
         if state is not None:
             state.metrics.on_answer(method, route, status, seconds)
 
-    app.add_middleware(Gate, api_keys=settings.api_key, on_answer=on_answer)
+    app.add_middleware(
+        Gate,
+        admission=Admission(lambda: app.state.server),
+        api_keys=settings.api_key,
+        on_answer=on_answer,
+    )
     app.add_middleware(Cors, origins=settings.cors_origin)
     for router in _ROUTERS:
         app.include_router(router, dependencies=[Depends(refuse_undeclared)])

@@ -10,7 +10,8 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_parallm.errors import AuthenticationError
+from mlx_parallm.errors import AuthenticationError, ParallmError
+from mlx_parallm.server.gate.admission import Admission
 from mlx_parallm.server.gate.keys import Keys
 from mlx_parallm.server.gate.request_id import request_id_from
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, error_response, internal_error
@@ -33,6 +34,7 @@ class Gate:
     """ASGI middleware around all routes.
 
     Args:
+        admission: who may enter.
         api_keys: accepted bearer tokens; empty lets everybody in.
         on_answer: called once a request with (method, route, status, seconds).
     """
@@ -40,10 +42,12 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
+        admission: Admission,
         api_keys: Sequence[str] = (),
         on_answer: Callable[[str, str, int, float], None] | None = None,
     ) -> None:
         self._app = app
+        self._admission = admission
         self._keys = Keys(api_keys)
         self._on_answer = on_answer
 
@@ -55,15 +59,16 @@ class Gate:
         status = 0
         request_id = request_id_from(_header(scope, b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
+        added = [(b"x-request-id", request_id.encode())]
+        if "refusal" in scope["state"]:
+            # The connection is one too many.
+            added.append((b"connection", b"close"))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                ]
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         try:
@@ -81,9 +86,15 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._is_refused(scope):
-            error = AuthenticationError("Incorrect or missing API key: send a bearer token.")
-            await error_response(error, scope)(scope, receive, send)
+            refusal: ParallmError | None = AuthenticationError(
+                "Incorrect or missing API key: send a bearer token."
+            )
         else:
+            refusal = self._admission.refusal(scope)
+        if refusal is not None:
+            await error_response(refusal, scope)(scope, receive, send)
+            return
+        with self._admission.entered(scope):
             await self._app(scope, receive, send)
 
     def _is_refused(self, scope: Scope) -> bool:

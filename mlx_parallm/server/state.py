@@ -37,6 +37,7 @@ class ServerState:
     metrics: Metrics
     executor: ThreadPoolExecutor
     registry: Registry = field(default_factory=Registry)
+    draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _prompts: Prompts | None = None
     memory_executor: ThreadPoolExecutor = field(
@@ -126,8 +127,14 @@ class ServerState:
             )
         return name or names[0]
 
+    @property
+    def capacity(self) -> int:
+        """Sequences that can be computed or wait at the same time."""
+        return self.settings.max_queue + self.engine.config.max_batch_size
+
     def drain(self) -> None:
         """Refuse new requests and let the accepted ones finish."""
+        self.draining = True
         self.engine.drain()
 
     def answer_all(self, error: ParallmError) -> None:

@@ -22,10 +22,11 @@ from mlx_lm.tool_parsers import json_tools
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_parallm.engine.engine import Engine, EngineStats
+from mlx_parallm.engine.engine import Engine, EngineConfig, EngineStats
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence, TokenLogprob
 from mlx_parallm.errors import ModelLoadError, QueueFullError, UnavailableError
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.gate.limits import ConnectionLimits
 from mlx_parallm.server.listener import listen
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.runner import Runner
@@ -122,6 +123,7 @@ class ParrotEngine:
     state: str = "loading"
     reason: str | None = "the model is loading"
     loaded: LoadedModel | None = None
+    config: EngineConfig = field(default_factory=EngineConfig)
     groups: list[int] = field(default_factory=list)
     submitted: list[Sequence] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
@@ -231,10 +233,16 @@ def _score(sequence: Sequence, token: int, top: int) -> TokenLogprob:
 class Served:
     """A running server and ways to talk to it."""
 
-    def __init__(self, app: FastAPI, engine: Any, drain_s: float) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        engine: Any,
+        drain_s: float,
+        limits: ConnectionLimits | None = None,
+    ) -> None:
         self.app = app
         self.engine = engine
-        self.runner = Runner(app, drain_s=drain_s, answer_s=2)
+        self.runner = Runner(app, drain_s=drain_s, answer_s=2, limits=limits)
         self._socket = listen("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -314,16 +322,21 @@ ServeFactory = Callable[..., Served]
 
 @pytest.fixture
 def serve() -> Iterator[ServeFactory]:
-    """serve(engine=None, ready=True, drain_s=..., **settings) starts a server."""
+    """serve(engine=None, ready=True, drain_s=..., limits=..., **settings) starts a server."""
     running: list[Served] = []
 
     def start(
-        engine: Any = None, *, ready: bool = True, drain_s: float = 0.5, **settings: Any
+        engine: Any = None,
+        *,
+        ready: bool = True,
+        drain_s: float = 0.5,
+        limits: ConnectionLimits | None = None,
+        **settings: Any,
     ) -> Served:
         engine = engine or ParrotEngine()
         options = {"served_model_name": ("parrot",), "log_level": "warning"} | settings
         app = create_app(Settings(**options), cast(Engine, engine))
-        served = Served(app, engine, drain_s)
+        served = Served(app, engine, drain_s, limits)
         running.append(served)
         if ready:
             served.wait_ready()

@@ -56,12 +56,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """start(*arguments) starts the command; it is killed at the end of the test."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str) -> subprocess.Popen[str]:
+    def run(*arguments: str, open_files: int | None = None) -> subprocess.Popen[str]:
         # Unbuffered output, and no stray options from the outside.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLX_PARALLM_")}
         pipe = subprocess.PIPE
+        # As a shell's `ulimit -n`.
+        shell = (
+            [] if open_files is None else ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "-"]
+        )
         process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*shell, *COMMAND, *arguments],
             stdout=pipe,
             stderr=pipe,
             text=True,
@@ -118,6 +122,39 @@ def test_ctrl_c_answers_a_running_request_and_a_second_one_quits(
         _, errors = process.communicate(timeout=5)
     assert process.returncode == 130
     assert "Traceback" not in errors
+
+
+def test_a_drain_lasts_as_long_as_is_said_and_a_second_sigterm_ends_it(
+    start: Start, model_folder: Path
+) -> None:
+    """The drain is two minutes by default: a supervisor that cannot wait signals twice."""
+    process = start("--model-path", str(model_folder), "--port", "0")
+    url = greeting(process)
+    body = {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True, "n": 128}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as response:
+        # Kept: the response is closed with its iterator.
+        chunks = response.iter_bytes()
+        next(chunks)
+        process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 10
+        while httpx.get(f"{url}/health", timeout=10).json()["status"] != "draining":
+            assert time.monotonic() < until
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 2
+
+
+def test_it_serves_where_few_files_may_be_open(start: Start, model_folder: Path) -> None:
+    """Importing mlx_lm asks for 2,048, which only root gets beyond a limit below that."""
+    process = start("--model-path", str(model_folder), "--port", "0", open_files=1024)
+    url = greeting(process)
+    assert httpx.get(f"{url}/health").status_code == 200
+    limits = Path(f"/proc/{process.pid}/limits")
+    if limits.exists():
+        (line,) = [x for x in limits.read_text().splitlines() if x.startswith("Max open files")]
+        assert line.split()[3:5] == ["1024", "1024"]
 
 
 def test_a_terminated_server_ends(start: Start, model_folder: Path) -> None:

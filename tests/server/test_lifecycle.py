@@ -331,6 +331,32 @@ def test_while_draining_new_requests_are_refused(serve: Any, helpers: Any) -> No
     assert server.http.get("/health").json()["status"] == "draining"
 
 
+def test_new_connections_are_answered_while_draining(serve: Any, helpers: Any) -> None:
+    server = serve(helpers.ParrotEngine(step_s=0.005), drain_s=20)
+    results: list[Any] = []
+    thread = _ask_in_background(server, False, results)
+    helpers.wait_until(lambda: len(server.engine.live) == 1)
+    server.stop()
+    helpers.wait_until(lambda: server.engine.state == "draining")
+    for path in (COMPLETIONS, "/v1/models", "/v1/configure"):
+        refused = httpx.post(server.url + path, json={"prompt": "x"})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "service_unavailable"
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.headers["connection"] == "close"
+    # Also on a connection that was open before.
+    assert server.post(COMPLETIONS, prompt="x").status_code == 503
+    health = httpx.get(f"{server.url}/health")
+    assert health.status_code == 503
+    assert health.json()["status"] == "draining"
+    assert httpx.get(f"{server.url}/metrics").status_code == 200
+    thread.join()
+    server.join()
+    assert [result.status_code for result in results] == [200]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")
+
+
 def test_a_load_failure_is_told(helpers: Any) -> None:
     from mlx_parallm.server.main import create_app
     from mlx_parallm.settings import Settings
