@@ -3,6 +3,7 @@
 
 scripts/bench_engine.py --scenario all
 scripts/bench_engine.py --scenario mixed --model-path 125m --json out.json
+scripts/bench_engine.py --scenario greedy floor --model-path smollm2
 scripts/bench_engine.py --list
 """
 
@@ -13,13 +14,17 @@ import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 import argparse
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import bench_models
 import benchlib.caching
+import benchlib.many_rows
 import benchlib.sharing
-import benchlib.speculation  # noqa: F401  likewise
+import benchlib.speculation
+import benchlib.step_profile  # noqa: F401  likewise
+from benchlib.model_files.smollm2 import ModelError
 from benchlib.scenarios import SCENARIOS, Bench
 from benchlib.table import format_table
 
@@ -35,9 +40,11 @@ def main() -> None:
         for name, function in SCENARIOS.items():
             print(f"{name:12} {(function.__doc__ or '').splitlines()[0]}")
         return
-    shapes = bench_models.SHAPES
-    folder = bench_models.ensure(args.model_path) if args.model_path in shapes else args.model_path
-    bench = Bench(Path(folder), rounds=1 if args.quick else args.rounds, quick=args.quick)
+    try:
+        folder = bench_models.folder_of(args.model_path)
+    except (ModelError, ValueError) as error:
+        sys.exit(f"bench_engine: {error}")
+    bench = Bench(folder, rounds=1 if args.quick else args.rounds, quick=args.quick)
     report: dict[str, Any] = {"model": args.model_path, "blas": str(blas.info()), "scenarios": {}}
     print(f"model {args.model_path}, BLAS {blas.info()}\n")
     with contextlib.closing(bench):
@@ -57,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--scenario", nargs="+", default=["all"], choices=["all", *SCENARIOS], metavar="NAME")
     add("--list", action="store_true", help="print the scenarios and exit")
-    add("--model-path", default="27m", help="folder, tiny, 27m or 125m")
+    add("--model-path", default="27m", help="folder, smollm2 or a name of bench_models.py")
     add("--rounds", type=int, default=3, help="how often sides take turns")
     add("--quick", action="store_true", help="small sizes and one round, to see that it runs")
     add("--json", type=Path, help="file for all rows")

@@ -3,13 +3,15 @@
 
     scripts/bench_serving.py --preset real --json out.json
     scripts/bench_serving.py --preset real --only smollm2-130-32-8 --rounds 3
+    scripts/bench_serving.py --preset gpu --only 8b-4bit
     scripts/bench_serving.py --url http://127.0.0.1:8000 --concurrency 1,8,32
     scripts/bench_serving.py --url ours=http://127.0.0.1:8000 --url other=http://127.0.0.1:9000
     scripts/bench_serving.py --spawn ours="mlx_parallm_serve --port {port}"
 
 `--preset real` starts this project's server, mlx_lm.server with the same BLAS, and llama-server
 (where the packages xllamacpp and gguf are installed), all with the same float32 weights, and
-prints the tables of the README. A load is called MODEL-PROMPT-OUTPUT-CLIENTS, the middle two in
+prints the tables of the README. `--preset gpu` serves models of 1B and 8B parameters, one
+server at a time. A load is called MODEL-PROMPT-OUTPUT-CLIENTS, the middle two in
 tokens. Speeds of a shared machine drift, so the servers take turns in rounds, and what counts
 are the ratios within a round. Output tokens are those of each answer's `usage`.
 """
@@ -74,10 +76,12 @@ def _chosen(args: argparse.Namespace) -> Preset:
     preset = quick(preset) if args.quick else preset
     if not args.only:
         return preset
-    known = [case.name for case in preset.cases]
-    if unknown := [name for name in args.only if name not in known]:
-        raise ValueError(f"no load {unknown[0]!r}; there are {', '.join(known)}")
-    return replace(preset, cases=[case for case in preset.cases if case.name in args.only])
+    names = [case.name for case in preset.cases]
+    models = {case.model for case in preset.cases}
+    if unknown := [name for name in args.only if name not in {*names, *models}]:
+        raise ValueError(f"no load or model {unknown[0]!r}; there are {', '.join(names)}")
+    chosen = [case for case in preset.cases if {case.name, case.model} & set(args.only)]
+    return replace(preset, cases=chosen)
 
 
 def _given(args: argparse.Namespace) -> Iterator[Result]:
@@ -181,7 +185,7 @@ def _arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--preset", choices=sorted(PRESETS), help="loads that are set, against other servers")
-    add("--only", action="append", help="of a preset this load only; repeatable")
+    add("--only", action="append", help="of a preset this load or model only; repeatable")
     add("--quick", action="store_true", help="of a preset tiny loads, to see that it runs")
     add("--url", action="append", default=[], help="[NAME=]URL of a running server; repeatable")
     add("--spawn", action="append", default=[], help="NAME=COMMAND with {port}; repeatable")

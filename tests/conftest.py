@@ -6,6 +6,12 @@ new ones.
 
 from __future__ import annotations
 
+import os
+
+# GPUs compute float32 products in fewer bits by default, and laws compare them. Read when MLX
+# is loaded, by processes that tests start too.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -202,11 +202,28 @@ def _speed(timings: list[Timing]) -> float:
     return statistics.median(timing.tokens_per_second for timing in timings)
 
 
-def _median_step(timings: list[Timing]) -> float:
+def _median_step(timings: list[Timing]) -> float | None:
+    """Seconds of a step in which all rows decoded; None where there was none.
+
+    With a slow model the first rows end before the last prompt has been read.
+    """
     steps = [step for timing in timings for step in timing.steps()]
-    if not steps:
-        raise BenchError("the rows never all decoded together; raise the tokens to generate")
-    return statistics.median(steps)
+    return statistics.median(steps) if steps else None
+
+
+def full_steps(bench: Bench, side: Side, rows: int) -> tuple[int, list[float]]:
+    """Steps in which all rows decode, and how many tokens a row needs for that.
+
+    Raises:
+        BenchError: the model's context is too short for it.
+    """
+    prompt, tokens = 64, bench.size(64, 24)
+    while prompt + tokens <= bench.loaded.max_model_len:
+        timing = side.run(bench.work(rows, tokens, prompt=prompt))
+        if steps := timing.steps():
+            return tokens, steps
+        tokens *= 2
+    raise BenchError(f"{rows} rows never all decode together within the model's context")
 
 
 @scenario("http")
@@ -253,31 +270,49 @@ def floor(bench: Bench) -> Rows:
     steps, floors = [], []
     products = _products(bench.loaded.model, 32)
     with our_engine(bench.folder) as ours:
-        for _ in range(bench.rounds + 1):
+        tokens, _ = full_steps(bench, ours, 32)
+        for _ in range(bench.rounds):
             floors += _time_products(products, bench.size(20, 3))
-            steps.append(ours.run(bench.work(32, bench.size(64, 24))))
-    step, least = _median_step(steps[1:]), statistics.median(floors)
+            steps += ours.run(bench.work(32, tokens)).steps()
+    step, least = statistics.median(steps), statistics.median(floors)
     found = ratio(step, least)
     row = {"step ms": ms(step), "floor ms": ms(least), "step / floor": found}
     return [row | judge(found, 2.2, at_least=False)]
 
 
-Product = tuple[mx.array, mx.array]
+Product = Callable[[], mx.array]
 
 
 def _products(model: Any, rows: int) -> list[list[Product]]:
-    """Inputs and weights of every product of a step, the weights in two layouts.
+    """Every product of a step, in one or two layouts of the weights.
 
-    Which layout is faster depends on the BLAS, and the floor is the faster one.
+    Which layout of plain weights is faster depends on the BLAS; the floor is the faster one.
     """
-    weights = [m.weight for _, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not hasattr(model, "lm_head"):  # tied: the embedding is the last product's weight
-        weights += [m.weight for _, m in model.named_modules() if isinstance(m, nn.Embedding)]
-    inputs = {w.shape[1]: mx.random.normal((rows, w.shape[1])) for w in weights}
-    rows_first = [(inputs[w.shape[1]], w.T) for w in weights]
-    columns_first = [(inputs[w.shape[1]], mx.contiguous(w.T)) for w in weights]
-    mx.eval([pair for layout in (rows_first, columns_first) for pair in layout])
-    return [rows_first, columns_first]
+    modules = [m for _, m in model.named_modules()]
+    tied = not hasattr(model, "lm_head")  # the embedding is the last product's weight
+    quantised: list[Any] = [m for m in modules if isinstance(m, nn.QuantizedLinear)]
+    quantised += [m for m in modules if tied and isinstance(m, nn.QuantizedEmbedding)]
+    if quantised:
+        return [[_quantised_product(m, rows) for m in quantised]]
+    weights = [m.weight for m in modules if isinstance(m, nn.Linear)]
+    weights += [m.weight for m in modules if tied and isinstance(m, nn.Embedding)]
+    columns_first = [mx.contiguous(w.T) for w in weights]
+    mx.eval(columns_first)
+    return [[_product(w.T, rows) for w in weights], [_product(w, rows) for w in columns_first]]
+
+
+def _product(weight: mx.array, rows: int) -> Product:
+    x = mx.random.normal((rows, weight.shape[0])).astype(weight.dtype)
+    mx.eval(x)
+    return lambda: x @ weight
+
+
+def _quantised_product(module: Any, rows: int) -> Product:
+    width = module.scales.shape[1] * module.group_size
+    x = mx.random.normal((rows, width)).astype(module.scales.dtype)
+    mx.eval(x)
+    call = module.as_linear if isinstance(module, nn.QuantizedEmbedding) else module
+    return lambda: call(x)
 
 
 def _time_products(layouts: list[list[Product]], repeats: int) -> list[float]:
@@ -287,7 +322,7 @@ def _time_products(layouts: list[list[Product]], repeats: int) -> list[float]:
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            mx.eval([x @ w for x, w in products])
+            mx.eval([product() for product in products])
             times.append(time.perf_counter() - start)
         found.append(times)
     return min(found, key=statistics.median)
@@ -299,12 +334,11 @@ def _time_products(layouts: list[list[Product]], repeats: int) -> list[float]:
 @scenario("queue")
 def queue(bench: Bench) -> Rows:
     """1,000 waiting requests: what they cost a step of 32 rows."""
-    tokens = bench.size(64, 24)
     with our_engine(bench.folder, max_queue=2000) as ours:
-        ours.run(bench.work(32, tokens))
-        timings = [ours.run(bench.work(32, tokens)) for _ in range(bench.rounds)]
+        tokens, _ = full_steps(bench, ours, 32)
+        steps = [s for _ in range(bench.rounds) for s in ours.run(bench.work(32, tokens)).steps()]
         crowded = _steps_with_queue(bench, ours, tokens)
-    step = _median_step(timings)
+    step = statistics.median(steps)
     adding, planning = _bookkeeping(1000)
     share = 100 * planning / step
     row: dict[str, Any] = {"step ms": ms(step), "step with 1,000 waiting ms": ms(crowded)}
@@ -313,7 +347,7 @@ def queue(bench: Bench) -> Rows:
     return [row | judge(share, 1.0, at_least=False)]
 
 
-def _steps_with_queue(bench: Bench, ours: OurEngine, tokens: int) -> float:
+def _steps_with_queue(bench: Bench, ours: OurEngine, tokens: int) -> float | None:
     """Median step of 32 rows in front of 1,000 that wait (and are of one token)."""
     crowd = [Work(bench.prompt(2), 1) for _ in range(1000)]
     timing = ours.run([*bench.work(32, tokens), *crowd])
@@ -341,7 +375,7 @@ def _bookkeeping(waiting: int) -> tuple[float, float]:
 
 @scenario("long_prompt")
 def long_prompt(bench: Bench) -> Rows:
-    """A prompt of 4,096 tokens arrives while 16 rows decode: their time between tokens."""
+    """A prompt of 4,096 tokens (or half the context) comes while 16 rows decode: their gaps."""
     rows: Rows = []
     with our_engine(bench.folder) as ours:
         ours.run(bench.work(16, 8))
@@ -361,12 +395,14 @@ def long_prompt(bench: Bench) -> Rows:
     return rows
 
 
+_LONG_PROMPT = 4096
 _GAPS = ("gap p50 ms", "gap p95 ms", "gap worst ms", "its first token ms")
 
 
 def _gaps(bench: Bench, side: Side, late: bool) -> dict[str, float | None]:
     """Times between the tokens of 16 rows, beside a long prompt or not."""
-    tokens, length = bench.size(192, 16), bench.size(4096, 256)
+    tokens, length = bench.size(192, 16), bench.size(_LONG_PROMPT, 256)
+    length = min(length, bench.loaded.max_model_len // 2)
     extra = [(tokens // 8, Work(bench.prompt(length), 4))] if late else []
     timing = side.run(bench.work(16, tokens), late=extra)
     gaps = timing.gaps(0, 16)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from benchlib.work import Timing, Work
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import Output, SamplingParams
@@ -70,11 +72,13 @@ class _OurRun:
         self.started = 0.0
 
     def run(self, clients: int) -> Timing:
+        self.engine.call(mx.reset_peak_memory).result()
         self.started = time.perf_counter()
         self.engine.submit(list(itertools.islice(self.waiting, clients)), self._sink)
         self.done.wait()
         if self.failure is not None:
             raise self.failure
+        self.timing.peak_bytes = self.engine.call(mx.get_peak_memory).result()
         return self.timing
 
     def _sink(self, outputs: list[Output]) -> None:

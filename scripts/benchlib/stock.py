@@ -90,7 +90,10 @@ def _serve(folder: Path, pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send(batch.run(work, late) if side == BATCH_GENERATOR else loop.run(work))
+            mx.reset_peak_memory()
+            timing = batch.run(work, late) if side == BATCH_GENERATOR else loop.run(work)
+            timing.peak_bytes = mx.get_peak_memory()
+            pipe.send(timing)
         except Exception as error:  # noqa: BLE001  raised again where it was asked for
             pipe.send(repr(error))
 

@@ -30,10 +30,13 @@ class Timing:
     Attributes:
         times: one list per piece of work, in its order.
         finished: how many ended with all of their tokens.
+        peak_bytes: the most memory that MLX held meanwhile, weights included; 0 where nobody
+            looked.
     """
 
     times: list[list[float]]
     finished: int = 0
+    peak_bytes: int = 0
 
     @property
     def tokens_per_second(self) -> float:

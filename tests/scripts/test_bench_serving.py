@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import bench_serving
 import pytest
 from benchlib.load_client import Measured, Run
 from benchlib.servers import SpawnError, mlx_lm_command, spawn
@@ -194,10 +196,17 @@ def test_what_cannot_be_measured_is_told(
     assert told in done.stderr
 
 
+def test_loads_are_chosen_by_name_or_by_model() -> None:
+    args = argparse.Namespace(preset="real", quick=False, only=["27m-64-64-8", "smollm2"])
+    found = [case.name for case in bench_serving._chosen(args).cases]
+    assert found[:2] == ["27m-64-64-8", "smollm2-130-32-1"]
+    assert {name.split("-")[0] for name in found[1:]} == {"smollm2"}
+
+
 def test_an_unknown_load_is_told_with_those_there_are() -> None:
     done = run("bench_serving.py", "--preset", "real", "--only", "27m-1-1-1")
     assert done.returncode == 1
-    assert "no load '27m-1-1-1'; there are 27m-64-64-1, " in done.stderr
+    assert "no load or model '27m-1-1-1'; there are 27m-64-64-1, " in done.stderr
 
 
 def test_another_server_takes_the_first_turn_in_each_round() -> None:

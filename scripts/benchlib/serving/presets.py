@@ -68,10 +68,10 @@ _REAL = [
 ]
 _GPU_MODELS = ("1b-bf16", "1b-4bit", "8b-bf16", "8b-4bit")
 _GPU = [
-    Case(model, Load(prompt, 128, clients=clients, requests=max(2, 2 * clients)))
+    Case(model, Load(prompt, 128, clients=clients, requests=requests))
     for model in _GPU_MODELS
     for prompt in (128, 2048)
-    for clients in (1, 8, 32, 128)
+    for clients, requests in ((1, 2), (8, 16), (32, 64), (128, 256))
 ]
 PRESETS = {
     "real": Preset(_REAL, (MLX_LM, LLAMA)),
