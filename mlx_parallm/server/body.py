@@ -26,17 +26,27 @@ _AS_TYPED = frozenset({"", "application/x-www-form-urlencoded"})
 async def read_body(request: Request, model: type[_Model], limit: int) -> _Model:
     """The request's JSON body as a validated model; what it leaves open, the server's options say.
 
+    Raises:
+        InvalidRequestError: not what the model wants; `param` names the field.
+        others as read_json().
+    """
+    value = await read_json(request, limit)
+    return validate(model, with_defaults(value, model, state_of(request).settings))
+
+
+async def read_json(request: Request, limit: int) -> Any:
+    """The request's JSON body.
+
     Args:
         limit: bytes; a longer body is refused without being held in memory.
 
     Raises:
         BodyTooLargeError: the body is longer than the limit.
-        InvalidRequestError: not JSON, or not what the model wants; `param` names the field.
+        InvalidRequestError: not JSON.
         starlette.requests.ClientDisconnect: the client went away while sending.
     """
     _check_content_type(request.headers)
-    value = parse_json(await _read(request, limit))
-    return validate(model, with_defaults(value, model, state_of(request).settings))
+    return parse_json(await _read(request, limit))
 
 
 def parse_json(body: bytes | bytearray) -> Any:

@@ -40,11 +40,14 @@ class Track:
     """
 
     __slots__ = (
+        "begun_at",
         "cached_tokens",
         "calls",
         "cited_answer",
         "content",
+        "ended_at",
         "finish_reason",
+        "first_token_at",
         "index",
         "logprobs",
         "one_call",
@@ -83,6 +86,21 @@ class Track:
         self.stop_reason: str | int | None = None
         self.cached_tokens = 0
         self.pooled: np.ndarray | None = None
+        self.begun_at = time.perf_counter()
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds from the request to the first output; until now where there is none."""
+        return (self.first_token_at or time.perf_counter()) - self.begun_at
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first output to the last one so far."""
+        if self.first_token_at is None:
+            return 0.0
+        return (self.ended_at or time.perf_counter()) - self.first_token_at
 
     @property
     def text(self) -> str:
@@ -112,6 +130,8 @@ class Track:
         if output.finish_reason is FinishReason.ABORT:
             # Those that we abort are not fed any more: this one was ended by the engine.
             raise UnavailableError("The request was aborted: the server is shutting down.")
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
         delta = self.stream.push(output)
         calls: Items[ParsedCall] = ()
         if self.reader is not None:
@@ -146,6 +166,7 @@ class Track:
         if delta.text:
             self.content.append(delta.text)
         if delta.finish_reason is not None:
+            self.ended_at = time.perf_counter()
             self.stop_reason = delta.stop_reason
             self.finish_reason = delta.finish_reason.value
             if self.calls and delta.finish_reason is FinishReason.STOP:

@@ -1,4 +1,4 @@
-"""Every failure as OpenAI's envelope."""
+"""Every failure as OpenAI's envelope, or as the envelope of the API that was called."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from mlx_parallm.errors import InvalidRequestError, ParallmError, SequenceError
+from mlx_parallm.server.compat.error_shapes import shaped
 from mlx_parallm.server.json_text import FiniteJSONResponse
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def envelope_for(error: ParallmError, scope: Scope) -> dict[str, Any]:
     envelope: dict[str, Any] = error.envelope()
     if error.status == 500:
         envelope["error"]["message"] += f" The request's id is {request_id_of(scope)}."
-    return envelope
+    return shaped(scope["path"], error.status, envelope)
 
 
 def internal_error(error: BaseException, scope: Scope) -> ParallmError:
@@ -82,6 +83,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         "param": None,
         "code": codes.get(error.status_code),
     }
-    return FiniteJSONResponse(
-        {"error": envelope}, status_code=error.status_code, headers=error.headers
-    )
+    answer = shaped(path, error.status_code, {"error": envelope})
+    return FiniteJSONResponse(answer, status_code=error.status_code, headers=error.headers)

@@ -18,7 +18,19 @@ from mlx_parallm.server.schemas.generate import (
     GenerateBatchRequest,
     GenerateRequest,
 )
+from mlx_parallm.server.schemas.llama_cpp import (
+    ApplyTemplateRequest,
+    LlamaCompletionRequest,
+    LlamaTokenizeRequest,
+)
 from mlx_parallm.server.schemas.memories import AddMemoriesRequest, SearchMemoriesRequest
+from mlx_parallm.server.schemas.ollama import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+)
 from mlx_parallm.server.schemas.pooling import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -30,6 +42,7 @@ from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 _BODIES: tuple[type[BaseModel], ...] = (
     AddMemoriesRequest,
+    ApplyTemplateRequest,
     ChatCompletionRequest,
     ClassifyRequest,
     CompletionRequest,
@@ -39,6 +52,13 @@ _BODIES: tuple[type[BaseModel], ...] = (
     EngineGenerateRequest,
     GenerateBatchRequest,
     GenerateRequest,
+    LlamaCompletionRequest,
+    LlamaTokenizeRequest,
+    OllamaChatRequest,
+    OllamaEmbedRequest,
+    OllamaEmbeddingsRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
     PredictRequest,
     RerankRequest,
     ScoreRequest,
@@ -77,11 +97,23 @@ EVENTS: dict[str, Any] = {
     "description": "The answer; with `stream` its events, ended by `data: [DONE]`.",
     "content": {"text/event-stream": {"schema": _EVENT}},
 }
+JSON_LINES: dict[str, Any] = {
+    "description": "The answer; a stream is one JSON object a line.",
+    "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+}
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` for a route that reads its body with read_body()."""
-    schema = {"$ref": _REF.format(model=model.__name__)}
+def with_errors(
+    responses: dict[int | str, dict[str, Any]], model: type[BaseModel]
+) -> dict[int | str, dict[str, Any]]:
+    """The same failures, in the envelope of another API."""
+    return {status: {**response, "model": model} for status, response in responses.items()}
+
+
+def body_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` for a route that reads its body with read_body(), as one of `models`."""
+    refs = [{"$ref": _REF.format(model=model.__name__)} for model in models]
+    schema: dict[str, Any] = refs[0] if len(refs) == 1 else {"anyOf": refs}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

@@ -240,20 +240,31 @@ class Prompts:
             speculative=body.use_speculative,
         )
 
-    def max_tokens(self, asked: int | None, default: int | None, prompt: Prompt) -> int:
+    def max_tokens(
+        self,
+        asked: int | None,
+        default: int | None,
+        prompt: Prompt,
+        context: int | None = None,
+        at_most: int | None = None,
+    ) -> int:
         """Tokens to generate after this prompt.
 
         Args:
             asked: what the client said, or None.
             default: used when neither the client nor the server's options say anything, cut to
                 what is left; None is all of it.
+            context: tokens of prompt and answer together, where it is less than the model's.
+            at_most: where the client said a length that is cut to what is left, not refused.
 
         Raises:
             ContextLengthError: prompt and answer do not fit.
         """
-        used, limit = len(prompt.ids), self.max_model_len
+        used, limit = len(prompt.ids), context or self.max_model_len
         default = self._default_max_tokens or default
         left = limit - used
+        if at_most is not None and left > 0:
+            return min(at_most, left)
         if asked is None and left > 0:
             return left if default is None else min(default, left)
         wanted = (default or 1) if asked is None else asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -21,12 +22,28 @@ from mlx_parallm.server.json_text import to_json as to_json
 from mlx_parallm.server.middleware import mark_client_gone
 from mlx_parallm.server.state import ServerState
 
-_EVENT_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    # Tells nginx not to gather events.
-    (b"x-accel-buffering", b"no"),
-]
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the JSON objects of a stream are told apart: what stands before and after each."""
+
+    media_type: bytes
+    before: bytes
+    after: bytes
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Of the response."""
+        return [
+            (b"content-type", self.media_type),
+            (b"cache-control", b"no-cache"),
+            # Tells nginx not to gather events.
+            (b"x-accel-buffering", b"no"),
+        ]
+
+
+EVENTS = Framing(b"text/event-stream; charset=utf-8", b"data: ", b"\n\n")
+LINES = Framing(b"application/x-ndjson", b"", b"\n")
 
 # Log-probabilities up to this many are written on the event loop: about 2 ms.
 _INLINE_LOGPROBS = 512
@@ -47,7 +64,7 @@ async def whole_answer(
     request: Request,
     state: ServerState,
     generation: Collected,
-    make: Callable[[], dict[str, Any]],
+    make: Callable[[], Any],
 ) -> Response:
     """Queue a generation, wait for its end, answer with what `make` makes of it.
 
@@ -73,9 +90,7 @@ async def whole_answer(
     return Response(await _built(state, generation, make), media_type="application/json")
 
 
-async def _built(
-    state: ServerState, generation: Generation, make: Callable[[], dict[str, Any]]
-) -> bytes:
+async def _built(state: ServerState, generation: Generation, make: Callable[[], Any]) -> bytes:
     """The answer's JSON; a large one is made beside the event loop, so that streams go on."""
     scored = sum(len(one.logprobs) + len(one.prompt_logprobs) for one in generation.tracks)
     if scored <= _INLINE_LOGPROBS:
@@ -84,14 +99,14 @@ async def _built(
     return await loop.run_in_executor(state.executor, lambda: to_json(make()))
 
 
-def event_answer(state: ServerState, generation: Streamed) -> Response:
-    """Start a generation and answer with its events.
+def event_answer(state: ServerState, generation: Streamed, framing: Framing = EVENTS) -> Response:
+    """Start a generation and answer with its events, framed as its format frames them.
 
     Raises:
         ParallmError: the engine did not accept it.
     """
     state.dispatcher.submit([generation])
-    return EventStream(state, generation)
+    return EventStream(state, generation, framing)
 
 
 class EventStream(Response):
@@ -101,8 +116,9 @@ class EventStream(Response):
     once has the status of its failure. Later failures are an event, and the stream ends.
     """
 
-    def __init__(self, state: ServerState, generation: Streamed) -> None:
+    def __init__(self, state: ServerState, generation: Streamed, framing: Framing) -> None:
         super().__init__()
+        self._framing = framing
         self._state = state
         self._generation = generation
 
@@ -123,9 +139,8 @@ class EventStream(Response):
             while (piece := await self._generation.next_piece()) is not None:
                 if not started:
                     started = True
-                    await send(
-                        {"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS}
-                    )
+                    headers = self._framing.headers
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except ParallmError as error:
             if isinstance(error, _ClientGoneError):
@@ -134,7 +149,8 @@ class EventStream(Response):
             if not started:
                 await error_response(error, scope)(scope, receive, send)
                 return
-            event = b"data: " + to_json(envelope_for(error, scope)) + b"\n\n"
+            shown = to_json(envelope_for(error, scope))
+            event = self._framing.before + shown + self._framing.after
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

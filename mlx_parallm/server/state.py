@@ -115,10 +115,14 @@ class ServerState:
     def check_model(self, name: str) -> str:
         """The served name that a request's `model` means; empty means the first.
 
+        Ollama's clients write ":latest" behind names without a tag.
+
         Raises:
             NotFoundError: no such model is served.
         """
         names = self.settings.model_names
+        if name not in names:
+            name = name.removesuffix(":latest")
         if name and name not in names:
             raise NotFoundError(
                 f"The model {name[:200]!r} does not exist; this server has {names[0]!r}.",

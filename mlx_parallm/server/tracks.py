@@ -27,11 +27,18 @@ async def completion_tracks(
     memory: MemoryRequest | None = None,
     *,
     namespace: Namespace,
+    default_max_tokens: int | None = DEFAULT_MAX_TOKENS,
+    context: int | None = None,
+    at_most: int | None = None,
 ) -> list[Track]:
     """num_candidates tracks for each prompt, in the prompts' order.
 
     Args:
         namespace: of the request, see prefix_namespace(); also below.
+        default_max_tokens: where the body has no max_tokens; cut to what is left of the
+            context. None: all of it.
+        context: tokens of prompt and answer together, where it is less than the model's.
+        at_most: tokens to generate, cut to what is left instead of refused.
 
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
@@ -44,7 +51,9 @@ async def completion_tracks(
     of_prompt = max((value for value in asked if value is not None), default=None)
     tracks: list[Track] = []
     for prompt in await prompts.completion(body):
-        max_tokens = prompts.max_tokens(body.max_tokens, DEFAULT_MAX_TOKENS, prompt)
+        max_tokens = prompts.max_tokens(
+            body.max_tokens, default_max_tokens, prompt, context, at_most
+        )
         params = prompts.sampling(
             body, max_tokens=max_tokens, logprobs=scored, prompt_logprobs=of_prompt
         )
@@ -91,8 +100,10 @@ async def chat_tracks(
     memory: MemoryRequest | None = None,
     *,
     namespace: Namespace,
+    context: int | None = None,
+    at_most: int | None = None,
 ) -> list[Track]:
-    """n tracks for the conversation.
+    """n tracks for the conversation; arguments as in completion_tracks().
 
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
@@ -101,7 +112,7 @@ async def chat_tracks(
     asked = body.max_completion_tokens or body.max_tokens
     params = prompts.sampling(
         body,
-        max_tokens=prompts.max_tokens(asked, None, prompt),
+        max_tokens=prompts.max_tokens(asked, None, prompt, context, at_most),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
     )

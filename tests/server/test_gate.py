@@ -247,8 +247,8 @@ def test_tokenize_and_back(server: Any) -> None:
     assert answer["max_model_len"] == 512
     assert answer["token_strs"][0] == "h"
     assert len(answer["token_strs"]) == 4
-    assert server.ok("/detokenize", tokens=answer["tokens"]) == {"prompt": text}
-    assert server.ok("/detokenize", tokens=[]) == {"prompt": ""}
+    assert server.ok("/detokenize", tokens=answer["tokens"]) == {"prompt": text, "content": text}
+    assert server.ok("/detokenize", tokens=[]) == {"prompt": "", "content": ""}
 
 
 def test_tokenize_messages(server: Any) -> None:

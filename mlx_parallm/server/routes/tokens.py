@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mlx_parallm.server.body import read_body
+from mlx_parallm.engine.detokenizer import token_bytes
+from mlx_parallm.server.body import read_body, read_json, validate
 from mlx_parallm.server.openapi import ERRORS, body_of
+from mlx_parallm.server.prompts import Prompts
 from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.schemas.llama_cpp import (
+    LlamaTokenizeRequest,
+    LlamaTokenizeResponse,
+)
 from mlx_parallm.server.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -22,15 +30,18 @@ router = APIRouter(tags=["Tokens"])
 @router.post(
     "/tokenize",
     summary="Token ids of a text or a conversation",
-    response_model=TokenizeResponse,
+    response_model=TokenizeResponse | LlamaTokenizeResponse,
     responses=ERRORS,
-    openapi_extra=body_of(TokenizeRequest),
+    openapi_extra=body_of(TokenizeRequest, LlamaTokenizeRequest),
 )
 async def tokenize(request: Request) -> Response:
-    """The ids that a prompt or the chat template of messages comes to."""
+    """The ids of a prompt or of messages, vLLM's shape; with `content` llama.cpp's."""
     state = state_of(request)
     prompts = state.prompts()
-    body = await read_body(request, TokenizeRequest, state.settings.max_body_size)
+    given = await read_json(request, state.settings.max_body_size)
+    if isinstance(given, dict) and "content" in given:
+        return await _llama_tokens(validate(LlamaTokenizeRequest, given), prompts)
+    body = validate(TokenizeRequest, given)
     state.check_model(body.model)
     if body.prompt is None:
         add = bool(body.add_special_tokens)
@@ -51,9 +62,26 @@ async def tokenize(request: Request) -> Response:
     openapi_extra=body_of(DetokenizeRequest),
 )
 async def detokenize(request: Request) -> Response:
-    """The text of token ids, special tokens included."""
+    """The text of token ids, special tokens included, by vLLM's name and by llama.cpp's."""
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, DetokenizeRequest, state.settings.max_body_size)
     state.check_model(body.model)
-    return json_answer({"prompt": await prompts.detokenize(body.tokens)})
+    text = await prompts.detokenize(body.tokens)
+    return json_answer({"prompt": text, "content": text})
+
+
+async def _llama_tokens(body: LlamaTokenizeRequest, prompts: Prompts) -> Response:
+    ids = await prompts.tokenize(body.content, body.add_special)
+    if not body.with_pieces:
+        return json_answer({"tokens": ids})
+    return json_answer({"tokens": [_piece(token_id, prompts) for token_id in ids]})
+
+
+def _piece(token_id: int, prompts: Prompts) -> dict[str, Any]:
+    """A token with its text, or its bytes where they are a part of a character."""
+    raw = bytes(token_bytes(prompts.tokenizer, token_id))
+    try:
+        return {"id": token_id, "piece": raw.decode()}
+    except UnicodeDecodeError:
+        return {"id": token_id, "piece": list(raw)}

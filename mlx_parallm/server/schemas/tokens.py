@@ -48,6 +48,7 @@ class DetokenizeRequest(RequestModel):
 
 
 class DetokenizeResponse(BaseModel):
-    """Their text; special tokens are shown."""
+    """Their text, by vLLM's name and by llama.cpp's; special tokens are shown."""
 
     prompt: str
+    content: str

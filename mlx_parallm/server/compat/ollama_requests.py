@@ -1,0 +1,162 @@
+"""Ollama's requests as chats and completions of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from mlx_parallm.server.compat.translation import (
+    answer_limit,
+    response_format,
+    seed_of,
+    translated,
+)
+from mlx_parallm.server.generation import Track
+from mlx_parallm.server.prefix_namespace import Namespace
+from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest
+from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.ollama import (
+    OllamaChatRequest,
+    OllamaFields,
+    OllamaGenerateRequest,
+    OllamaMessage,
+    OllamaOptions,
+)
+from mlx_parallm.server.tracks import chat_tracks, completion_tracks
+
+_NAMES = {"response_format": "format", "repetition_penalty": "options.repeat_penalty"}
+
+
+async def chat(body: OllamaChatRequest, prompts: Prompts, namespace: Namespace) -> list[Track]:
+    """The one track of a chat.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    request = _chat_request(body, prompts, [_message(message) for message in body.messages])
+    return await chat_tracks(
+        request, prompts, prompts.tokenizer, namespace=namespace, **_lengths(body, prompts)
+    )
+
+
+async def generate(
+    body: OllamaGenerateRequest, prompts: Prompts, namespace: Namespace
+) -> list[Track]:
+    """The one track of a completion, whose prompt is a user's turn unless it is raw.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    prompt: str | list[int] = body.prompt
+    if not body.raw and prompts.tokenizer.has_chat_template:
+        prompt = await _templated(body, prompts)
+    elif body.system:
+        raise InvalidRequestError("There is no template for a system message.", param="system")
+    if body.context:
+        ids = prompt if isinstance(prompt, list) else await prompts.tokenize(prompt, False)
+        prompt = [*body.context, *ids]
+    fields = {
+        **_sampling(body),
+        "prompt": prompt,
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+    }
+    request = translated(CompletionRequest, fields, {**_NAMES, "prompt": "context"})
+    return await completion_tracks(
+        request,
+        prompts,
+        prompts.tokenizer,
+        namespace=namespace,
+        default_max_tokens=None,
+        **_lengths(body, prompts),
+    )
+
+
+async def _templated(body: OllamaGenerateRequest, prompts: Prompts) -> list[int]:
+    messages = [{"role": "user", "content": body.prompt}]
+    if body.system:
+        messages.insert(0, {"role": "system", "content": body.system})
+    request = _chat_request(body, prompts, messages)
+    return (await prompts.chat(request)).ids
+
+
+def _chat_request(
+    body: OllamaFields, prompts: Prompts, messages: list[dict[str, Any]]
+) -> ChatCompletionRequest:
+    fields = {
+        **_sampling(body),
+        "messages": messages,
+        "tools": [{"type": "function", **tool} for tool in getattr(body, "tools", ())],
+        "logprobs": body.logprobs,
+        "top_logprobs": body.top_logprobs,
+        "chat_template_kwargs": _thinking(body.think, prompts.tokenizer),
+    }
+    return translated(ChatCompletionRequest, fields, _NAMES)
+
+
+def _message(message: OllamaMessage) -> dict[str, Any]:
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        shown["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": call.function.model_dump()}
+            for call in message.tool_calls
+        ]
+    if message.thinking:
+        # As the templates of reasoning models call it.
+        shown["reasoning_content"] = message.thinking
+    if message.tool_name:
+        shown["name"] = message.tool_name
+    if message.tool_call_id:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
+
+
+def _thinking(think: bool | str, tokenizer: Any) -> dict[str, Any]:
+    """Variables for the chat template.
+
+    Raises:
+        UnsupportedError: thoughts are asked for, which are not told apart from the answer yet.
+    """
+    if think:
+        raise UnsupportedError("Only think: false is supported.", param="think")
+    source = json.dumps(tokenizer.chat_template) if tokenizer.has_chat_template else ""
+    return {"enable_thinking": False} if "enable_thinking" in source else {}
+
+
+def _sampling(body: OllamaFields) -> dict[str, Any]:
+    options = body.options
+    off = options.repeat_last_n == 0
+    return {
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "seed": seed_of(options.seed),
+        "stop": options.stop,
+        "repetition_penalty": 1.0 if off else options.repeat_penalty,
+        "presence_penalty": 0.0 if off else options.presence_penalty,
+        "frequency_penalty": 0.0 if off else options.frequency_penalty,
+        "stream": body.stream,
+        "response_format": response_format(body.format),
+    }
+
+
+def _lengths(body: OllamaFields, prompts: Prompts) -> Mapping[str, Any]:
+    check_context(body.options, prompts)
+    return {
+        "at_most": answer_limit(body.options.num_predict),
+        "context": body.options.num_ctx,
+    }
+
+
+def check_context(options: OllamaOptions, prompts: Prompts) -> None:
+    """Raise ContextLengthError where num_ctx is more than the model has."""
+    asked = options.num_ctx
+    if asked is not None and asked > prompts.max_model_len:
+        raise ContextLengthError(
+            f"options.num_ctx is {asked}, but this model's context length is "
+            f"{prompts.max_model_len} tokens.",
+            param="options.num_ctx",
+        )
