@@ -109,7 +109,9 @@ async def apply_template(request: Request) -> Response:
     "/infill",
     summary="Not supported",
     responses=_ERRORS,
-    openapi_extra={"requestBody": {"content": {"application/json": {"schema": {}}}}},
+    openapi_extra={
+        "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}
+    },
 )
 async def infill(request: Request) -> Response:
     """Refused: text between a prefix and a suffix needs a model that is trained for it."""
