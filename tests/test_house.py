@@ -9,7 +9,16 @@ from pathlib import Path
 import mlx_parallm
 
 PACKAGE = Path(mlx_parallm.__file__).parent
-FLOORS = {"mili": 4, "server": 4, "engine": 3, "memory": 3, "cache": 2, "models": 1, "cpu": 0}
+FLOORS = {
+    "tools": 5,
+    "mili": 4,
+    "server": 4,
+    "engine": 3,
+    "memory": 3,
+    "cache": 2,
+    "models": 1,
+    "cpu": 0,
+}
 WITHOUT_MLX = (
     "engine.scheduler",
     "cache.page_pool",

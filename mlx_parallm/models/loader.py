@@ -18,18 +18,17 @@ from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapt import check_supported
 from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
+from mlx_parallm.models.hub import TORCH_FILE
 from mlx_parallm.models.predictor import Predictor
 from mlx_parallm.models.quantize import quantize as quantize_weights
+from mlx_parallm.models.sources import BUNDLED as BUNDLED
+from mlx_parallm.models.sources import BUNDLED_DRAFT as BUNDLED_DRAFT
+from mlx_parallm.models.sources import resolve as resolve
 from mlx_parallm.models.torch_file import load_torch_file
 
-BUNDLED = "bundled"
-BUNDLED_DRAFT = "bundled/draft"
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _DEFAULT_CONTEXT = 4096
 Weights = dict[str, mx.array]
-TORCH_FILE = "pytorch_model.bin"
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
 
 
 @dataclass
@@ -260,44 +259,6 @@ def check_same_tokenizer(target: LoadedModel, draft: LoadedModel) -> None:
         )
 
 
-def resolve(path: str) -> Path:
-    """The folder of a model; a hub id is downloaded where it is not cached.
-
-    Raises:
-        ModelLoadError: there is no such folder or no such model on the hub.
-    """
-    if path in (BUNDLED, BUNDLED_DRAFT):
-        return BUNDLED_FOLDER.parent / path
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not any(folder.iterdir()):
-            raise ModelLoadError(
-                f"{path} is an empty folder; a model's has config.json and *.safetensors"
-            )
-        return folder
-    if folder.exists():
-        raise ModelLoadError(
-            f"{path} is a file; give the folder that holds config.json and *.safetensors"
-        )
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ModelLoadError(f"{path}: there is no such folder, and it is not a hub id")
-    return _download(path)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(hub_id, allow_patterns=[*_HUB_FILES, TORCH_FILE]))
-        return folder
-    except Exception as error:
-        raise ModelLoadError(
-            f"{hub_id}: there is no such folder, and the hub did not give it: {_sentence(error)}"
-        ) from error
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
@@ -349,8 +310,13 @@ def _convert(model: Any, dtype: str, quantization: Any) -> None:
 
 
 def _dequantize(model: Any) -> None:
+    """To float32; scales first, so that no product is rounded to their type."""
     from mlx_lm.utils import dequantize_model
 
+    for _, module in model.named_modules():
+        if hasattr(module, "bits") and getattr(module, "mode", "affine") == "affine":
+            module.scales = module.scales.astype(mx.float32)
+            module.biases = module.biases.astype(mx.float32)
     dequantize_model(model)
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -114,28 +113,6 @@ def test_names_that_mean_nothing(name: str) -> None:
 def test_a_file_is_no_folder(folder: Path) -> None:
     with pytest.raises(ModelLoadError, match="not a folder"):
         resolve(str(folder / "config.json"))
-
-
-def test_hub_ids_are_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def download(repo_id: str, **_: Any) -> str:
-        asked.append(repo_id)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve("someone/some-model") == folder
-    assert asked == ["someone/some-model"]
-
-
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(repo_id: str, **_: Any) -> str:
-        raise OSError("no route to host\nand a long story")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(ModelLoadError, match="no route to host") as error:
-        resolve("someone/some-model")
-    assert "long story" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,186 @@
+"""Architectures of GGUF files: mlx-lm's name for each tensor, and the config.json.
+
+llama.cpp's names and keys: gguf-py/gguf/constants.py. What its converter changes (rows of q and k,
+norms plus one) is undone in weights.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.gguf.reader import GgufFile
+from mlx_parallm.models.gguf.rope import rope_config
+
+Config = dict[str, Any]
+
+_ATTENTION = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_LLAMA = _ATTENTION | _MLP | {"ffn_norm": "post_attention_layernorm"}
+_QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+}
+_GEMMA = (
+    _LLAMA
+    | _QK_NORM
+    | {
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+)
+_TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+# Tables that mlx-lm computes, or that rope_config has read.
+_LEFT_OUT = ("rope_freqs", "attn_rot_embd")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one of llama.cpp's architectures maps to one of mlx-lm's.
+
+    Attributes:
+        model_type: mlx-lm's.
+        parts: names within a layer.
+        more: entries of config.json beyond the common ones.
+        permuted: whether rows of q and k are in llama.cpp's order of rotary pairs.
+        norms_plus_one: whether norms are stored with 1 added.
+        wide_range: activations may exceed float16.
+    """
+
+    model_type: str
+    parts: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
+    more: Callable[[GgufFile, str], Config] = lambda file, prefix: {}
+    permuted: bool = False
+    norms_plus_one: bool = False
+    wide_range: bool = False
+
+    def name(self, stored: str) -> str | None:
+        """mlx-lm's name of a tensor; None for one that is not needed.
+
+        Raises:
+            ModelLoadError: a tensor that this table does not know.
+        """
+        stem, _, suffix = stored.rpartition(".")
+        if stem in _TOP:
+            return f"{_TOP[stem]}.{suffix}"
+        part = stem.split(".")[-1]
+        if part in _LEFT_OUT:
+            return None
+        if not stem.startswith("blk.") or part not in self.parts:
+            raise ModelLoadError(
+                f"the tensor {stored} is not known in GGUF files of this architecture"
+            )
+        return f"model.layers.{stem.split('.')[1]}.{self.parts[part]}.{suffix}"
+
+
+def _moe(file: GgufFile, prefix: str) -> Config:
+    return {
+        "num_experts": file.need(f"{prefix}.expert_count"),
+        "num_experts_per_tok": file.need(f"{prefix}.expert_used_count"),
+        "moe_intermediate_size": file.need(f"{prefix}.expert_feed_forward_length"),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+    }
+
+
+def _mistral(file: GgufFile, prefix: str) -> Config:
+    window = file.get(f"{prefix}.attention.sliding_window")
+    return {"sliding_window": window} if window else {}
+
+
+def _gemma3(file: GgufFile, prefix: str) -> Config:
+    return {
+        "query_pre_attn_scalar": file.need(f"{prefix}.attention.key_length"),
+        "sliding_window": file.need(f"{prefix}.attention.sliding_window"),
+        "sliding_window_pattern": file.get(f"{prefix}.attention.sliding_window_pattern", 6),
+        "rope_local_base_freq": file.get(f"{prefix}.rope.freq_base_swa", 10_000.0),
+    }
+
+
+def _granite(file: GgufFile, prefix: str) -> Config:
+    return {
+        "embedding_multiplier": file.get(f"{prefix}.embedding_scale", 1.0),
+        "attention_multiplier": file.need(f"{prefix}.attention.scale"),
+        "residual_multiplier": file.get(f"{prefix}.residual_scale", 1.0),
+        "logits_scaling": file.get(f"{prefix}.logit_scale", 1.0),
+        "attention_bias": "blk.0.attn_q.bias" in file.names,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.names,
+    }
+
+
+def _llama(file: GgufFile, prefix: str) -> Config:
+    if file.get(f"{prefix}.expert_count"):
+        raise ModelLoadError("GGUF files of Mixtral are not supported; use its safetensors")
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in file.names,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.names,
+    }
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("llama", more=_llama, permuted=True),
+    "mistral3": Architecture("llama", more=_mistral, permuted=True),
+    "granite": Architecture("granite", more=_granite, permuted=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3", _LLAMA | _QK_NORM),
+    "qwen3moe": Architecture("qwen3_moe", _LLAMA | _QK_NORM | _EXPERTS, _moe),
+    "gemma3": Architecture("gemma3_text", _GEMMA, _gemma3, norms_plus_one=True, wide_range=True),
+}
+
+
+def architecture_of(file: GgufFile) -> Architecture:
+    """The table's entry for a file.
+
+    Raises:
+        ModelLoadError: an architecture that is not in the table, by its name.
+    """
+    name = str(file.need("general.architecture"))
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ModelLoadError(
+            f"{file.path}: GGUF files of the architecture {name} are not supported, only {known}"
+        )
+    return ARCHITECTURES[name]
+
+
+def config_of(file: GgufFile) -> Config:
+    """config.json of a file, without its quantisation and end tokens.
+
+    Raises:
+        ModelLoadError: the file lacks a value.
+    """
+    kind, prefix = architecture_of(file), str(file.need("general.architecture"))
+    heads = int(file.need(f"{prefix}.attention.head_count"))
+    width = int(file.need(f"{prefix}.embedding_length"))
+    epsilon = float(file.need(f"{prefix}.attention.layer_norm_rms_epsilon"))
+    common: Config = {
+        "model_type": kind.model_type,
+        "hidden_size": width,
+        "intermediate_size": file.get(f"{prefix}.feed_forward_length", 0),
+        "num_hidden_layers": file.need(f"{prefix}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.get(f"{prefix}.attention.head_count_kv", heads),
+        "head_dim": file.get(f"{prefix}.attention.key_length", width // heads),
+        "max_position_embeddings": file.need(f"{prefix}.context_length"),
+        "rms_norm_eps": float(f"{epsilon:.6g}"),
+        "vocab_size": len(file.need("tokenizer.ggml.tokens")),
+        "tie_word_embeddings": "output.weight" not in file.names,
+    }
+    return common | rope_config(file, prefix) | kind.more(file, prefix)

@@ -1,0 +1,72 @@
+"""Rotary embeddings of GGUF files: base, and how they reach beyond the trained context."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.gguf.reader import GgufFile
+
+
+def rope_config(file: GgufFile, prefix: str) -> dict[str, Any]:
+    """rope_theta and rope_scaling of config.json.
+
+    Raises:
+        ModelLoadError: a kind of scaling that is not known here.
+    """
+    base = float(file.get(f"{prefix}.rope.freq_base", 10_000.0))
+    found: dict[str, Any] = {"rope_theta": base, "rope_scaling": None}
+    kind = file.get(f"{prefix}.rope.scaling.type", "none")
+    factors = file.tensor("rope_freqs.weight")
+    if factors is not None:
+        return found | {"rope_scaling": _llama3(file, prefix, base, np.array(factors.data))}
+    if kind == "linear":
+        factor = float(file.need(f"{prefix}.rope.scaling.factor"))
+        return found | {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+    if kind == "yarn":
+        return found | {"rope_scaling": _yarn(file, prefix)}
+    if kind != "none":
+        raise ModelLoadError(f"{file.path}: rope scaling of the kind {kind} is not supported")
+    return found
+
+
+def _yarn(file: GgufFile, prefix: str) -> dict[str, Any]:
+    return {
+        "rope_type": "yarn",
+        "factor": float(file.need(f"{prefix}.rope.scaling.factor")),
+        "original_max_position_embeddings": int(
+            file.need(f"{prefix}.rope.scaling.original_context_length")
+        ),
+    }
+
+
+def _llama3(file: GgufFile, prefix: str, base: float, factors: np.ndarray) -> dict[str, Any]:
+    """Llama 3's scaling; the file holds the factor of each frequency only."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": int(
+            file.get(f"{prefix}.rope.scaling.original_context_length", 8192)
+        ),
+    }
+    if not np.allclose(_llama3_factors(base, len(factors), scaling), factors, rtol=1e-3):
+        raise ModelLoadError(f"{file.path}: its rope_freqs are not those of Llama 3's scaling")
+    return scaling
+
+
+def _llama3_factors(base: float, count: int, scaling: dict[str, Any]) -> np.ndarray:
+    """What each of `count` frequencies is divided by; transformers' modeling_rope_utils."""
+    context, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    found = []
+    for i in range(count):
+        wavelength = 2 * math.pi * base ** (i / count)
+        smooth = (context / wavelength - low) / (high - low)
+        smooth = min(max(smooth, 0.0), 1.0)
+        found.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(found)

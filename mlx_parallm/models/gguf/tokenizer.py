@@ -1,0 +1,124 @@
+"""The tokenizer of a GGUF file as tokenizer.json and tokenizer_config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer, decoders, processors
+from tokenizers.models import BPE
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.gguf.pre_tokenizers import WORD_KINDS
+from mlx_parallm.models.gguf.reader import GgufFile
+from mlx_parallm.models.gguf.sentence_piece import sentence_piece
+
+# Tokens that end a turn or a text, whatever the file says; llama-vocab.cpp has the same list.
+_END_TOKENS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> "
+    "<EOT> _<EOT> <|return|> <|call|>".split()
+)
+
+
+def make_tokenizer(file: GgufFile) -> Tokenizer:
+    """Byte pairs with words of a known kind, or SentencePiece's byte pairs.
+
+    Raises:
+        ModelLoadError: another kind, by its name.
+    """
+    kind = file.need("tokenizer.ggml.model")
+    if kind == "gpt2":
+        tokenizer = _byte_level(file)
+    elif kind == "llama":
+        tokenizer = sentence_piece(file)
+    else:
+        raise ModelLoadError(f"{file.path}: tokenizers of the kind {kind} are not supported")
+    _add_special_tokens(file, tokenizer)
+    _add_frame(file, tokenizer, bos=kind == "llama" or _pre(file).startswith("llama"))
+    return tokenizer
+
+
+def _pre(file: GgufFile) -> str:
+    return str(file.get("tokenizer.ggml.pre", "default"))
+
+
+def _byte_level(file: GgufFile) -> Tokenizer:
+    words = WORD_KINDS.get(_pre(file))
+    if words is None:
+        raise ModelLoadError(
+            f"{file.path}: its tokenizer finds words in the way {_pre(file)}, which is not "
+            f"supported; known are {', '.join(sorted(WORD_KINDS))}"
+        )
+    tokens = file.need("tokenizer.ggml.tokens")
+    left_right = [tuple(pair.split(" ", 1)) for pair in file.need("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(
+        BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=left_right,
+            ignore_merges=words.whole_words,
+        )
+    )
+    normalizer = words.normalizer()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = words.make()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _add_special_tokens(file: GgufFile, tokenizer: Tokenizer) -> None:
+    """Control tokens, and those that are found in a text before anything else."""
+    types = file.get("tokenizer.ggml.token_type", [])
+    for token, kind in zip(file.need("tokenizer.ggml.tokens"), types, strict=False):
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and token.strip(" "):
+            special = kind == TokenType.CONTROL
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
+
+
+def _add_frame(file: GgufFile, tokenizer: Tokenizer, *, bos: bool) -> None:
+    """The tokens that stand before and after every text; `bos`: by default one before."""
+    before = _token(file, "bos") if file.get("tokenizer.ggml.add_bos_token", bos) else None
+    after = _token(file, "eos") if file.get("tokenizer.ggml.add_eos_token", False) else None
+    if before is None and after is None:
+        return
+    single = " ".join(part for part in (before, "$A", after) if part)
+    pair = " ".join(part for part in (before, "$A", after, "$B:1", after and f"{after}:1") if part)
+    ids = [(token, tokenizer.token_to_id(token)) for token in {before, after} if token]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=ids
+    )
+
+
+def _token(file: GgufFile, name: str) -> str | None:
+    """Text of the file's bos, eos, unknown or padding token."""
+    number = file.get(f"tokenizer.ggml.{name}_token_id")
+    tokens = file.need("tokenizer.ggml.tokens")
+    return None if number is None or number >= len(tokens) else str(tokens[number])
+
+
+def tokenizer_config(file: GgufFile, context: int) -> dict[str, Any]:
+    """tokenizer_config.json, with the chat template that the file has."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+    }
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    for name, stored in names.items():
+        token = _token(file, stored)
+        if token is not None:
+            config[f"{name}_token"] = token
+    template = file.get("tokenizer.chat_template")
+    return config | ({"chat_template": template} if template else {})
+
+
+def end_token_ids(file: GgufFile) -> list[int]:
+    """Ids of the tokens that end a generation, the file's own first."""
+    named = [file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    found = [int(i) for i in named if i is not None]
+    types = file.get("tokenizer.ggml.token_type", [])
+    for i, token in enumerate(file.need("tokenizer.ggml.tokens")):
+        known = token in _END_TOKENS and types and types[i] != TokenType.NORMAL
+        if known and i not in found:
+            found.append(i)
+    return list(dict.fromkeys(found))

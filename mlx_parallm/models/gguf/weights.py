@@ -1,0 +1,109 @@
+"""Tensors of a GGUF file as mlx-lm's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.gguf.architectures import Architecture
+from mlx_parallm.models.gguf.blocks import GROUP, can_pack, pack
+from mlx_parallm.models.gguf.reader import GgufFile, GgufTensor
+
+_FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
+_FLOAT16_MAX = 65504.0
+
+
+@dataclass
+class Conversion:
+    """What became of the tensors.
+
+    Attributes:
+        quantization: config.json's entry; empty where nothing is packed.
+        rounded: type -> the largest relative error of a tensor's values (root mean square).
+    """
+
+    quantization: dict[str, Any] = field(default_factory=dict)
+    rounded: dict[str, float] = field(default_factory=dict)
+
+
+def weights_of(
+    file: GgufFile, kind: Architecture, config: dict[str, Any], report: Conversion
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays for mlx-lm, one tensor at a time; `report` is filled on the way.
+
+    Raises:
+        ModelLoadError: a tensor or a type of block that is not known.
+    """
+    for tensor in file.tensors():
+        name = kind.name(tensor.name)
+        if name is None:
+            continue
+        if can_pack(tensor.kind) and name.endswith(".weight"):
+            yield from _packed(tensor, name, kind, config, report)
+        else:
+            yield name, _plain(tensor, kind, config, report)
+
+
+def _packed(
+    tensor: GgufTensor, name: str, kind: Architecture, config: dict[str, Any], report: Conversion
+) -> Iterator[tuple[str, np.ndarray]]:
+    packed = pack(_in_order(tensor, np.asarray(tensor.data), kind, config), tensor.kind)
+    module = name.removesuffix(".weight")
+    entry = {"group_size": GROUP, "bits": packed.bits, "mode": "affine"}
+    report.quantization[module] = entry
+    for default, value in entry.items():  # for whoever wants one figure for all
+        report.quantization.setdefault(default, value)
+    yield name, packed.weight
+    yield f"{module}.scales", packed.scales
+    yield f"{module}.biases", packed.biases
+
+
+def _plain(
+    tensor: GgufTensor, kind: Architecture, config: dict[str, Any], report: Conversion
+) -> np.ndarray:
+    try:
+        values = dequantize(tensor.data, tensor.kind).reshape(tensor.shape).astype(np.float32)
+    except NotImplementedError as error:
+        raise ModelLoadError(f"weights of the type {tensor.kind.name} are not supported") from error
+    values = _in_order(tensor, values, kind, config)
+    if kind.norms_plus_one and tensor.name.endswith("norm.weight"):
+        values = values - np.float32(1)
+    if tensor.kind is Kind.F32 and values.ndim > 1:
+        return values
+    return _halved(values, tensor.kind, report)
+
+
+def _halved(values: np.ndarray, kind: Kind, report: Conversion) -> np.ndarray:
+    """As float16 where the range allows it, and where that rounds, by how much."""
+    if np.abs(values).max(initial=0) > _FLOAT16_MAX:
+        return values
+    half = values.astype(np.float16)
+    error = float(np.linalg.norm(half - values) / max(float(np.linalg.norm(values)), 1e-30))
+    if kind in _FLOATS and error:
+        return values
+    if error:
+        report.rounded[kind.name] = max(error, report.rounded.get(kind.name, 0.0))
+    return half
+
+
+def _in_order(
+    tensor: GgufTensor, rows: np.ndarray, kind: Architecture, config: dict[str, Any]
+) -> np.ndarray:
+    """Rows of q and k as Hugging Face has them.
+
+    llama.cpp has the two numbers of a rotary pair side by side (2i, 2i + 1), Hugging Face and MLX
+    half a head apart (i, i + d/2).
+    """
+    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+    part = tensor.name.split(".")[-2]
+    if not kind.permuted or part not in heads:
+        return rows
+    count = int(config[heads[part]])
+    pairs = rows.reshape(count, rows.shape[0] // count // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)

@@ -1,0 +1,88 @@
+"""llama.cpp's server, from the wheel xllamacpp, as an oracle; a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+_SERVER = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.hostnames = sys.argv[1], 0, ["127.0.0.1"]
+params.n_parallel, params.n_ctx, params.warmup = 8, 8 * int(sys.argv[2]), False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+server = xllamacpp.Server(params)
+print("listening", server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+Continuation = tuple[list[int], list[dict[int, float]]]
+
+
+class LlamaCpp:
+    """A running server."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._http = client
+
+    def _post(self, path: str, **body: Any) -> Any:
+        return self._http.post(path, json=body).raise_for_status().json()
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, as a user's: no special tokens are found in it."""
+        return list(
+            self._post("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
+        )
+
+    def template(self, messages: list[dict[str, str]]) -> str:
+        """A conversation as the file's template writes it."""
+        return str(self._post("/apply-template", messages=messages)["prompt"])
+
+    def continue_greedily(self, prompt: Sequence[int], count: int) -> Continuation:
+        """Tokens, and at each position the log-probabilities of the five likeliest."""
+        found = self._post(
+            "/completion",
+            prompt=list(prompt),
+            n_predict=count,
+            n_probs=5,
+            temperature=0,
+            return_tokens=True,
+        )
+        # A token that leaves a character unfinished has no entry of its own.
+        steps = iter(found["completion_probabilities"])
+        step = next(steps)
+        tops: list[dict[int, float]] = []
+        for token in found["tokens"]:
+            known = step["id"] == token
+            tops.append({r["id"]: r["logprob"] for r in step["top_logprobs"]} if known else {})
+            step = next(steps, step) if known else step
+        return list(found["tokens"]), tops
+
+
+@contextmanager
+def serve(file: Path, context: int = 128) -> Iterator[LlamaCpp]:
+    """The server with one model; the test is skipped where the wheel is not installed."""
+    pytest.importorskip("xllamacpp", reason="the oracle, llama.cpp's wheel, is not installed")
+    command = [sys.executable, "-c", _SERVER, str(file), str(context)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            line = next((line for line in process.stdout if line.startswith("listening")), "")
+            assert line, f"llama.cpp does not load {file.name}"
+            with httpx.Client(base_url=line.split()[1], timeout=60, trust_env=False) as client:
+                yield LlamaCpp(client)
+        finally:
+            process.kill()

@@ -1,0 +1,141 @@
+"""Random models in GGUF files, written as llama.cpp's converter would, with a real vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+
+from mlx_parallm.models.loader import resolve
+
+WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD = 64, 96, 6, 4, 2, 16
+EXPERTS = 4
+Shapes = dict[str, tuple[int, ...]]
+
+
+def vocabulary() -> tuple[list[str], list[str]]:
+    """Tokens and merges of the bundled model: byte pairs."""
+    model = json.loads((resolve("bundled") / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return tokens, merges
+
+
+def write(
+    path: Path,
+    architecture: str,
+    kind: Kind = Kind.F32,
+    *,
+    pre: str = "gpt-2",
+    tied: bool = False,
+    values: dict[str, Any] | None = None,
+) -> Path:
+    """One file. `values`: metadata below the architecture's name."""
+    writer = gguf.GGUFWriter(path, architecture)
+    tokens, merges = vocabulary()
+    _write_metadata(writer, architecture, len(tokens), values or {})
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    control = [token.startswith("<|") and token.endswith("|>") for token in tokens]
+    writer.add_token_types([3 if special else 1 for special in control])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(control.index(True))
+    writer.add_bos_token_id(control.index(True))
+    writer.add_add_bos_token(False)
+    random = np.random.default_rng(3)
+    shapes = _shapes(architecture, len(tokens), tied)
+    for name, shape in shapes.items():
+        array = _draw(random, name, shape, architecture)
+        packed = len(shape) > 1 and "gate_inp" not in name and kind is not Kind.F32
+        data = gguf.quants.quantize(array, kind) if packed else array
+        writer.add_tensor(name, data, raw_dtype=kind if packed else Kind.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _write_metadata(
+    writer: gguf.GGUFWriter, architecture: str, vocab: int, values: dict[str, Any]
+) -> None:
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    writer.add_rope_dimension_count(HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(vocab)
+    for key, value in values.items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        if isinstance(value, str):
+            writer.add_string(f"{architecture}.{key}", value)
+        else:
+            add(f"{architecture}.{key}", value)
+
+
+def _shapes(architecture: str, vocab: int, tied: bool) -> Shapes:
+    shapes: Shapes = {"token_embd.weight": (vocab, WIDTH), "output_norm.weight": (WIDTH,)}
+    if not tied:
+        shapes["output.weight"] = (vocab, WIDTH)
+    for layer in range(LAYERS):
+        named = _layer(architecture) | _mlp(architecture)
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in named.items()}
+    return shapes
+
+
+def _layer(architecture: str) -> Shapes:
+    query, key = HEADS * HEAD, KV_HEADS * HEAD
+    shapes: Shapes = {
+        "attn_norm.weight": (WIDTH,),
+        "ffn_norm.weight": (WIDTH,),
+        "attn_q.weight": (query, WIDTH),
+        "attn_k.weight": (key, WIDTH),
+        "attn_v.weight": (key, WIDTH),
+        "attn_output.weight": (WIDTH, query),
+    }
+    if architecture == "qwen2":
+        shapes |= {"attn_q.bias": (query,), "attn_k.bias": (key,), "attn_v.bias": (key,)}
+    if architecture in ("qwen3", "qwen3moe", "gemma3"):
+        shapes |= {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
+    if architecture == "gemma3":
+        shapes |= {"post_attention_norm.weight": (WIDTH,), "post_ffw_norm.weight": (WIDTH,)}
+    return shapes
+
+
+def _mlp(architecture: str) -> Shapes:
+    up, down = (HIDDEN, WIDTH), (WIDTH, HIDDEN)
+    if architecture.endswith("moe"):
+        return {
+            "ffn_gate_inp.weight": (EXPERTS, WIDTH),
+            "ffn_gate_exps.weight": (EXPERTS, *up),
+            "ffn_up_exps.weight": (EXPERTS, *up),
+            "ffn_down_exps.weight": (EXPERTS, *down),
+        }
+    return {"ffn_gate.weight": up, "ffn_up.weight": up, "ffn_down.weight": down}
+
+
+def _draw(
+    random: np.random.Generator, name: str, shape: tuple[int, ...], architecture: str
+) -> np.ndarray:
+    noise = random.standard_normal(shape)
+    if name.endswith("norm.weight"):
+        noise = 1 + 0.2 * noise
+    elif name.endswith("bias"):
+        noise = 0.5 * noise
+    elif name.startswith("token_embd"):
+        noise = (0.5 if architecture != "gemma3" else 0.1) * noise
+    else:
+        noise = noise * 2 / shape[-1] ** 0.5
+    # Values that float16 has too, so that nothing is rounded on the way.
+    return np.asarray(noise.astype(np.float16).astype(np.float32))
