@@ -146,6 +146,13 @@ def test_tokenize_by_the_requests_shape(server: Any) -> None:
     assert server.post("/tokenize", content="a", parse_special=False).status_code == 400
 
 
+def test_the_servers_template_variables_reach_tokenize(serve: Any) -> None:
+    own = serve(chat_template_kwargs={"suffix": "zz"})
+    messages = [{"role": "user", "content": "a"}]
+    assert own.ok("/tokenize", messages=messages)["tokens"][-2:] == ids("zz")
+    assert own.ok("/apply-template", messages=messages)["prompt"].endswith("zz")
+
+
 def test_apply_template_makes_what_chat_sends(server: Any) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
     prompt = server.ok("/apply-template", messages=messages)["prompt"]

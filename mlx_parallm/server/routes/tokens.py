@@ -11,6 +11,7 @@ from mlx_parallm.engine.detokenizer import token_bytes
 from mlx_parallm.server.body import read_body, read_json, validate
 from mlx_parallm.server.openapi import ERRORS, body_of
 from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.request_defaults import with_defaults
 from mlx_parallm.server.responses import json_answer
 from mlx_parallm.server.schemas.llama_cpp import (
     LlamaTokenizeRequest,
@@ -41,7 +42,7 @@ async def tokenize(request: Request) -> Response:
     given = await read_json(request, state.settings.max_body_size)
     if isinstance(given, dict) and "content" in given:
         return await _llama_tokens(validate(LlamaTokenizeRequest, given), prompts)
-    body = validate(TokenizeRequest, given)
+    body = validate(TokenizeRequest, with_defaults(given, TokenizeRequest, state.settings))
     state.check_model(body.model)
     if body.prompt is None:
         add = bool(body.add_special_tokens)
