@@ -11,15 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.memory.document import Document
 from mlx_parallm.memory.job import MemoryJob
 from mlx_parallm.memory.manager import (
     DEFAULT_COLLECTION,
     MemoryManager,
     MemorySettings,
-    Source,
 )
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.memory.stores import open_backend
+from mlx_parallm.memory.submission import Source
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
@@ -76,6 +77,9 @@ class ModelMemories:
             id: of the document; metadata: comes back with citations.
             window, stride: see MemoryManager.add.
             verbose: show a progress bar.
+
+        Returns:
+            the job, with what is `stored`.
         """
         if not isinstance(content, str):
             content = np.array(content).reshape(-1).tolist()
@@ -123,9 +127,15 @@ class ModelMemories:
         self.manager.close()
 
 
-def _add_memories(model: Any, tokens: Any, collection: str | None = None, **options: Any) -> None:
-    """Make memories of a text or of token ids; see ModelMemories.add."""
-    model.memories.add(tokens, collection, **options)
+def _add_memories(
+    model: Any, tokens: Any, collection: str | None = None, **options: Any
+) -> Document:
+    """Make memories of a text or of token ids, and return what is stored of it.
+
+    See ModelMemories.add for the options.
+    """
+    job: MemoryJob = model.memories.add(tokens, collection, **options)
+    return job.stored[0]
 
 
 def _set_model_id(model: Any, model_id: str) -> None:

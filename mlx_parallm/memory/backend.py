@@ -7,25 +7,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlx_parallm.errors import InvalidRequestError, ParallmError
+from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.memory.store_errors import MemoryStoreError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlx_parallm.memory.document import Document
+    from mlx_parallm.memory.document import Document, DocumentFiles
 
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # stores that limit the size of a value get payloads in parts
-
-
-class MemoryStoreError(ParallmError):
-    """The store of the memories failed or cannot be reached."""
-
-    status = 503
-    type = "service_unavailable_error"
-    code = "memory_store_error"
-    retry_after_s = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,8 @@ class MemoryBackend(ABC):
     name: str
     durable: bool = True
     shared: bool = False  # with other processes
+    keeps_jobs: bool = False  # see keep_job()
+    files: DocumentFiles | None = None  # where payloads can be read in parts
 
     @abstractmethod
     def put(self, document: Document, payload: bytes) -> int:
@@ -69,7 +63,7 @@ class MemoryBackend(ABC):
         """A document's K and V.
 
         Raises:
-            MemoryStoreError: there is no such document.
+            MissingPayloadError: there is no such document.
         """
 
     @abstractmethod
@@ -87,6 +81,25 @@ class MemoryBackend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give everything back; nothing may be called afterwards."""
+
+    def damage(self, document: Document) -> str | None:
+        """What is wrong with a document's payload; None where nothing is known to be."""
+        return None if self.files is None else self.files.damage(document)
+
+    def keep_job(self, job_id: str, submission: str) -> None:
+        """Keep what a client has asked for until drop_job(), whatever happens to the process.
+
+        Only a store that `keeps_jobs` can.
+        """
+        raise MemoryStoreError(f"The store {self.name} keeps no jobs.")
+
+    def kept_jobs(self) -> list[tuple[str, str]]:
+        """(id, submission) of the jobs that are kept, the oldest first."""
+        return []
+
+    def drop_job(self, job_id: str) -> bool:
+        """Forget a job that has ended; says whether it was kept."""
+        return False
 
     def search(
         self, uid: str, layer: int, head: int, queries: np.ndarray, k: int

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _PER_TOKEN = 16  # memories reported of one token at most
 _SPANS = 16  # spans reported of one answer at most
 _GAP = 2  # memories between two cited ones that still are one span
+# Every memory that was searched for has some weight. A span has one of at least half the
+# heaviest's, and goes on over neighbours of at least a third.
+_WORTH_A_SPAN = 0.5
+_WORTH_GOING_ON = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +96,27 @@ def by_token(
 def by_span(view: MemoryView, citations: Items[TokenCitation]) -> list[dict[str, Any]]:
     """The spans that an answer used, the heaviest first, for a response.
 
-    Neighbours are merged. A span's weight is that of its memories together,
-    averaged over the answer's tokens.
+    Neighbours are merged, and what counts for little is left out. A span's weight is that of
+    its memories together, averaged over the answer's tokens.
     """
     weights: dict[int, float] = {}
     for citation in citations:
         for memory, weight in citation.memories:
             weights[memory] = weights.get(memory, 0.0) + weight / len(citations)
-    spans: list[tuple[int, int, float]] = []
-    for memory in sorted(weights):
-        if spans and _joins(view, spans[-1][1], memory):
-            first, _, weight = spans[-1]
-            spans[-1] = (first, memory, weight + weights[memory])
+    heaviest = max(weights.values(), default=0.0)
+    spans: list[list[int]] = []
+    for memory in sorted(m for m, w in weights.items() if w >= _WORTH_GOING_ON * heaviest):
+        if spans and _joins(view, spans[-1][-1], memory):
+            spans[-1].append(memory)
         else:
-            spans.append((memory, memory, weights[memory]))
-    spans.sort(key=lambda span: -span[2])
-    return [_entry(view, *span) for span in spans[:_SPANS]]
+            spans.append([memory])
+    used = [
+        (span[0], span[-1], sum(weights[memory] for memory in span))
+        for span in spans
+        if max(weights[memory] for memory in span) >= _WORTH_A_SPAN * heaviest
+    ]
+    used.sort(key=lambda span: -span[2])
+    return [_entry(view, *span) for span in used[:_SPANS]]
 
 
 def _joins(view: MemoryView, last: int, memory: int) -> bool:

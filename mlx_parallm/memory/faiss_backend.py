@@ -13,7 +13,6 @@ import numpy as np
 
 from mlx_parallm.memory.backend import (
     MemoryBackend,
-    MemoryStoreError,
     StoredCollection,
     _unit,
     as_float32,
@@ -36,7 +35,9 @@ class FAISSBackend(MemoryBackend):
 
     def __init__(self, folder: Path | None = None, hnsw_above: int = HNSW_ABOVE) -> None:
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="memories-")
-        self.files = DocumentFiles(folder or Path(self._temporary.name))  # type: ignore[union-attr]
+        self.files: DocumentFiles = DocumentFiles(
+            folder or Path(self._temporary.name)  # type: ignore[union-attr]
+        )
         self.hnsw_above = hnsw_above
         self._collections: dict[str, StoredCollection] = {}
         self._versions: dict[str, int] = {}
@@ -49,10 +50,7 @@ class FAISSBackend(MemoryBackend):
             return self._change(document.collection, document.id, document)
 
     def payload(self, uid: str) -> bytes:
-        try:
-            return self.files.path(uid).read_bytes()
-        except OSError:
-            raise MemoryStoreError(f"The memories of document {uid} are gone.") from None
+        return self.files.read(uid)
 
     def collections(self) -> list[StoredCollection]:
         with self._lock:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+import uuid
+import zlib
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -22,24 +24,41 @@ from mlx_parallm.memory.text import Tokens
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.memory.backend import StoredCollection
 
 log = logging.getLogger(__name__)
 
 _IDLE_CHUNK = 512
 _BUSY_CHUNK = {"cpu": 64, "gpu": 512}  # what a step may be held up by; as for prompts
 _KEPT_JOBS = 256
-_numbers = itertools.count(1)
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
 class NewDocument:
-    """A document that is to become memories."""
+    """A document that is to become memories. id None makes one of its content."""
 
-    id: str
+    given_id: str | None
     tokens: Tokens
     metadata: dict[str, Any]
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of the text and its tokens."""
+        digest = hashlib.blake2b(self.tokens.text.encode(errors="surrogatepass"), digest_size=20)
+        digest.update(self.tokens.ids.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def id(self) -> str:
+        """The same for the same content, where the client has not named it."""
+        return self.given_id or f"doc-{self.content[:12]}"
+
+    def cost(self, window: int, stride: int) -> int:
+        """Tokens to run through the model, overlaps of windows included."""
+        parts = windows(len(self.tokens.ids), window, stride)
+        return sum(part.stop - part.start for part in parts)
 
 
 @dataclass(eq=False)
@@ -49,7 +68,8 @@ class MemoryJob:
     Attributes:
         status: "queued", "running", "done", "failed" or "cancelled".
         total: tokens to run through the model, overlaps of windows included; done: so far.
-        finished: documents that are stored.
+        stored: the documents that are stored, those that were there already included.
+        durable: whether it goes on after the end of the process.
         error: why it failed.
     """
 
@@ -57,20 +77,21 @@ class MemoryJob:
     documents: list[NewDocument]
     window: int
     stride: int
-    id: str = field(default_factory=lambda: f"memjob-{next(_numbers)}-{time.time_ns():x}")
+    id: str = field(default_factory=lambda: f"memjob-{uuid.uuid4().hex[:16]}")
+    durable: bool = False
+    document_ids: list[str] = field(default_factory=list)
     status: str = "queued"
     total: int = 0
     done: int = 0
-    finished: int = 0
+    stored: list[Document] = field(default_factory=list)
     version: int | None = None
     error: ParallmError | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     ended: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        for document in self.documents:
-            parts = windows(len(document.tokens.ids), self.window, self.stride)
-            self.total += sum(part.stop - part.start for part in parts)
+        self.document_ids = [document.id for document in self.documents]
+        self.total = sum(document.cost(self.window, self.stride) for document in self.documents)
 
     def wait(self, timeout: float | None = None) -> None:
         """Until it has ended.
@@ -85,17 +106,27 @@ class MemoryJob:
             raise self.error
 
 
-Store = Callable[[NewDocument, MemoryJob, Layers, int], int]
+class DocumentStore(Protocol):
+    """Where a job's documents go."""
+
+    def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
+        """The collection where it holds this very document already."""
+
+    def store(self, new: NewDocument, job: MemoryJob, layers: Layers) -> StoredCollection:
+        """The collection with the document as its last one."""
+
+    def ended(self, job: MemoryJob) -> None:
+        """The job needs not go on any more."""
 
 
 class JobRunner:
     """One thread that feeds the engine one chunk at a time.
 
     Args:
-        store: keeps a finished document, returns its collection's version.
+        store: keeps finished documents.
     """
 
-    def __init__(self, engine: Engine, store: Store) -> None:
+    def __init__(self, engine: Engine, store: DocumentStore) -> None:
         self._engine = engine
         self._store = store
         self._capture: Capture | None = None
@@ -132,7 +163,7 @@ class JobRunner:
         return self._capture
 
     def stop(self) -> None:
-        """End after the chunk that is under way; what is not stored by then is not kept."""
+        """End after the chunk that is under way; durable jobs go on when the store is next used."""
         self._stopping = True
         self._queue.put(None)
         self._thread.join(10)
@@ -148,11 +179,8 @@ class JobRunner:
         job.status = "running"
         try:
             for document in job.documents:
-                layers = self._memorize(job, document)
-                if layers is None:
+                if not self._remember(job, document):
                     return
-                job.version = self._store(document, job, layers, len(layers))
-                job.finished += 1
             self._end(job, "done", None)
         except ParallmError as error:
             self._end(job, "failed", error)
@@ -160,10 +188,25 @@ class JobRunner:
             log.exception("making memories failed")
             self._end(job, "failed", ParallmError("The server failed on these memories."))
 
-    @staticmethod
-    def _end(job: MemoryJob, status: str, error: ParallmError | None) -> None:
+    def _remember(self, job: MemoryJob, document: NewDocument) -> bool:
+        """Store a document, unless it is stored; False when the server stops."""
+        before = job.done
+        collection = self._store.find(document, job)
+        if collection is None:
+            layers = self._memorize(job, document)
+            if layers is None:
+                return False
+            collection = self._store.store(document, job, layers)
+        job.done = before + document.cost(job.window, job.stride)
+        job.version = collection.version
+        job.stored.extend(found for found in collection.documents if found.id == document.id)
+        return True
+
+    def _end(self, job: MemoryJob, status: str, error: ParallmError | None) -> None:
         job.status, job.error = status, error
         job.documents = []  # texts are not needed any more
+        if status != "cancelled":
+            self._store.ended(job)
         job.ended.set()
 
     def _memorize(self, job: MemoryJob, document: NewDocument) -> Layers | None:
@@ -231,10 +274,10 @@ def to_device(array: np.ndarray, dtype: str) -> mx.array:
 
 
 def document_of(
-    new: NewDocument, job: MemoryJob, num_layers: int, dtype: str, fingerprint: str, nbytes: int
+    new: NewDocument, job: MemoryJob, layers: Layers, fingerprint: str, payload: bytes
 ) -> Document:
     """A document that was just made into memories."""
-    tokens = new.tokens
+    tokens, kind = new.tokens, layers[0][0].dtype
     return Document(
         id=new.id,
         collection=job.collection,
@@ -242,13 +285,15 @@ def document_of(
         offsets=tokens.offsets[tokens.kept],
         indices=np.flatnonzero(tokens.kept).astype(np.int32),
         num_tokens=len(tokens.ids),
-        num_layers=num_layers,
-        dtype=dtype,
+        num_layers=len(layers),
+        dtype="bfloat16" if kind == np.uint16 else str(kind),
         window=job.window,
         stride=job.stride,
         fingerprint=fingerprint,
         metadata=new.metadata,
-        nbytes=nbytes,
+        nbytes=len(payload),
+        content=new.content,
+        checksum=zlib.crc32(payload),
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
-import uuid
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,21 @@ from mlx_parallm.memory.backend import MemoryBackend, StoredCollection
 from mlx_parallm.memory.capture import DEFAULT_STRIDE, DEFAULT_WINDOW
 from mlx_parallm.memory.document import Document, DocumentFiles
 from mlx_parallm.memory.fingerprint import fingerprint_of
-from mlx_parallm.memory.job import JobRunner, MemoryJob, NewDocument, document_of, payload_of
+from mlx_parallm.memory.job import (
+    JobRunner,
+    Layers,
+    MemoryJob,
+    NewDocument,
+    document_of,
+    payload_of,
+)
 from mlx_parallm.memory.request import DEFAULT_TOPK, Citations, MemoryRequest
+from mlx_parallm.memory.store_errors import (
+    DamagedMemoriesError,
+    MemoryStoreError,
+    MissingPayloadError,
+)
+from mlx_parallm.memory.submission import Source, Submission
 from mlx_parallm.memory.text import tokens_of
 from mlx_parallm.memory.view import Position
 from mlx_parallm.memory.views import ViewCache
@@ -30,16 +43,9 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.models.loader import LoadedModel
 
+log = logging.getLogger(__name__)
+
 DEFAULT_COLLECTION = "default"
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A text, or token ids, that is to become a document. id None makes one up."""
-
-    content: str | list[int]
-    id: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,11 @@ class MemoryManager:
         self._lock = threading.Lock()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._files = self._own_files()
-        self.jobs = JobRunner(engine, self._store)
+        self._missing: dict[str, str] = {}  # uid of a document that could not be had -> why
+        self.jobs = JobRunner(engine, self)
         self.views = ViewCache(engine, self._read_layer, self.jobs.capture, budget)
         self._reload()
+        self._resume()
 
     # Making
 
@@ -100,6 +108,10 @@ class MemoryManager:
     ) -> MemoryJob:
         """Make memories of documents in the background; returns at once.
 
+        A document that the collection holds already, the same content under the same id and
+        with the same metadata, is not made again. Where the store keeps jobs, this one is on
+        the disk when the method returns, and goes on after a crash.
+
         Args:
             window: tokens that run through the model together; stride: tokens by which
                 it advances. None: the collection's own, or the model's, or 3072 and 512,
@@ -110,17 +122,41 @@ class MemoryManager:
         """
         window, stride = self._windows(collection, window, stride)
         self.check_model()
-        documents = [
-            NewDocument(
-                source.id or f"doc-{uuid.uuid4().hex[:12]}",
-                tokens_of(self._loaded.tokenizer, source.content),
-                source.metadata,
-            )
-            for source in sources
-        ]
-        job = MemoryJob(collection, documents, window, stride)
+        submission = Submission(sources, collection, window, stride, self.fingerprint)
+        job = self._job_of(submission)
+        if self.backend.keeps_jobs:
+            self.backend.keep_job(submission.id, submission.to_json())
         self.jobs.add(job)
         return job
+
+    def _job_of(self, submission: Submission) -> MemoryJob:
+        documents = [
+            NewDocument(
+                source.id, tokens_of(self._loaded.tokenizer, source.content), source.metadata
+            )
+            for source in submission.sources
+        ]
+        return MemoryJob(
+            submission.collection,
+            documents,
+            submission.window,
+            submission.stride,
+            submission.id,
+            durable=self.backend.keeps_jobs,
+        )
+
+    def _resume(self) -> None:
+        """Go on with what was asked for before the process ended."""
+        for job_id, text in self.backend.kept_jobs():
+            try:
+                submission = Submission.from_json(text)
+            except ValueError as error:
+                log.error("what was asked for in %s cannot be read: %s", job_id, error)
+                continue
+            if submission.fingerprint != self.fingerprint:
+                log.warning("%s waits for the model that it was sent to", job_id)
+                continue
+            self.jobs.add(self._job_of(submission))
 
     def check_model(self) -> None:
         """Raise UnsupportedError where the model cannot use memories."""
@@ -128,14 +164,14 @@ class MemoryManager:
 
     def _windows(self, name: str, window: int | None, stride: int | None) -> tuple[int, int]:
         known = self._known(name)
-        if known is not None and known.documents:
-            own = known.documents[0]
+        own = next((d for d in known.documents if d.problem is None), None) if known else None
+        if known is not None and own is not None:
             if (window or own.window, stride or own.stride) != (own.window, own.stride):
                 raise InvalidRequestError(
                     f"The collection {name!r} has window {own.window} and stride {own.stride}.",
                     param="window",
                 )
-            self._check(known)
+            self._check_model_of(known)
             return own.window, own.stride
         limit = self._loaded.max_model_len
         own_window = self._defaults.get("window", DEFAULT_WINDOW)
@@ -153,10 +189,26 @@ class MemoryManager:
             )
         return window, stride
 
-    def _store(self, new: NewDocument, job: MemoryJob, layers: Any, num_layers: int) -> int:
-        dtype = "bfloat16" if layers[0][0].dtype == np.uint16 else str(layers[0][0].dtype)
+    def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
+        """For jobs: the collection where it holds this very document, whole."""
+        collection = self._known(job.collection)
+        for document in collection.documents if collection else ():
+            same = (document.id, document.content) == (new.id, new.content)
+            if same and document.metadata == new.metadata and self._damage(document) is None:
+                return collection
+        return None
+
+    def ended(self, job: MemoryJob) -> None:
+        """For jobs: one that needs not go on any more."""
+        try:
+            self.backend.drop_job(job.id)
+        except MemoryStoreError as error:
+            log.error("%s has ended, which could not be noted: %s", job.id, error)
+
+    def store(self, new: NewDocument, job: MemoryJob, layers: Layers) -> StoredCollection:
+        """For jobs: keep a document that was made."""
         payload = payload_of(layers)
-        document = document_of(new, job, num_layers, dtype, self.fingerprint, len(payload))
+        document = document_of(new, job, layers, self.fingerprint, payload)
         version = self.backend.put(document, payload)
         with self._lock:
             old = self._collections.get(job.collection)
@@ -165,7 +217,7 @@ class MemoryManager:
             stored = StoredCollection(job.collection, version, (*kept, document))
             self._collections[job.collection] = stored
         self._forget(gone)
-        return version
+        return stored
 
     # Looking
 
@@ -190,8 +242,23 @@ class MemoryManager:
         return known
 
     def problem(self, collection: StoredCollection) -> str | None:
-        """Why this model cannot use a collection; None where it can."""
+        """Why a collection cannot be used; None where it can. May read its files."""
         for document in collection.documents:
+            damage = self._damage(document)
+            if damage is not None:
+                return f"document {document.id!r} is damaged: {damage}"
+        return self._mismatch(collection)
+
+    def _damage(self, document: Document) -> str | None:
+        if document.problem is not None:
+            return document.problem
+        return self._missing.get(document.uid) or self.backend.damage(document)
+
+    def _mismatch(self, collection: StoredCollection) -> str | None:
+        """Why the collection is not this model's."""
+        for document in collection.documents:
+            if document.problem is not None:
+                continue
             if document.fingerprint != self.fingerprint:
                 return f"document {document.id!r} was made with another model"
             if document.dtype != self._loaded.dtype:
@@ -233,6 +300,7 @@ class MemoryManager:
     def _forget(self, documents: Items[Document]) -> None:
         for document in documents:
             self.views.forget(document.uid)
+            self._missing.pop(document.uid, None)
             if self._temporary is not None:
                 self._files.remove(document.uid)
 
@@ -246,6 +314,7 @@ class MemoryManager:
         Raises:
             NotFoundError: an unknown collection.
             InvalidRequestError: a collection of another model, or an unknown layer.
+            DamagedMemoriesError: something of a collection was lost or changed.
         """
         documents = self._documents(names)
         return self._request(self.views.get(documents, settings.position), settings)
@@ -263,7 +332,10 @@ class MemoryManager:
         found: list[Document] = []
         for name in dict.fromkeys(names):
             collection = self.collection(name)
-            self._check(collection)
+            self._check_model_of(collection)
+            for document in collection.documents:
+                if document.problem is not None:
+                    raise _damaged(document, document.problem)
             found += collection.documents
         return tuple(found)
 
@@ -333,8 +405,8 @@ class MemoryManager:
         with self._lock:
             self._collections = found
 
-    def _check(self, collection: StoredCollection) -> None:
-        problem = self.problem(collection)
+    def _check_model_of(self, collection: StoredCollection) -> None:
+        problem = self._mismatch(collection)
         if problem is not None:
             raise InvalidRequestError(
                 f"The collection {collection.name!r} cannot be used with this model: {problem}.",
@@ -344,7 +416,7 @@ class MemoryManager:
 
     def _own_files(self) -> DocumentFiles:
         """The backend's files, or copies in a folder of our own."""
-        files: DocumentFiles | None = getattr(self.backend, "files", None)
+        files = self.backend.files
         if files is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="memories-")
             files = DocumentFiles(Path(self._temporary.name))
@@ -352,5 +424,36 @@ class MemoryManager:
 
     def _read_layer(self, document: Document, layer: int) -> tuple[np.ndarray, np.ndarray]:
         if self._temporary is not None and not self._files.has(document.uid):
+            self._fetch(document)
+        damage = self._files.damage(document)
+        if damage is not None:
+            raise _damaged(document, damage)
+        try:
+            return self._files.read_layer(document.uid, layer)
+        except MemoryStoreError:
+            raise _damaged(document, "its file cannot be read") from None
+
+    def _fetch(self, document: Document) -> None:
+        """A copy of what a store without files has."""
+        try:
             self._files.write(document.uid, self.backend.payload(document.uid))
-        return self._files.read_layer(document.uid, layer)
+        except MissingPayloadError:
+            reason = self._missing[document.uid] = "the store has lost it"
+            raise _damaged(document, reason) from None
+        except MemoryStoreError as error:
+            error.message = f"{error.message} (collection {document.collection!r})"
+            raise
+        damage = self._files.damage(document)
+        if damage is not None:
+            self._missing[document.uid] = damage
+            self._files.remove(document.uid)
+            raise _damaged(document, damage)
+        self._missing.pop(document.uid, None)
+
+
+def _damaged(document: Document, reason: str) -> DamagedMemoriesError:
+    return DamagedMemoriesError(
+        f"The collection {document.collection!r} cannot be used: document {document.id!r} is "
+        f"damaged ({reason}). Remove the document, or add it again.",
+        param="memory.collections",
+    )

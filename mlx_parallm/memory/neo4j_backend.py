@@ -12,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from mlx_parallm.memory.backend import (
     MemoryBackend,
-    MemoryStoreError,
     StoredCollection,
     failed,
     need,
     parts_of,
 )
 from mlx_parallm.memory.document import Document
+from mlx_parallm.memory.store_errors import MissingPayloadError
 
 _CONSTRAINTS = (
     "CREATE CONSTRAINT memory_collection IF NOT EXISTS "
@@ -54,7 +54,8 @@ _PAYLOAD = (
 _ALL = (
     "MATCH (c:MemoryCollection) WHERE c.present "
     "OPTIONAL MATCH (c)-[:HOLDS]->(d:MemoryDocument) WITH c, d ORDER BY d.place "
-    "RETURN c.name AS name, c.version AS version, collect(d.header) AS headers ORDER BY name"
+    "RETURN c.name AS name, c.version AS version, collect(d {.header, .id, .uid}) AS documents "
+    "ORDER BY name"
 )
 
 
@@ -107,16 +108,18 @@ class Neo4jBackend(MemoryBackend):
     def payload(self, uid: str) -> bytes:
         parts = self._run(lambda tx: [bytes(row["content"]) for row in tx.run(_PAYLOAD, uid=uid)])
         if not parts:
-            raise MemoryStoreError(f"The memories of document {uid} are gone.")
+            raise MissingPayloadError(uid)
         return b"".join(parts)
 
     def collections(self) -> list[StoredCollection]:
-        def read(tx: Any) -> list[tuple[str, int, list[str]]]:
-            return [(row["name"], row["version"], row["headers"]) for row in tx.run(_ALL)]
+        def read(tx: Any) -> list[tuple[str, int, list[dict[str, str]]]]:
+            return [(row["name"], row["version"], row["documents"]) for row in tx.run(_ALL)]
 
         return [
-            StoredCollection(name, version, tuple(Document.from_header(h) for h in headers))
-            for name, version, headers in self._run(read)
+            StoredCollection(
+                name, version, tuple(Document.from_header(collection=name, **row) for row in rows)
+            )
+            for name, version, rows in self._run(read)
         ]
 
     def delete_document(self, collection: str, document_id: str) -> bool:

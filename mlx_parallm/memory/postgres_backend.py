@@ -9,13 +9,13 @@ from typing import Any
 
 from mlx_parallm.memory.backend import (
     MemoryBackend,
-    MemoryStoreError,
     StoredCollection,
     failed,
     need,
     parts_of,
 )
 from mlx_parallm.memory.document import Document
+from mlx_parallm.memory.store_errors import MissingPayloadError
 
 _LOCK = 0x6D6C7870  # of the transaction that makes the tables
 _SCHEMA = """
@@ -76,7 +76,7 @@ class PostgresBackend(MemoryBackend):
             cursor.execute("SELECT content FROM memory_parts WHERE uid = %s ORDER BY place", (uid,))
             parts = [bytes(content) for (content,) in cursor.fetchall()]
         if not parts:
-            raise MemoryStoreError(f"The memories of document {uid} are gone.")
+            raise MissingPayloadError(uid)
         return b"".join(parts)
 
     def collections(self) -> list[StoredCollection]:
@@ -84,11 +84,14 @@ class PostgresBackend(MemoryBackend):
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             cursor.execute("SELECT collection, version FROM memory_versions WHERE present")
             versions = sorted(cursor.fetchall())
-            cursor.execute("SELECT collection, header FROM memory_documents ORDER BY place")
+            cursor.execute(
+                "SELECT header, collection, id, uid FROM memory_documents ORDER BY place"
+            )
             rows = cursor.fetchall()
         documents: dict[str, list[Document]] = {}
-        for name, header in rows:
-            documents.setdefault(name, []).append(Document.from_header(header))
+        for row in rows:
+            document = Document.from_header(*row)
+            documents.setdefault(document.collection, []).append(document)
         return [StoredCollection(n, v, tuple(documents.get(n, ()))) for n, v in versions]
 
     def delete_document(self, collection: str, document_id: str) -> bool:

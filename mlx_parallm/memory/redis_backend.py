@@ -13,13 +13,13 @@ from typing import Any
 
 from mlx_parallm.memory.backend import (
     MemoryBackend,
-    MemoryStoreError,
     StoredCollection,
     failed,
     need,
     parts_of,
 )
 from mlx_parallm.memory.document import Document
+from mlx_parallm.memory.store_errors import MissingPayloadError
 
 _PREFIX = "mlx_parallm:memories"
 _UNFINISHED_S = 3600  # parts of a document that was never finished are gone after this
@@ -62,10 +62,10 @@ class RedisBackend(MemoryBackend):
         with self._faults():
             count = self._redis.hget(self._key("parts"), uid)
             if count is None:
-                raise MemoryStoreError(f"The memories of document {uid} are gone.")
+                raise MissingPayloadError(uid)
             parts = self._redis.mget([self._part(uid, place) for place in range(int(count))])
         if any(part is None for part in parts):
-            raise MemoryStoreError(f"The memories of document {uid} are gone.")
+            raise MissingPayloadError(uid)
         return b"".join(parts)
 
     def collections(self) -> list[StoredCollection]:
@@ -94,7 +94,7 @@ class RedisBackend(MemoryBackend):
             pipe.hget(self._key("versions"), name)
             pipe.lrange(self._key("documents", name), 0, -1)
             version, rows = pipe.execute()
-        documents = tuple(Document.from_header(json.loads(row)["header"]) for row in rows)
+        documents = tuple(_document(name, json.loads(row)) for row in rows)
         return StoredCollection(name, int(version or 0), documents)
 
     def _change(self, name: str, document_id: str, new: tuple[Document, int] | None) -> int | None:
@@ -159,3 +159,7 @@ class RedisBackend(MemoryBackend):
             yield
         except self._errors as error:
             raise failed("Redis", error, starting) from error
+
+
+def _document(collection: str, row: dict[str, Any]) -> Document:
+    return Document.from_header(row["header"], collection, row["id"], row["uid"])

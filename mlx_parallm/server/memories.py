@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.memory.manager import MemorySettings
+from mlx_parallm.memory.store_errors import DamagedMemoriesError
 from mlx_parallm.server.schemas.memories import MemoryFields
 from mlx_parallm.server.state import ServerState
 
@@ -28,6 +29,7 @@ async def memory_of(state: ServerState, fields: MemoryFields | None) -> MemoryRe
     Raises:
         NotFoundError: an unknown collection.
         InvalidRequestError: one of another model, or a layer that there is not.
+        DamagedMemoriesError: one that was lost or changed on the disk.
     """
     return None if fields is None else await pinned(state, fields)
 
@@ -51,7 +53,7 @@ async def pinned(
         if ready is not None:
             return ready
         return await in_thread(state, lambda: manager.request(names, settings))
-    except (InvalidRequestError, NotFoundError) as error:
+    except (InvalidRequestError, NotFoundError, DamagedMemoriesError) as error:
         if error.param is not None:
             error.param = prefix + error.param.removeprefix("memory.")
         raise

@@ -11,8 +11,9 @@ import pytest
 
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.memory import backend as backends
-from mlx_parallm.memory.backend import MemoryBackend, MemoryStoreError
+from mlx_parallm.memory.backend import MemoryBackend
 from mlx_parallm.memory.faiss_backend import FAISSBackend, make_index
+from mlx_parallm.memory.store_errors import MemoryStoreError
 from mlx_parallm.memory.stores import open_backend
 from tests.memory.conftest import DIM, make_document, make_layers, payload
 

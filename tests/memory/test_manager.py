@@ -16,9 +16,10 @@ from mlx_parallm.engine.sequence import Output, SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from mlx_parallm.memory.citations import CitedAnswer, TokenCitation
 from mlx_parallm.memory.faiss_backend import FAISSBackend
-from mlx_parallm.memory.manager import MemoryManager, MemorySettings, Source
+from mlx_parallm.memory.manager import MemoryManager, MemorySettings
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.memory.sqlite_backend import SQLiteBackend
+from mlx_parallm.memory.submission import Source
 from mlx_parallm.memory.text import tokens_of
 from mlx_parallm.memory.view import MemoryView
 from mlx_parallm.models.loader import BUNDLED, LoadedModel, load_model
@@ -308,10 +309,11 @@ def test_neighbours_become_one_span() -> None:
     documents = (make_document("a", size=10), make_document("b", size=10))
     view = MemoryView(("k",), "zero", documents)
     answer = CitedAnswer(MemoryRequest(view, citations="span"))
-    used = [((3, 0.2), (4, 0.1), (9, 0.05)), ((10, 0.6), (4, 0.1))]
+    used = [((3, 0.2), (4, 0.25), (9, 0.05)), ((10, 0.6), (4, 0.25))]
     answer.add([1, 2], [TokenCitation(memories) for memories in used])
     shown = [(e["document_id"], e["start"], e["end"], e["weight"]) for e in answer.shown or ()]
-    assert shown == [("b", 0, 1, 0.3), ("a", 3, 5, 0.2), ("a", 9, 10, 0.025)]
+    # The last one counts for too little beside the others.
+    assert shown == [("a", 3, 5, 0.35), ("b", 0, 1, 0.3)]
     assert CitedAnswer(MemoryRequest(view)).shown is None
 
 
@@ -348,7 +350,10 @@ def test_the_python_api(tmp_path: Path, capsys: Any) -> None:
         prompt = "Anna has a"
         settings: Any = {"max_tokens": 12, "temp": 0.0}
         before = generate(model, tokenizer, prompt, **settings)
-        model.add_memories(mx.array(tokenizer.encode(TEXT)), verbose=True)
+        stored = model.add_memories(mx.array(tokenizer.encode(TEXT)), verbose=True)
+        assert (stored.collection, stored.text) == ("my-model", TEXT)
+        assert stored.num_memories == len(stored.offsets) > 0
+        assert model.add_memories(tokenizer.encode(TEXT)).uid == stored.uid  # the same again
         assert "memories: 100%" in capsys.readouterr().err
         assert [c.name for c in model.memories.manager.collections()] == ["my-model"]
         with_memory = {"position": "contiguous", "topk": 1000, "citations": "span"}
@@ -366,6 +371,14 @@ def test_the_python_api(tmp_path: Path, capsys: Any) -> None:
             generate(model, tokenizer, prompt, memory={"depth": 3}, **settings)
     finally:
         close(model)
+
+
+def test_the_documented_names() -> None:
+    from mlx_parallm.memory import FAISSBackend as faiss
+    from mlx_parallm.memory import MemoryBackend
+    from mlx_parallm.memory import MemoryManager as manager
+
+    assert issubclass(faiss, MemoryBackend) and manager is MemoryManager and faiss is FAISSBackend
 
 
 def test_memories_must_be_asked_for_at_load(llama_factory: Callable[..., LoadedModel]) -> None:

@@ -46,7 +46,7 @@ def real(
 @pytest.fixture(autouse=True)
 def _empty(real: Any) -> Iterator[None]:
     yield
-    real.http.delete(MEMORIES)
+    assert real.http.delete(MEMORIES, params={"all": "true"}).is_success
 
 
 def remember(real: Any, path: str = MEMORIES, **body: Any) -> dict[str, Any]:
@@ -97,8 +97,131 @@ def test_collections_grow_by_versions_and_go(real: Any) -> None:
     remember(real, text="x", collection="second")
     real.http.delete(MEMORIES, params={"collection": "default"})
     assert list(listed(real)) == ["second"]
-    assert real.http.delete(MEMORIES).json()["collections"] == ["second"]
+    everything = real.http.delete(MEMORIES, params={"all": "true"})
+    assert everything.json()["collections"] == ["second"]
     assert listed(real) == {}
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("", "collection"),
+        ("?all=false", "collection"),
+        ("?collections=one", "collections"),
+        ("?collection=one&documentid=a", "documentid"),
+        ("?collection=one&all=true", "all"),
+        ("?collection=one&collection=two", "collection"),
+        ("?document_id=a", "collection"),
+        ("?all=perhaps", "all"),
+        ("?ALL=true", "ALL"),
+    ],
+)
+def test_what_is_unclear_removes_nothing(real: Any, query: str, param: str) -> None:
+    for name in ("one", "two"):
+        remember(real, text=TEXT, collection=name, id="a")
+    error = error_of(real.http.delete(MEMORIES + query), 400)
+    assert error["param"] == param
+    assert sorted(listed(real)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("query", ["?all=true", "?collection=one"])
+@pytest.mark.parametrize("body", [b'{"collection": "one"}', b"{}", b"x"])
+def test_a_body_removes_nothing(real: Any, query: str, body: bytes) -> None:
+    remember(real, text=TEXT, collection="one")
+    error_of(real.http.request("DELETE", MEMORIES + query, content=body), 400)
+    assert list(listed(real)) == ["one"]
+
+
+def test_the_same_text_is_stored_once(real: Any) -> None:
+    first = remember(real, text=TEXT, metadata={"page": 3})
+    again = remember(real, text=TEXT, metadata={"page": 3})
+    assert again["document_ids"] == first["document_ids"] and again["version"] == first["version"]
+    together = remember(real, documents=[{"text": TEXT, "metadata": {"page": 3}}, {"text": "b"}])
+    assert together["documents_done"] == 2
+    assert len(listed(real)["default"]["documents"]) == 2
+    memory = {"collections": ["default"], "citations": "span"}
+    cited = real.ok(COMPLETIONS, **ASKED, memory=memory)["choices"][0]["citations"]
+    spans = [(c["document_id"], c["start"]) for c in cited]
+    assert len(set(spans)) == len(spans)
+    # Other metadata take the place of the old ones; an id of one's own is another document.
+    assert remember(real, text=TEXT, metadata={"page": 4})["version"] == together["version"] + 1
+    remember(real, text=TEXT, id="mine")
+    documents = {d["id"]: d["metadata"] for d in listed(real)["default"]["documents"]}
+    assert len(documents) == 3 and documents[first["document_ids"][0]] == {"page": 4}
+    assert remember(real, text=TEXT, id="mine")["version"] == listed(real)["default"]["version"]
+
+
+def test_changed_files_are_seen_and_nothing_else_suffers(
+    serve: Callable[..., Any], llama_factory: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    server = serve(
+        Engine(llama_factory, EngineConfig()),
+        served_model_name=("org/tiny",),
+        memory_dir=str(tmp_path),
+    )
+    for name in ("well", "missing", "short", "garbage", "flipped"):
+        remember(server, text=f"{TEXT} {name}", collection=name, id="a")
+    uids = {d.collection: d.uid for d in _documents(server)}
+    files = {name: tmp_path / "documents" / f"{uid}.safetensors" for name, uid in uids.items()}
+    content = files["flipped"].read_bytes()
+    files["missing"].unlink()
+    files["short"].write_bytes(files["short"].read_bytes()[:-100])
+    files["garbage"].write_bytes(b"garbage" * 100)
+    files["flipped"].write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+
+    expected = {"missing": "missing", "short": "bytes", "garbage": "bytes", "flipped": "checksum"}
+    found = listed(server)
+    assert found["well"]["problem"] is None
+    for name, reason in expected.items():
+        assert reason in found[name]["problem"] and "'a'" in found[name]["problem"]
+        memory = {"collections": ["well", name]}
+        error = error_of(server.post(COMPLETIONS, **ASKED, memory=memory), 409)
+        assert error["code"] == "memory_damaged" and repr(name) in error["message"]
+        assert error["param"] == "memory.collections"
+        search = {"query": "x", "collections": [name]}
+        assert error_of(server.post("/v1/memories/search", **search), 409)["param"] == "collections"
+    assert server.ok(COMPLETIONS, **ASKED, memory={"collections": ["well"]})
+    remember(server, text=f"{TEXT} missing", collection="missing", id="a")  # adding mends
+    assert server.ok(COMPLETIONS, **ASKED, memory={"collections": ["missing"]})
+    for name in ("short", "garbage", "flipped"):
+        assert server.http.delete(MEMORIES, params={"collection": name}).is_success
+    assert sorted(listed(server)) == ["missing", "well"]
+    assert all(one["problem"] is None for one in listed(server).values())
+
+
+def _documents(server: Any) -> list[Any]:
+    found = server.state.memories().collections()
+    return [document for collection in found for document in collection.documents]
+
+
+def test_what_was_accepted_goes_on_after_a_restart(
+    serve: Callable[..., Any], llama_factory: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    def start(seed: int = 0, folder: Path | None = tmp_path) -> Any:
+        engine = Engine(lambda: llama_factory(seed), EngineConfig())
+        memory_dir = None if folder is None else str(folder)
+        return serve(engine, served_model_name=("org/tiny",), memory_dir=memory_dir)
+
+    first = start()
+    texts = [{"text": f"{TEXT} {place}" * 8} for place in range(40)]
+    job = first.post(MEMORIES, documents=texts, window=64, stride=8).json()
+    assert job["durable"] is True and job["status"] != "done"
+    first.stop()
+    first.join()
+    other = start(1)  # another model leaves it alone
+    assert error_of(other.http.get(f"/v1/memories/jobs/{job['id']}"), 404)
+    other.stop()
+    other.join()
+    second = start()
+    until = time.monotonic() + 30
+    while job["status"] != "done" and time.monotonic() < until:
+        time.sleep(0.02)
+        job = second.http.get(f"/v1/memories/jobs/{job['id']}").json()
+    assert job["documents_done"] == 40 and job["total_tokens"] == job["done_tokens"]
+    assert len(listed(second)["default"]["documents"]) == 40
+    assert second.state.memories().backend.kept_jobs() == []
+    in_memory = start(folder=None)
+    assert in_memory.post(MEMORIES, text=TEXT).json()["durable"] is False
 
 
 def test_requests_with_memories_differ_and_those_without_do_not(real: Any) -> None:
@@ -331,7 +454,9 @@ def test_the_bundled_model_answers_from_memory_alone(serve: Callable[..., Any]) 
         asked["messages"] = [{"role": "user", "content": f"What is the code of {name}?"}]
         told = bundled.ok(CHAT, **asked, memory=memory)["choices"][0]
         assert told["message"]["content"] == f"The code of {name} is {code}."
-        assert code in told["citations"][0]["text"]
+        cited = told["citations"][0]
+        assert code in cited["text"] and len(cited["text"]) < 20
+        assert cited["text"] == text[cited["start"] : cited["end"]]
         untold = bundled.ok(CHAT, **asked)["choices"][0]
         assert code not in untold["message"]["content"]
 

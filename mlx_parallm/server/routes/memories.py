@@ -10,7 +10,8 @@ from starlette.responses import Response
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.memory.backend import StoredCollection
 from mlx_parallm.memory.job import MemoryJob
-from mlx_parallm.memory.manager import MemoryManager, Source
+from mlx_parallm.memory.manager import MemoryManager
+from mlx_parallm.memory.submission import Source
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.memories import in_thread, pinned
 from mlx_parallm.server.openapi import ERRORS, body_of
@@ -95,14 +96,14 @@ async def delete_memories(
     model_id: str,
     collection: str | None = None,
     document_id: str | None = None,
+    all: bool = False,
 ) -> Response:
-    """`?collection=` removes one, with `&document_id=` one document; neither removes all."""
+    """`?collection=` removes one, with `&document_id=` one document of it; `?all=true` all."""
     state = state_of(request)
     state.check_model(model_id)
     manager = await in_thread(state, state.memories)
+    _check_removal(request, collection, document_id, all)
     name, document = collection, document_id
-    if name is None and document is not None:
-        raise InvalidRequestError("A document is removed from a collection.", param="collection")
     if name is not None:
         _collection(manager, name)
     names = [one.name for one in manager.collections()] if name is None else [name]
@@ -146,6 +147,28 @@ async def get_job(request: Request, job_id: str) -> Response:
     return json_answer(job_answer(job))
 
 
+def _check_removal(
+    request: Request, collection: str | None, document_id: str | None, everything: bool
+) -> None:
+    """Refuse what does not say clearly what is to go.
+
+    Raises:
+        InvalidRequestError: nothing is named, too much, or the same parameter twice.
+    """
+    for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidRequestError(f"{name} is given more than once.", param=name)
+    if collection is None and document_id is not None:
+        raise InvalidRequestError("A document is removed from a collection.", param="collection")
+    if collection is None and not everything:
+        raise InvalidRequestError(
+            "Say which collection to remove (?collection=), or ?all=true to remove all of them.",
+            param="collection",
+        )
+    if collection is not None and everything:
+        raise InvalidRequestError("collection and all=true exclude each other.", param="all")
+
+
 def _collection(manager: MemoryManager, name: str) -> StoredCollection:
     try:
         return manager.collection(name)
@@ -164,7 +187,9 @@ def job_answer(job: MemoryJob) -> dict[str, Any]:
         "total_tokens": job.total,
         "done_tokens": job.done,
         "progress": round(job.done / job.total, 4) if job.total else 1.0,
-        "documents_done": job.finished,
+        "document_ids": job.document_ids,
+        "documents_done": len(job.stored),
+        "durable": job.durable,
         "version": job.version,
         "error": None if job.error is None else job.error.envelope()["error"],
     }

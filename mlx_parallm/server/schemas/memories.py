@@ -114,7 +114,9 @@ class MemoryJobResponse(BaseModel):
     total_tokens: int
     done_tokens: int
     progress: float
+    document_ids: list[str]
     documents_done: int
+    durable: bool = Field(description="Whether it goes on after a crash of the server.")
     version: int | None
     error: dict[str, Any] | None
 
