@@ -37,7 +37,7 @@ from mlx_parallm.memory.store_errors import (
 from mlx_parallm.memory.submission import Source, Submission
 from mlx_parallm.memory.text import tokens_of
 from mlx_parallm.memory.view import Position
-from mlx_parallm.memory.views import ViewCache
+from mlx_parallm.memory.view_cache import ViewCache
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine

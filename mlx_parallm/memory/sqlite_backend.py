@@ -53,16 +53,15 @@ class SQLiteBackend(MemoryBackend):
 
     def __init__(self, folder: Path) -> None:
         self._lock = threading.Lock()
-        path = folder / "memories.sqlite3"
         try:
             self.files: DocumentFiles = DocumentFiles(folder / "documents")
             self._reserve = DiskReserve(folder)
-            is_new = not path.exists()
-            self._db = _open(path, self._reserve)
+            self._db = _open(folder / "memories.sqlite3", self._reserve)
             known = self._db.execute("SELECT uid FROM documents").fetchall()
+            was_used = self._db.execute("SELECT 1 FROM versions").fetchone() is not None
         except (OSError, sqlite3.Error) as error:
             raise MemoryStoreError(f"{folder} cannot hold memories: {error}") from error
-        if not is_new:  # a database that was lost must not take the files with it
+        if was_used:  # a database that was lost must not take the files with it
             self.files.keep_only({uid for (uid,) in known})
         self._reserve.hold()
 

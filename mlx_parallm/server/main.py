@@ -27,11 +27,11 @@ from mlx_parallm.server.queue import RequestQueue
 from mlx_parallm.server.routes import (
     advanced,
     chat,
+    collections,
     completions,
     generate,
     health,
     llama_cpp,
-    memories,
     models,
     ollama,
     pooling,
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.02
 _FAMILIES = (
     health,
-    memories,
+    collections,
     models,
     ollama,
     llama_cpp,

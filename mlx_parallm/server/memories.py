@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.memory.manager import MemorySettings
 from mlx_parallm.memory.store_errors import DamagedMemoriesError
-from mlx_parallm.server.schemas.memories import MemoryFields
+from mlx_parallm.server.schemas.collections import MemoryFields
 from mlx_parallm.server.state import ServerState
 
 if TYPE_CHECKING:

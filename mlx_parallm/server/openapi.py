@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
+from mlx_parallm.server.schemas.collections import AddMemoriesRequest, SearchMemoriesRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.configure import ConfigureRequest
 from mlx_parallm.server.schemas.errors import ErrorResponse
@@ -23,7 +24,6 @@ from mlx_parallm.server.schemas.llama_cpp import (
     LlamaCompletionRequest,
     LlamaTokenizeRequest,
 )
-from mlx_parallm.server.schemas.memories import AddMemoriesRequest, SearchMemoriesRequest
 from mlx_parallm.server.schemas.ollama import (
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
@@ -79,6 +79,7 @@ ERRORS = _errors(
     _400="A value is wrong; `param` names it.",
     _401="The API key is missing or wrong.",
     _404="No such model or route.",
+    _409="A collection of memories is damaged, or the request was cancelled.",
     _413="The body is too large.",
     _500="A fault of the server.",
     _503="Loading, draining, stopped, or out of memory; see Retry-After.",

@@ -128,13 +128,16 @@ def test_one_damaged_description_leaves_the_others(engine: Engine, tmp_path: Pat
     manager.close()
 
 
-def test_a_lost_database_does_not_take_the_files_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm_file", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_lost_database_does_not_take_the_files_with_it(
+    tmp_path: Path, harm_file: Callable[[Path], object]
+) -> None:
     backend = SQLiteBackend(tmp_path)
     document = make_document("a")
     backend.put(document, payload(5, 0))
     backend.close()
     for path in tmp_path.glob("memories.sqlite3*"):
-        path.unlink()
+        harm_file(path)
     file = DocumentFiles(tmp_path / "documents").path(document.uid)
     os.utime(file, (0, 0))  # as old as what a crash has left
     SQLiteBackend(tmp_path).close()

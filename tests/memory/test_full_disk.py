@@ -65,13 +65,65 @@ assert backend.drop_job("job")
 """
 
 
+_OVER_HTTP = """
+import sys, time
+from pathlib import Path
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from tests.conftest import tiny_llama
+from tests.server.conftest import Served, Settings, create_app
+
+folder, path = Path(sys.argv[1]), "/v1/models/tiny/memories"
+engine = Engine(tiny_llama, EngineConfig())
+settings = Settings(served_model_name=("tiny",), memory_dir=str(folder), log_level="error")
+server = Served(create_app(settings, engine), engine, 0.5)
+try:
+    server.wait_ready()
+    failed = None
+    for place in range(60):
+        text = f"This is document {place}. " * 40
+        answer = server.post(path, collection=f"c{place % 2}", text=text)
+        if answer.status_code == 503:
+            failed = answer.json()["error"]
+            break
+        job = answer.json()
+        while job["status"] in ("queued", "running"):
+            time.sleep(0.01)
+            job = server.http.get(f"/v1/memories/jobs/{job['id']}").json()
+        if job["status"] == "failed":
+            failed = job["error"]
+            break
+    assert failed is not None and failed["code"] == "memory_store_error", failed
+    assert server.http.delete(path, params={"collection": "c0"}).status_code == 200
+    found = [one["id"] for one in server.http.get(path).json()["data"]]
+    assert found == ["c1"], found
+    job = server.post(path, collection="c2", text=text).json()
+    while job["status"] in ("queued", "running"):
+        time.sleep(0.01)
+        job = server.http.get(f"/v1/memories/jobs/{job['id']}").json()
+    assert job["status"] == "done", job
+    assert server.http.delete(path, params={"all": "true"}).status_code == 200
+finally:
+    server.stop()
+    server.join()
+"""
+
+
 @pytest.mark.parametrize("case", ["running", "restart", "no reserve"])
 def test_memories_can_be_removed_from_a_full_disk(tmp_path: Path, case: str) -> None:
-    mount = f'mount -t tmpfs -o size=4m tmpfs "{tmp_path}"'
+    on_a_small_disk(tmp_path, _SCRIPT, case)
+
+
+def test_the_api_makes_room_on_a_full_disk(tmp_path: Path) -> None:
+    on_a_small_disk(tmp_path, _OVER_HTTP)
+
+
+def on_a_small_disk(folder: Path, script: str, *arguments: str) -> None:
+    """Run a script with a folder that has 4 MB, or skip."""
+    mount = f'mount -t tmpfs -o size=4m tmpfs "{folder}"'
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rm", "sh", "-c", mount]).returncode != 0:
         pytest.skip("no file system can be mounted here")
     inside = f'{mount} && exec "$@"'
-    command = [unshare, "-rm", "sh", "-c", inside, "sh", sys.executable, "-c", _SCRIPT]
-    done = subprocess.run([*command, str(tmp_path), case], capture_output=True, text=True)
+    command = [unshare, "-rm", "sh", "-c", inside, "sh", sys.executable, "-c", script]
+    done = subprocess.run([*command, str(folder), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from mlx_parallm.server.schemas.base import (
     Unsupported,
     wrong,
 )
-from mlx_parallm.server.schemas.memories import MemoryFields
+from mlx_parallm.server.schemas.collections import MemoryFields
 
 MAX_SEQUENCES = 128
 MAX_LOGPROBS = 20

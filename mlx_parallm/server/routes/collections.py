@@ -16,7 +16,7 @@ from mlx_parallm.server.body import read_body
 from mlx_parallm.server.memories import in_thread, pinned
 from mlx_parallm.server.openapi import ERRORS, body_of
 from mlx_parallm.server.responses import json_answer, to_json
-from mlx_parallm.server.schemas.memories import (
+from mlx_parallm.server.schemas.collections import (
     AddMemoriesRequest,
     MemoryDeleted,
     MemoryJobResponse,
