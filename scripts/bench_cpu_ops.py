@@ -4,6 +4,7 @@
     scripts/bench_cpu_ops.py                  # operations and whole steps of the 27m shape
     scripts/bench_cpu_ops.py --shape 125m --only steps
     scripts/bench_cpu_ops.py --cpu-time       # on a busy machine
+    scripts/bench_cpu_ops.py --only products  # by our own cblas_sgemm and by the BLAS
 
 With --cpu-time BLAS has one thread and times are CPU seconds of the process, which other
 programs hardly change; shares of matrix products are then larger than in service. The
@@ -23,6 +24,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from bench_models import SHAPES, Shape
+from benchlib.products import compare
 from benchlib.table import format_table, percentile
 from mlx import nn
 from mlx_lm.models import activations as mlx_lm_activations
@@ -37,6 +39,7 @@ from mlx_parallm.models import replacements
 
 CONTEXT = 128
 WORK = {"1": (1, 1), "8": (8, 1), "32": (32, 1), "8x128": (8, 128)}  # rows, tokens a row
+_SHAPES = SHAPES | {"smollm2-135m": Shape(576, 1536, 30, 9, 3, 49152, tied=True)}
 _CALLS = 8  # of an operation in one evaluation, as in the layers of a step
 
 Function = Callable[[], mx.array]
@@ -49,8 +52,11 @@ def main() -> None:
     clock = time.process_time if args.cpu_time else time.perf_counter
     if args.cpu_time:
         blas.set_num_threads(1)
-    shape = SHAPES[args.shape]
+    shape = _SHAPES[args.shape]
     print(f"{args.shape}, context {CONTEXT}, BLAS {blas.info()}\n")
+    if args.only == "products":
+        print(format_table(compare(_weights(shape), args.rounds)))
+        return
     if args.only != "operations":
         print(format_table(_steps(shape, args.rounds, clock)) + "\n", flush=True)
     if args.only != "steps":
@@ -63,8 +69,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="27m")
-    parser.add_argument("--only", choices=["steps", "operations"])
+    parser.add_argument("--shape", choices=sorted(_SHAPES), default="27m")
+    parser.add_argument("--only", choices=["steps", "operations", "products"])
     parser.add_argument("--rounds", type=int, default=15, help="how often sides take turns")
     parser.add_argument("--cpu-time", action="store_true")
     return parser.parse_args()
@@ -83,6 +89,18 @@ def _take_turns(
             side()
             taken.append((clock() - started) * 1e3)
     return [percentile(taken, 0.25) or 0.0 for taken in times]
+
+
+# products
+
+
+def _weights(shape: Shape) -> list[tuple[int, int]]:
+    """(outputs, inputs) of all matrices of a step."""
+    kv = shape.kv_heads * shape.head_dim
+    attention = [(shape.width, shape.width), (kv, shape.width), (kv, shape.width)]
+    inner = [(shape.inner, shape.width), (shape.inner, shape.width), (shape.width, shape.inner)]
+    layer = [*attention, (shape.width, shape.width), *inner]
+    return [*layer * shape.layers, (shape.vocabulary, shape.width)]
 
 
 # whole steps

@@ -10,6 +10,8 @@ over. (Where MLX is loaded already, see blas_late.py.) Where that BLAS comes fro
    whichever is fastest. Each is measured once; the result stays in the user's cache folder,
    and so does the copy that is opened (see blas_copy.py for why it is a copy).
 
+Where there is a C compiler, MLX gets our own `cblas_sgemm` in front of it, see products.py.
+
 Nothing here may break start-up: on any failure one line is logged and MLX keeps its own BLAS.
 On macOS, and where MLX computes with CUDA, nothing happens at all.
 """
@@ -29,7 +31,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mlx_parallm.cpu import blas_library
+from mlx_parallm.cpu import blas_library, products
+from mlx_parallm.cpu.load import LoadFollower
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class BlasInfo:
     gflops: float32 GFLOP/s with 32 rows, measured when it was chosen, or None.
     version: what the library says about itself, or None.
     threads: threads it computes with, or None where it cannot say.
+    own_products: whether products of few rows, and the threads, are ours; see products.py.
     reason: why nothing was loaded; empty otherwise.
     """
 
@@ -71,6 +75,7 @@ class BlasInfo:
     version: str | None = None
     threads: int | None = None
     reason: str = ""
+    own_products: bool = False
 
     def __str__(self) -> str:
         if self.source == "none":
@@ -80,6 +85,8 @@ class BlasInfo:
             facts.append(f"{self.threads} threads")
         if self.gflops is not None:
             facts.append(f"{self.gflops:.0f} GFLOP/s")
+        if self.own_products:
+            facts.append("few rows by our own kernels")
         return f"{self.version or self.name} ({', '.join(facts)})"
 
 
@@ -100,6 +107,8 @@ _SMALL = 1 << 19  # entries of a matrix, see fit_threads
 _lock = threading.Lock()
 _info: BlasInfo | None = None
 _library: ctypes.CDLL | None = None
+_products: products.Products | None = None
+_follower: LoadFollower | None = None
 
 
 def preload() -> BlasInfo:
@@ -119,14 +128,24 @@ def info() -> BlasInfo:
     return _info or BlasInfo("default", "none", reason="not preloaded")
 
 
+def loaded() -> list[ctypes.CDLL]:
+    """The libraries that MLX calls; where both have a function, the first one's."""
+    return [library for library in (_products and _products.library, _library) if library]
+
+
 def set_num_threads(n: int) -> bool:
     """Let the loaded BLAS use n threads. False where there is none or it has no such setting."""
     global _info
     with _lock:
-        if _library is None or _info is None or not blas_library.set_num_threads(_library, n):
+        if _library is None or _info is None:
             return False
+        if _products is not None:
+            _products.threads = n
+            _info = replace(_info, threads=_products.threads)
+            return True
+        known = blas_library.set_num_threads(_library, n)
         _info = replace(_info, threads=blas_library.num_threads(_library))
-        return True
+        return known
 
 
 def fit_threads(largest: int) -> None:
@@ -136,8 +155,25 @@ def fit_threads(largest: int) -> None:
     bundled model takes 1.1 to 1.5 times longer with two. Nothing is done where the user has
     set the number of threads.
     """
-    if not any(os.environ.get(variable) for variable in blas_library.THREAD_VARIABLES):
-        set_num_threads(1 if largest < _SMALL else blas_library.usable_cpus())
+    global _follower
+    if any(os.environ.get(variable) for variable in blas_library.THREAD_VARIABLES):
+        return
+    threads = 1 if largest < _SMALL else blas_library.usable_cpus()
+    known = set_num_threads(threads)
+    # Our own products need no such care: a thread that gets no core takes no work.
+    spinning = known and threads > 1 and _products is None
+    _follower = LoadFollower(threads) if spinning else None
+
+
+def follow_load() -> None:
+    """Called once a step: no thread of the BLAS waits for one whose CPU others have taken.
+
+    Costs next to nothing where there is nothing to do: where the products are our own, where the
+    user has set the number of threads, and where there is only one.
+    """
+    if _follower is not None and (before := _follower.threads) != (now := _follower.look()):
+        logger.info("BLAS threads: %d, before %d", now, before)
+        set_num_threads(now)
 
 
 def _decide() -> BlasInfo:
@@ -178,22 +214,47 @@ def _mlx_packages() -> dict[str, Path]:
 
 
 def _open(choice: _Choice) -> BlasInfo:
-    global _library
+    global _library, _products
+    own = _own_products()  # first, so that the linker finds its cblas_sgemm first
     library = blas_library.open_library(choice.loadable, os.RTLD_NOW | os.RTLD_GLOBAL)
+    threads = blas_library.num_threads(library)
+    if own is not None:
+        own.start(library)
+        own.threads = threads or blas_library.usable_cpus()
+        blas_library.set_num_threads(library, 1)
     if "mlx.core" in sys.modules:
         from mlx_parallm.cpu import blas_late
 
-        if not blas_late.replace_functions(library, _mlx_packages()["mlx_cpu"]):
+        libraries = [library] if own is None else [own.library, library]
+        if not blas_late.replace_functions(libraries, _mlx_packages()["mlx_cpu"]):
             raise RuntimeError("import mlx_parallm before mlx")
-    _library = library
+    _library, _products = library, own
     return BlasInfo(
         name=choice.name,
         source=choice.source,
         path=choice.path,
         gflops=round(choice.gflops, 1),
         version=choice.version,
-        threads=blas_library.num_threads(_library),
+        threads=threads,
+        own_products=own is not None,
     )
+
+
+def _own_products() -> products.Products | None:
+    """Our own `cblas_sgemm`, compiled at the first start; None where that cannot be."""
+    reason = products.why_not()
+    try:
+        if not reason:
+            cache = _cache_folder()
+            file = products.library_file(cache)
+            if not file.is_file():
+                with _file_lock(cache / "blas.lock"):
+                    products.build(file)  # once more, where another process was first
+            return products.Products(file)
+    except (products.BuildError, OSError) as error:
+        reason = str(error)
+    logger.info("products of few rows are slower than they could be: %s", reason)
+    return None
 
 
 # --- candidates ---------------------------------------------------------------------------

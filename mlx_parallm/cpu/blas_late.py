@@ -15,8 +15,10 @@ from mlx_parallm.cpu.elf import ElfLibrary
 _NAMES = frozenset(("cblas_sgemm", "cblas_dgemm", "cblas_cgemm", "cblas_zgemm"))
 
 
-def replace_functions(library: ctypes.CDLL, site_packages: Path) -> bool:
-    """Let the loaded libmlx of the mlx-cpu wheel call `library`. False: nothing was changed.
+def replace_functions(libraries: list[ctypes.CDLL], site_packages: Path) -> bool:
+    """Let the loaded libmlx of the mlx-cpu wheel call the first library that has a function.
+
+    False: nothing was changed.
 
     Raises OSError and ElfError. Products must not be running in another thread.
     """
@@ -26,7 +28,7 @@ def replace_functions(library: ctypes.CDLL, site_packages: Path) -> bool:
     if not slots or any(slot.value != _address(reference, name) for name, slot in slots.items()):
         return False
     for name, slot in slots.items():
-        slot.value = _address(library, name)
+        slot.value = next(_address(each, name) for each in libraries if hasattr(each, name))
     return True
 
 

@@ -7,6 +7,8 @@ widths the layout as loaded is equal or better, whatever the size of `out`.
 
 Only the layout changes: the weight is a transposed view of the dense transpose, so shape,
 values, parameters(), update() and adapters are as before, and nothing is held twice.
+Our own products of few rows (products.py) read weights as they lie, at full speed for every
+width, so that nothing is changed for them.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from mlx_parallm.cpu import blas
+
 _BAD_STRIDE = 1024
 _LARGE = 1 << 18  # smaller weights stay in the cache
 
 
 def optimize_linears(model: Any) -> int:
     """Relayout the weights that gain from it; returns how many."""
+    if blas.info().own_products:
+        return 0
     changed = 0
     tied = bool(getattr(getattr(model, "args", None), "tie_word_embeddings", False))
     for module in model.modules():

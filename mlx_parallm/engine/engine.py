@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten
 from mlx_parallm.cache.page_spill import model_fingerprint
 from mlx_parallm.cache.prefix_contract import PAGE_SIZE, CacheStats
 from mlx_parallm.cache.prefix_store import PrefixStore
-from mlx_parallm.cpu.blas import fit_threads
+from mlx_parallm.cpu.blas import fit_threads, follow_load
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.draft_model import ModelDrafter
 from mlx_parallm.engine.drafter import Drafter
@@ -385,6 +385,7 @@ class Engine:
             self._drain_inbox(block=launched is None and not self._scheduler.has_work)
             launched = self._step(launched)
             self._deliver()
+            follow_load()
         self._die("the server has stopped")
         if self._runner.prefixes is not None:
             self._runner.prefixes.close()

@@ -19,7 +19,7 @@ from mlx_lm.models import gemma, llama, qwen3, rope_utils
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import BatchKVCache, KVCache, QuantizedKVCache
 
-from mlx_parallm.cpu import activations, allocator, exponential, fusing, linear, rope
+from mlx_parallm.cpu import activations, allocator, blas, exponential, fusing, linear, rope
 from mlx_parallm.cpu import attention as cpu_attention
 from mlx_parallm.cpu.attention import attention
 from mlx_parallm.cpu.norm import RowRMSNorm
@@ -346,6 +346,19 @@ def weights(model: Any) -> dict[str, mx.array]:
     return dict(cast(Any, tree_flatten(model.parameters())))
 
 
+@pytest.fixture
+def plain_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where our own products could not be compiled."""
+    monkeypatch.setattr(blas, "info", lambda: blas.BlasInfo("OpenBLAS", "wheel"))
+
+
+def test_our_own_products_want_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = blas.BlasInfo("OpenBLAS", "wheel", own_products=True)
+    monkeypatch.setattr(blas, "info", lambda: own)
+    assert linear.optimize_linears(two_layers(tied=True)) == 0
+
+
+@pytest.mark.usefixtures("plain_blas")
 def test_only_the_layout_of_weights_changes() -> None:
     model = two_layers(tied=True)
     before = {name: np.array(value) for name, value in weights(model).items()}
@@ -362,6 +375,7 @@ def test_only_the_layout_of_weights_changes() -> None:
         close(found, wanted, 1e-4)
 
 
+@pytest.mark.usefixtures("plain_blas")
 def test_weights_that_do_not_gain_stay() -> None:
     model = two_layers(tied=False)
     before = model.embed.weight
@@ -369,6 +383,7 @@ def test_weights_that_do_not_gain_stay() -> None:
     assert model.embed.weight is before
 
 
+@pytest.mark.usefixtures("plain_blas")
 def test_updates_reach_a_weight_of_another_layout() -> None:
     model = two_layers(tied=False)
     linear.optimize_linears(model)

@@ -1,0 +1,291 @@
+/* cblas_sgemm for MLX on x86 CPUs: products of few rows by kernels of its own, all others by the
+   BLAS that products_start names, in pieces that several threads share.
+
+   A BLAS copies the weights into an order that suits its kernels, which pays where many rows use
+   the copy. With few rows that copy is nearly all of the work, and a product is as fast as the
+   weights can be read. Here they are read once, as they lie.
+
+   A row's result does not depend on how many rows there are, nor on the threads: each output
+   has one accumulator of its own, which adds in the same order whatever the tile. */
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "workers.h"
+
+#if defined(__AVX512F__)
+enum { LANES = 16, MOST_ROWS = 8 };
+#else
+enum { LANES = 8, MOST_ROWS = 4 };
+#endif
+enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
+enum { FEW_ROWS = 40 };           /* for more rows a BLAS is as fast or faster */
+enum { MANY_WEIGHTS = 1 << 16 };  /* fewer stay in the cache, where a BLAS is as fast */
+enum { BLOCK = 24 };              /* columns whose weights all rows use one after another; a
+                                     multiple of every tile's columns */
+enum { DEPTH_BLOCK = 2048 }; /* inputs at a time, so that a block of weights stays in the cache */
+enum { CHUNKS_A_THREAD = 6, BLAS_PIECE = 96 };
+static const int64_t WORTH_SHARING = 1 << 18; /* multiplications; in so few no helper wakes up */
+
+typedef float vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+typedef void sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                   const float *a, int lda, const float *b, int ldb, float beta, float *c,
+                   int ldc);
+static sgemm *blas;
+
+typedef struct {
+    int trans_a, trans_b, m, n, k;
+    float alpha;
+    const float *a;
+    int lda;
+    const float *b;
+    int ldb;
+    float beta;
+    float *c;
+    int ldc;
+    const float *packed; /* a in the order of the tiles, see pack */
+    int piece;           /* columns, or rows, of one chunk of work */
+} product;
+
+INLINE vector load(const float *p) { return *(const vector *)p; }
+
+/* The first `count` numbers, then zeros. */
+INLINE vector load_part(const float *p, int count) {
+    vector v = {0};
+    memcpy(&v, p, (size_t)count * sizeof(float));
+    return v;
+}
+
+INLINE void store_part(float *p, vector v, int count) {
+    memcpy(p, &v, (size_t)count * sizeof(float));
+}
+
+/* Rows of the tile that starts at row `at`: tiles are as equal as can be. */
+INLINE int tile_rows(int rows, int at) {
+    int tiles = (rows + MOST_ROWS - 1) / MOST_ROWS, size = (rows + tiles - 1) / tiles;
+    return rows - at < size ? rows - at : size;
+}
+
+/* ---- b transposed: an output is the sum along a row of a and a row of b ------------------ */
+
+INLINE __m128 to_four(vector v) {
+#if defined(__AVX512F__)
+    __m512 whole = (__m512)v;
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole),
+                                _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)whole, 1)));
+#else
+    __m256 half = (__m256)v;
+#endif
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* c[i][j] = alpha * sum + beta * c[i][j], or += where it is not the first part of the depth. */
+INLINE void put_sums(const product *p, float *c, const vector *sums, int count, float beta) {
+    __m128 part[4] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
+    for (int j = 0; j < count; j++) part[j] = to_four(sums[j]);
+    __m128 result = _mm_hadd_ps(_mm_hadd_ps(part[0], part[1]), _mm_hadd_ps(part[2], part[3]));
+    result = _mm_mul_ps(_mm_set1_ps(p->alpha), result);
+    if (beta != 0) {
+        __m128 before = _mm_setzero_ps();
+        memcpy(&before, c, (size_t)count * sizeof(float));
+        result = _mm_add_ps(result, _mm_mul_ps(_mm_set1_ps(beta), before));
+    }
+    memcpy(c, &result, (size_t)count * sizeof(float));
+}
+
+/* rows x columns outputs from `depth` inputs; `next`: weights to fetch meanwhile. */
+INLINE void sum_tile(const product *p, int rows, int columns, int depth, const float *a,
+                     const float *b, const float *next, float *c, float beta) {
+    vector sums[MOST_ROWS][8] = {{{0}}};
+    int k = 0;
+    for (; k + LANES <= depth; k += LANES) {
+        vector weights[8];
+        for (int j = 0; j < columns; j++) {
+            weights[j] = load(b + (int64_t)j * p->ldb + k);
+            if (next) __builtin_prefetch(next + (int64_t)j * p->ldb + k);
+        }
+        for (int i = 0; i < rows; i++) {
+            vector x = load(a + (int64_t)k * rows + i * LANES);
+            if (columns > 1) __asm__("" : "+v"(x)); /* once into a register, not for each sum */
+            for (int j = 0; j < columns; j++) sums[i][j] += x * weights[j];
+        }
+    }
+    for (int j = 0; k < depth && j < columns; j++) {
+        vector weights = load_part(b + (int64_t)j * p->ldb + k, depth - k);
+        for (int i = 0; i < rows; i++)
+            sums[i][j] += load(a + (int64_t)k * rows + i * LANES) * weights;
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j += 4)
+            put_sums(p, c + (int64_t)i * p->ldc + j, &sums[i][j], columns - j < 4 ? columns - j : 4,
+                     beta);
+}
+
+/* Columns of a tile: with its rows, as many sums as there are registers for. */
+#if defined(__AVX512F__)
+#define SUM_COLUMNS(rows) ((rows) <= 2 ? 8 : (rows) <= 4 ? 6 : (rows) <= 6 ? 4 : 3)
+#else
+#define SUM_COLUMNS(rows) ((rows) == 1 ? 8 : (rows) <= 3 ? 4 : 3)
+#endif
+
+INLINE void sum_columns(const product *p, int rows, int at, int from, int to, int k, int depth) {
+    const int wide = SUM_COLUMNS(rows);
+    const int64_t padded = (p->k + LANES - 1) / LANES * LANES;
+    const float *a = p->packed + at * padded + (int64_t)k * rows;
+    float beta = k ? 1 : p->beta;
+    int n = from;
+    for (; n + wide <= to; n += wide) {
+        const float *b = p->b + (int64_t)n * p->ldb + k;
+        float *c = p->c + (int64_t)at * p->ldc + n;
+        if (at == 0 && n + 2 * wide <= p->n)
+            sum_tile(p, rows, wide, depth, a, b, b + (int64_t)wide * p->ldb, c, beta);
+        else
+            sum_tile(p, rows, wide, depth, a, b, NULL, c, beta);
+    }
+    for (; n < to; n++) {
+        const float *b = p->b + (int64_t)n * p->ldb + k;
+        sum_tile(p, rows, 1, depth, a, b, NULL, p->c + (int64_t)at * p->ldc + n, beta);
+    }
+}
+
+/* ---- a kernel for each number of rows ---------------------------------------------------- */
+
+static void columns_of_rows(const product *p, int rows, int at, int from, int to, int k, int depth) {
+#define CASE(r)                                    \
+    case r:                                        \
+        sum_columns(p, r, at, from, to, k, depth); \
+        break;
+    switch (rows) {
+        CASE(1)
+        CASE(2)
+        CASE(3)
+        CASE(4)
+#if defined(__AVX512F__)
+        CASE(5)
+        CASE(6)
+        CASE(7)
+        CASE(8)
+#endif
+    }
+#undef CASE
+}
+
+static void kernel_piece(const void *job, int chunk) {
+    const product *p = job;
+    int64_t from = (int64_t)chunk * p->piece, to = from + p->piece;
+    if (to > p->n) to = p->n;
+    for (int64_t n = from; n < to; n += BLOCK) {
+        int end = (int)(n + BLOCK < to ? n + BLOCK : to), rows;
+        for (int k = 0; k < p->k; k += DEPTH_BLOCK) {
+            int depth = p->k - k < DEPTH_BLOCK ? p->k - k : DEPTH_BLOCK;
+            for (int at = 0; at < p->m; at += rows) {
+                rows = tile_rows(p->m, at);
+                columns_of_rows(p, rows, at, (int)n, end, k, depth);
+            }
+        }
+    }
+}
+
+/* A tile's rows of a beside each other, LANES numbers of each in turn, zeros at the end. */
+static void pack(const product *p, float *packed) {
+    int64_t padded = (p->k + LANES - 1) / LANES * LANES;
+    int64_t row = p->trans_a ? 1 : p->lda, column = p->trans_a ? p->lda : 1;
+    for (int at = 0, rows; at < p->m; at += rows) {
+        rows = tile_rows(p->m, at);
+        for (int i = 0; i < rows; i++) {
+            const float *from = p->a + (at + i) * row;
+            float *to = packed + at * padded + i * LANES;
+            int64_t k = 0;
+            for (; column == 1 && k + LANES <= p->k; k += LANES, to += rows * LANES)
+                *(vector *)to = load(from + k);
+            for (; k < padded; k += LANES, to += rows * LANES)
+                for (int64_t l = 0; l < LANES; l++)
+                    to[l] = k + l < p->k ? from[(k + l) * column] : 0;
+        }
+    }
+}
+
+static _Thread_local float *scratch;
+static _Thread_local size_t scratch_size;
+
+static float *scratch_for(int64_t numbers) {
+    size_t size = (size_t)(numbers * 4 + 4095) / 4096 * 4096;
+    if (size > scratch_size) {
+        free(scratch);
+        scratch = aligned_alloc(64, size);
+        scratch_size = scratch ? size : 0;
+    }
+    return scratch;
+}
+
+/* Whether the kernels have computed it. */
+static int by_kernel(product *p) {
+    int64_t weights = (int64_t)p->n * p->k, padded = (p->k + LANES - 1) / LANES * LANES;
+    if (!p->trans_b || p->m > FEW_ROWS || weights < MANY_WEIGHTS) return 0;
+    float *room = scratch_for(p->m * padded);
+    if (!room) return 0;
+    pack(p, room);
+    p->packed = room;
+    int most = (p->m + 1) * weights < WORTH_SHARING ? 1 : CHUNKS_A_THREAD * workers_count();
+    int blocks = (p->n + BLOCK - 1) / BLOCK, each = (blocks + most - 1) / most;
+    p->piece = each * BLOCK;
+    workers_run(kernel_piece, p, (blocks + each - 1) / each);
+    return 1;
+}
+
+/* ---- many rows ---------------------------------------------------------------------------- */
+
+static void blas_piece(const void *job, int chunk) {
+    const product *p = job;
+    int by_rows = p->m > p->n;
+    int whole = by_rows ? p->m : p->n, from = chunk * p->piece;
+    int size = whole - from < p->piece ? whole - from : p->piece;
+    const float *a = p->a, *b = p->b;
+    if (by_rows)
+        a += (int64_t)from * (p->trans_a ? 1 : p->lda);
+    else
+        b += (int64_t)from * (p->trans_b ? p->ldb : 1);
+    blas(ROW_MAJOR, p->trans_a ? TRANSPOSED : PLAIN, p->trans_b ? TRANSPOSED : PLAIN,
+         by_rows ? size : p->m, by_rows ? p->n : size, p->k, p->alpha, a, p->lda, b, p->ldb,
+         p->beta, p->c + (int64_t)from * (by_rows ? p->ldc : 1), p->ldc);
+}
+
+static void by_blas(product *p) {
+    int whole = p->m > p->n ? p->m : p->n;
+    int64_t work = (int64_t)p->m * p->n * p->k;
+    int shared = workers_count() > 1 && work >= 4 * WORTH_SHARING;
+    int most = shared ? CHUNKS_A_THREAD * workers_count() : 1;
+    int each = (whole + most - 1) / most;
+    p->piece = shared && each < BLAS_PIECE ? BLAS_PIECE : (each + 15) / 16 * 16;
+    workers_run(blas_piece, p, (whole + p->piece - 1) / p->piece);
+}
+
+/* ---- what MLX calls ------------------------------------------------------------------------ */
+
+/* The only names that others see: a library of this process may have its own workers. */
+#define PUBLIC __attribute__((visibility("default")))
+
+/* Name the BLAS for all other products. It must compute with one thread, and be callable from
+   several at a time. */
+PUBLIC void mlx_parallm_products_start(sgemm *other) { blas = other; }
+
+PUBLIC void mlx_parallm_products_set_threads(int n) { workers_set(n); }
+
+PUBLIC int mlx_parallm_products_threads(void) { return workers_count(); }
+
+PUBLIC void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                 const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc) {
+    int known = (trans_a == PLAIN || trans_a == TRANSPOSED) &&
+                (trans_b == PLAIN || trans_b == TRANSPOSED);
+    if (order != ROW_MAJOR || !known || m < 1 || n < 1 || k < 1) {
+        blas(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+        return;
+    }
+    product p = {.trans_a = trans_a == TRANSPOSED, .trans_b = trans_b == TRANSPOSED,
+                 .m = m, .n = n, .k = k, .alpha = alpha, .a = a, .lda = lda, .b = b, .ldb = ldb,
+                 .beta = beta, .c = c, .ldc = ldc};
+    if (!by_kernel(&p)) by_blas(&p);
+}
