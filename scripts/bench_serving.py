@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import json
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,6 +45,7 @@ from benchlib.table import format_table
 def main() -> None:
     """Run what the command line asks for; print tables, and write JSON where asked."""
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its servers end too
     load_average, results = machine.load_average(), []
     try:
         for result in _preset(args) if args.preset else _given(args):

@@ -73,12 +73,12 @@ else
     ls -d "${tests[@]}" >/dev/null # whoever runs this runs them too
 fi
 for model in $models; do
-    part "engine-$model" "$python" scripts/bench_engine.py --scenario rows floor profile \
+    part "engine-$model" "$python" scripts/bench_engine.py --scenario rows profile floor \
         --model-path "$model" --rounds 2 --json "$out/engine-$model.json" "${quick[@]}"
     if [ ${#quick[@]} = 0 ] && command -v nsys >/dev/null; then
         part "kernels-$model" nsys profile --force-overwrite true --stats true \
             --output "$out/kernels-$model" "$python" scripts/bench_engine.py \
-            --scenario floor profile --model-path "$model" --rounds 1
+            --scenario profile --model-path "$model" --rounds 1
     fi
 done
 loads=()

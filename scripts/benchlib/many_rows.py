@@ -7,7 +7,7 @@ import mlx_parallm  # noqa: F401  isort: skip  (puts the fast BLAS in place befo
 import contextlib
 import gc
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -20,20 +20,22 @@ from benchlib.work import Side, Timing
 
 Shape = tuple[int, int]
 """Rows, and tokens of each prompt."""
+Start = Callable[[Bench, int], contextlib.AbstractContextManager[Side]]
+"""(the bench, most rows at once) -> a side that runs as long as the block."""
 
 
 @scenario("rows")
 def rows(bench: Bench) -> Rows:
     """1 to 128 rows behind short and long prompts, against BatchGenerator, with peak memory."""
     shapes = _shapes(bench)
-    most = max(count for count, _ in shapes)
     found: dict[tuple[Shape, str], list[Timing | StockError]] = {}
     for number in range(bench.rounds):
         # One side at a time: two models with their caches may be too much for one device.
         for start in (_ours, _stock) if number % 2 == 0 else (_stock, _ours):
-            with start(bench, most) as side:
-                for shape in shapes:
-                    found.setdefault((shape, side.name), []).append(_run(bench, side, shape))
+            for shape, name, timing in _measure(bench, start, shapes):
+                found.setdefault((shape, name), []).append(timing)
+            gc.collect()
+            mx.clear_cache()
     ours = {shape: _speed(timings) for (shape, name), timings in found.items() if name == _OURS}
     keys = sorted(found, key=lambda key: (shapes.index(key[0]), key[1] != _OURS))
     return [_row(shape, name, found[shape, name], ours[shape]) for shape, name in keys]
@@ -48,21 +50,24 @@ def _shapes(bench: Bench) -> list[Shape]:
 
 
 def _prompts(bench: Bench) -> list[int]:
-    longest = bench.loaded.max_model_len // 2
+    longest = bench.context // 2
     return [min(longest, size) for size in (bench.size(128, 8), bench.size(2048, 64))]
 
 
-@contextlib.contextmanager
-def _ours(bench: Bench, most: int) -> Iterator[Side]:
-    with our_engine(bench.folder, max_batch_size=most) as ours:
-        yield ours
-    del ours
-    gc.collect()
-    mx.clear_cache()
+def _measure(
+    bench: Bench, start: Start, shapes: list[Shape]
+) -> list[tuple[Shape, str, Timing | StockError]]:
+    """One side under all shapes."""
+    with start(bench, max(count for count, _ in shapes)) as side:
+        return [(shape, side.name, _run(bench, side, shape)) for shape in shapes]
+
+
+def _ours(bench: Bench, most: int) -> contextlib.AbstractContextManager[Side]:
+    return our_engine(bench.folder, max_batch_size=most)
 
 
 @contextlib.contextmanager
-def _stock(bench: Bench, most: int) -> Iterator[Side]:
+def _stock(bench: Bench, _: int) -> Iterator[Side]:
     stock = Stock(bench.folder)
     try:
         yield StockSide(stock, BATCH_GENERATOR)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx_parallm  # noqa: F401  isort: skip  (puts the fast BLAS in place before mlx)
 
 import asyncio
+import gc
 import random
 import statistics
 import time
@@ -64,6 +65,27 @@ class Bench:
         return load_model(str(self.folder))
 
     @cached_property
+    def limits(self) -> tuple[int, int]:
+        """Tokens of the vocabulary and of the context.
+
+        The model that says it is not kept: a large one beside the engine's is too much for a
+        device, and would count in the engine's peak of memory.
+        """
+        if "loaded" in vars(self):
+            return self.loaded.vocab_size, self.loaded.max_model_len
+        loaded = load_model(str(self.folder))
+        found = loaded.vocab_size, loaded.max_model_len
+        del loaded
+        gc.collect()
+        mx.clear_cache()
+        return found
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and output together."""
+        return self.limits[1]
+
+    @cached_property
     def stock(self) -> Stock:
         """The process in which mlx-lm runs as installed."""
         return Stock(self.folder)
@@ -96,7 +118,7 @@ class Bench:
         """Random token ids, different at every call."""
         self.seed += 1
         rng = random.Random(self.seed)
-        return [rng.randrange(self.loaded.vocab_size) for _ in range(tokens)]
+        return [rng.randrange(self.limits[0]) for _ in range(tokens)]
 
     def work(
         self, rows: int, tokens: int, mix: Sequence[Mapping[str, float]] = ({},), prompt: int = 64
@@ -212,15 +234,15 @@ def _median_step(timings: list[Timing]) -> float | None:
 
 
 def full_steps(bench: Bench, side: Side, rows: int) -> tuple[int, list[float]]:
-    """Steps in which all rows decode, and how many tokens a row needs for that.
+    """How many tokens a row needs for a quarter of its steps to be of all rows, and those steps.
 
     Raises:
         BenchError: the model's context is too short for it.
     """
     prompt, tokens = 64, bench.size(64, 24)
-    while prompt + tokens <= bench.loaded.max_model_len:
+    while prompt + tokens <= bench.context:
         timing = side.run(bench.work(rows, tokens, prompt=prompt))
-        if steps := timing.steps():
+        if len(steps := timing.steps()) >= tokens // 4:
             return tokens, steps
         tokens *= 2
     raise BenchError(f"{rows} rows never all decode together within the model's context")
@@ -267,10 +289,10 @@ def _streamed(work: Work) -> dict[str, Any]:
 @scenario("floor")
 def floor(bench: Bench) -> Rows:
     """A decode step at 32 rows against the matrix products alone."""
-    steps, floors = [], []
+    floors = []
     products = _products(bench.loaded.model, 32)
     with our_engine(bench.folder) as ours:
-        tokens, _ = full_steps(bench, ours, 32)
+        tokens, steps = full_steps(bench, ours, 32)
         for _ in range(bench.rounds):
             floors += _time_products(products, bench.size(20, 3))
             steps += ours.run(bench.work(32, tokens)).steps()
@@ -335,8 +357,9 @@ def _time_products(layouts: list[list[Product]], repeats: int) -> list[float]:
 def queue(bench: Bench) -> Rows:
     """1,000 waiting requests: what they cost a step of 32 rows."""
     with our_engine(bench.folder, max_queue=2000) as ours:
-        tokens, _ = full_steps(bench, ours, 32)
-        steps = [s for _ in range(bench.rounds) for s in ours.run(bench.work(32, tokens)).steps()]
+        tokens, steps = full_steps(bench, ours, 32)
+        for _ in range(bench.rounds):
+            steps += ours.run(bench.work(32, tokens)).steps()
         crowded = _steps_with_queue(bench, ours, tokens)
     step = statistics.median(steps)
     adding, planning = _bookkeeping(1000)
@@ -402,7 +425,7 @@ _GAPS = ("gap p50 ms", "gap p95 ms", "gap worst ms", "its first token ms")
 def _gaps(bench: Bench, side: Side, late: bool) -> dict[str, float | None]:
     """Times between the tokens of 16 rows, beside a long prompt or not."""
     tokens, length = bench.size(192, 16), bench.size(_LONG_PROMPT, 256)
-    length = min(length, bench.loaded.max_model_len // 2)
+    length = min(length, bench.context // 2)
     extra = [(tokens // 8, Work(bench.prompt(length), 4))] if late else []
     timing = side.run(bench.work(16, tokens), late=extra)
     gaps = timing.gaps(0, 16)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
+import shlex
+import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +26,7 @@ from benchlib.serving.machine import Disturbance
 from benchlib.serving.presets import LLAMA, MLX_LM, OURS, PRESETS, quick
 from tokenizers import Tokenizer
 
-from tests.scripts.runner import run, succeed
+from tests.scripts.runner import SCRIPTS, run, succeed
 
 # --- servers ------------------------------------------------------------------------------
 
@@ -163,6 +169,35 @@ def test_bench_serving_options(url: str, tmp_path: Path, options: list[str]) -> 
         assert (found["first"]["p50"] is None) == ("--no-stream" in options)
 
 
+def test_a_run_that_is_ended_takes_its_servers_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    server = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    spawned = f"it={shlex.join([sys.executable, '-c', server])}"
+    command = [sys.executable, str(SCRIPTS / "bench_serving.py"), "--spawn", spawned]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: pid.is_file() and pid.read_text() != "")
+        process.terminate()
+    assert process.returncode == 143
+    wait_until(lambda: not is_running(int(pid.read_text())))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """At most 10 seconds."""
+    until = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_metrics_tell_how_full_the_batch_was(url: str) -> None:
     it = Server("it", url, "tiny")
     before = it._decoding()
@@ -194,6 +229,11 @@ def test_what_cannot_be_measured_is_told(
     done = run("bench_serving.py", "--url", url, *small, *options)
     assert done.returncode == status
     assert told in done.stderr
+
+
+def test_without_its_packages_llama_server_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "gguf" else None)
+    assert available((MLX_LM, LLAMA)) == [MLX_LM]
 
 
 def test_loads_are_chosen_by_name_or_by_model() -> None:

@@ -23,7 +23,7 @@ def test_quick(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     engine = json.loads((tmp_path / "engine-tiny-4bit.json").read_text())["scenarios"]
-    assert list(engine) == ["rows", "floor", "profile"]
+    assert list(engine) == ["rows", "profile", "floor"]
     assert {(row["rows"], row["side"]) for row in engine["rows"]} == {
         (rows, side) for rows in (1, 3) for side in ("mlx_parallm", "BatchGenerator")
     }
