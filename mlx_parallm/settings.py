@@ -34,6 +34,8 @@ __all__ = ["PROGRAM", "Settings", "SettingsError", "load_settings", "parse_bytes
 
 ENVIRONMENT_PREFIX = "MLX_PARALLM_"
 PROGRAM = "mlx_parallm_serve"
+# Variables with the prefix that others read: the BLAS, and scripts that start the server.
+_NOT_OPTIONS = ("CONFIG", "BLAS", "SERVE")
 _SECRETS = ("api_key", "admin_key", "memory_store")
 
 
@@ -287,6 +289,7 @@ def load_settings(argv: Sequence[str], environment: Mapping[str, str] | None = N
 
         sys.stdout.write(version_text() + "\n")
         raise SystemExit(0)
+    _warn_of_misspelt(environment)
     _take_elsewhere(line)
     _take_model(line)
     path = line.config or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
@@ -297,6 +300,17 @@ def load_settings(argv: Sequence[str], environment: Mapping[str, str] | None = N
         if (value := _value(option, line.options, environment, from_file)) is not MISSING
     }
     return _checked(Settings(**values))
+
+
+def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Say where a variable is nearly an option: it has no effect."""
+    known = [option.name.upper() for option in fields(Settings)]
+    for variable in environment:
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == variable or name in (*known, *_NOT_OPTIONS):
+            continue
+        if near := suggestion(name, known):
+            sys.stderr.write(f"{PROGRAM}: note: {variable} has no effect{near}\n")
 
 
 def _take_elsewhere(line: CommandLine) -> None:

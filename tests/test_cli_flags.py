@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,7 +113,7 @@ def test_what_is_not_needed_is_said(typed: str, capsys: pytest.CaptureFixture[st
         ("--kv-cache-dtype fp8", "--dtype float16"),
         ("--timeout 5", "--request-timeout SECONDS"),
         ("-b 512", "--max-batch-size"),
-        ("--revision main", "--revision REVISION"),
+        ("--revision main", "mlx_parallm pull ORG/NAME --revision REVISION"),
         ("--tokenizer x", "tokenizer in the model's folder"),
         ("--allowed-origins a,b", "--cors-origin ORIGIN"),
         ("-fa org/model", "expected on, off, auto"),
@@ -182,3 +184,24 @@ def test_defaults_of_requests_in_the_environment_and_in_a_file(tmp_path: Any) ->
     file.write_text("max-batchsize = 3\n")
     with pytest.raises(SettingsError, match="did you mean max_batch_size"):
         load_settings(["--config", str(file)], {})
+
+
+def test_a_misspelt_variable_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_settings([], {"MLX_PARALLM_MAX_BATCHSIZE": "4"}) == Settings()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "mlx_parallm_serve: note: MLX_PARALLM_MAX_BATCHSIZE has no effect; "
+        "did you mean MAX_BATCH_SIZE?"
+    )
+    load_settings([], {"MLX_PARALLM_BLAS": "off", "MLX_PARALLM_SERVE": "x", "OTHER": "y"})
+    assert capsys.readouterr().err == ""
+
+
+def test_the_page_about_options_has_every_flag() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text()
+    shown = set(re.findall(r"`(--?[a-z][a-z-]*)`", page))
+    known = {name for names in ALIASES.values() for name in names}
+    known |= {name for flag in FLAGS for name in flag.names}
+    assert known - shown == set()
+    own = {"--" + name.replace("_", "-") for name in Settings.__dataclass_fields__}
+    assert shown - known - own - {"--config"} == set()

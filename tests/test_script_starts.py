@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -100,3 +101,18 @@ def test_the_advanced_server_needs_no_activated_environment(tmp_path: Path) -> N
     assert started(f"{tmp_path}/installed:/usr/bin:/bin") == "installed/mlx_parallm_serve"
     stand_in(tmp_path / ".venv" / "bin" / "mlx_parallm_serve")
     assert started(f"{tmp_path}/installed:/usr/bin:/bin") == ".venv/bin/mlx_parallm_serve"
+
+
+def test_every_script_asks_for_the_environment_first() -> None:
+    # scripts/lock runs merge_locks.py in an environment of its own.
+    names = [p for p in SCRIPTS.glob("*.py") if p.name not in (*NOT_STARTED, "merge_locks.py")]
+    for script in names:
+        found = [node for node in ast.parse(script.read_text()).body if is_import(node)]
+        assert isinstance(found[0], ast.Import), script.name
+        assert found[0].names[0].name == "in_venv", script.name
+
+
+def is_import(node: ast.AST) -> bool:
+    """Whether it imports something that is not part of the language."""
+    future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    return isinstance(node, ast.Import | ast.ImportFrom) and not future

@@ -14,7 +14,7 @@ from typing import Literal
 
 # Option -> other flags that mean exactly it.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "model_path": ("--model", "-m"),
+    "model_path": ("--model", "-m", "--hf-repo", "-hf", "-hfr"),
     "served_model_name": ("--alias", "-a"),
     "max_model_len": ("--context-length",),
     "max_batch_size": (
@@ -28,7 +28,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "kv_cache_memory": ("--kv-cache-memory-bytes",),
     "gpu_memory_utilization": ("--mem-fraction-static",),
     "prefix_cache_memory": ("--prompt-cache-bytes",),
-    "draft_model": ("--model-draft", "-md"),
+    "draft_model": ("--model-draft", "-md", "--hf-repo-draft", "-hfd", "-hfrd"),
     "num_draft_tokens": ("--draft-max", "--draft"),
     "temperature": ("--temp",),
     "repetition_penalty": ("--repeat-penalty",),
@@ -100,13 +100,6 @@ def _only(*values: str, otherwise: str) -> Callable[[str], Answer]:
     return answer
 
 
-def _hub_id(value: str) -> str:
-    if ":" in value:
-        name = value.partition(":")[0]
-        raise ValueError(f"GGUF files are not read; type a repository of safetensors: -hf {name}")
-    return value
-
-
 def _origins(value: str) -> str:
     """vLLM writes a JSON list, mlx-lm names with commas between them."""
     try:
@@ -147,12 +140,10 @@ _DEVICE_ITSELF = "every layer is on the device that MLX uses: the GPU where ther
 _ALWAYS_BATCHES = "requests are always batched continuously, long prompts in chunks"
 _TEMPLATES = "the model's own chat template is always used"
 _MODEL = (
-    _flag("-hf -hfr --hf-repo", 1, _sets("model_path", _hub_id)),
-    _flag("-hfd -hfrd --hf-repo-draft", 1, _sets("draft_model", _hub_id)),
     _flag(
         "-mu --model-url --hf-file -hff",
         1,
-        _instead("GGUF files are not read; type --model-path ORG/NAME of a safetensors repository"),
+        _instead("type --model-path ORG/NAME, or the path of what you have on this disk"),
     ),
     _flag("--mmproj -mm", 1, _instead("images are not supported; leave it out to serve text")),
     _flag(
@@ -164,8 +155,8 @@ _MODEL = (
         "--revision --tokenizer-revision",
         1,
         _instead(
-            "download it (hf download ORG/NAME --revision REVISION --local-dir FOLDER) and type "
-            "--model-path FOLDER"
+            "type mlx_parallm pull ORG/NAME --revision REVISION, then --model-path with the folder "
+            "that it prints"
         ),
     ),
     _flag("--download-dir", 1, _instead("set HF_HOME=FOLDER in the environment")),
