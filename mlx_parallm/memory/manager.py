@@ -191,6 +191,8 @@ class MemoryManager:
 
     def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
         """For jobs: the collection where it holds this very document, whole."""
+        if self.backend.shared:
+            self._reload()  # another process may have removed it
         collection = self._known(job.collection)
         for document in collection.documents if collection else ():
             same = (document.id, document.content) == (new.id, new.content)

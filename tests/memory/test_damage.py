@@ -79,6 +79,22 @@ def test_damage_is_named_and_can_be_mended(
     manager.close()
 
 
+def test_what_another_process_has_removed_is_made_again(
+    engine: Engine, open_again: Callable[[], MemoryBackend]
+) -> None:
+    open_again()  # which clears the store at the end
+    manager, other = MemoryManager(engine, open_again()), open_again()
+    manager.add([Source(TEXT)]).wait(30)
+    if other.shared:
+        assert other.delete_collection("default")
+        manager.add([Source(TEXT)]).wait(30)
+        assert [len(c.documents) for c in other.collections()] == [1]
+    version = manager.collection("default").version
+    manager.add([Source(TEXT)]).wait(30)
+    assert manager.collection("default").version == version  # it is there
+    manager.close()
+
+
 def test_a_payload_that_is_not_there(backend: MemoryBackend) -> None:
     document = make_document("a")
     backend.put(document, payload(5, 0))
