@@ -46,7 +46,10 @@ async def read_json(request: Request, limit: int) -> Any:
         starlette.requests.ClientDisconnect: the client went away while sending.
     """
     _check_content_type(request.headers)
-    return parse_json(await _read(request, limit))
+    body = await _read(request, limit)
+    # From here to the engine nothing waits for the outside: parsing and tokenizing hold the loop.
+    await state_of(request).turnstile.enter()
+    return parse_json(body)
 
 
 def parse_json(body: bytes | bytearray) -> Any:

@@ -29,6 +29,7 @@ from mlx_parallm.server.routes import (
     chat,
     collections,
     completions,
+    docs,
     generate,
     health,
     llama_cpp,
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 _FAMILIES = (
+    docs,
     health,
     collections,
     models,
@@ -86,6 +88,8 @@ def create_app(
         description="OpenAI-compatible inference on MLX, everything in one continuous batch.",
         lifespan=_lifespan(settings, engine, on_ready, on_failure),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.server = None
     add_handlers(app)

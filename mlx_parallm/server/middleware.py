@@ -98,7 +98,7 @@ class Gate:
             await self._app(scope, receive, send)
 
     def _is_refused(self, scope: Scope) -> bool:
-        if not self._keys or scope["path"] in _OPEN_PATHS:
+        if not self._keys or scope["path"] in _OPEN_PATHS or scope["path"].startswith("/docs/"):
             return False
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
         return not self._keys.match(token.strip()) or scheme.lower() != b"bearer"

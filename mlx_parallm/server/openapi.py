@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from mlx_parallm.server.examples import EXAMPLES
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.collections import AddMemoriesRequest, SearchMemoriesRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
@@ -40,7 +41,7 @@ from mlx_parallm.server.schemas.pooling import (
 from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
-_BODIES: tuple[type[BaseModel], ...] = (
+BODIES: tuple[type[BaseModel], ...] = (
     AddMemoriesRequest,
     ApplyTemplateRequest,
     ChatCompletionRequest,
@@ -144,10 +145,12 @@ def _document(app: FastAPI, with_keys: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    pairs = [(model, "validation") for model in _BODIES]
+    pairs = [(model, "validation") for model in BODIES]
     _, schemas = models_json_schema(pairs, ref_template=_REF)  # type: ignore[arg-type]
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(schemas["$defs"])
+    for name, example in EXAMPLES.items():
+        components["schemas"][name]["examples"] = [example]
     if with_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

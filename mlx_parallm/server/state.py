@@ -13,6 +13,7 @@ from fastapi import Request
 
 from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError
 from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.gate.turnstile import Turnstile
 from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.prompts import Prompts
 from mlx_parallm.server.queue import RequestQueue
@@ -38,6 +39,7 @@ class ServerState:
     executor: ThreadPoolExecutor
     registry: Registry = field(default_factory=Registry)
     draining: bool = False
+    turnstile: Turnstile = field(default_factory=Turnstile)
     created: int = field(default_factory=lambda: int(time.time()))
     _prompts: Prompts | None = None
     memory_executor: ThreadPoolExecutor = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mlx_parallm.engine.engine import EngineConfig
 from mlx_parallm.engine.sequence import FinishReason, Output
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -233,6 +235,59 @@ def test_a_full_queue_is_a_429(serve: Any, helpers: Any) -> None:
         client.close()
     helpers.wait_until(lambda: not server.engine.live)
     assert server.ok(COMPLETIONS, prompt="x")
+
+
+def test_a_request_too_many_is_refused_before_its_body_is_read(serve: Any, helpers: Any) -> None:
+    engine = helpers.ParrotEngine(config=EngineConfig(max_batch_size=2))
+    server = serve(engine, max_queue=3)
+    clients = [raw_request(server, ENDLESS) for _ in range(5)]
+    helpers.wait_until(lambda: len(server.engine.live) == 5)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: 1000\r\n\r\n"
+        )
+        answer = client.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    assert b"retry-after: 1" in answer
+    assert b"rate_limit_exceeded" in answer
+    assert server.http.get("/v1/models").status_code == 200
+    for client in clients:
+        client.close()
+    helpers.wait_until(lambda: not server.engine.live)
+    assert server.ok(COMPLETIONS, prompt="x")
+
+
+def test_between_two_of_a_crowd_the_event_loop_turns() -> None:
+    """So that /health is answered while a thousand requests are parsed and tokenized."""
+    import asyncio
+
+    from mlx_parallm.server.gate.turnstile import Turnstile
+
+    events: list[str] = []
+
+    async def crowd() -> None:
+        turnstile = Turnstile()
+
+        async def one(name: str) -> None:
+            await turnstile.enter()
+            events.append(name)
+
+        async def others() -> None:
+            while len(events) < 60:
+                events.append("others")
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(one(f"request {place}")) for place in range(20)]
+            group.create_task(others())
+            await asyncio.sleep(0)
+            asked[7].cancel()
+
+    asyncio.run(crowd())
+    requests = [event for event in events if event != "others"]
+    assert requests == [f"request {place}" for place in range(20) if place != 7]
+    assert all("others" in pair for pair in itertools.pairwise(events))
 
 
 def test_of_a_group_that_does_not_fit_those_are_served_that_do(serve: Any, helpers: Any) -> None:

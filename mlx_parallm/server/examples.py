@@ -1,0 +1,35 @@
+"""One example of each request body, for the API document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MESSAGES = [{"role": "user", "content": "Say hello in French."}]
+_PROMPT = "The capital of France is"
+
+# By the name of the schema.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "AddMemoriesRequest": {"collection": "notes", "text": "The key is under the mat.", "id": "a"},
+    "ApplyTemplateRequest": {"messages": _MESSAGES},
+    "ChatCompletionRequest": {"messages": _MESSAGES, "max_tokens": 64, "temperature": 0.7},
+    "ClassifyRequest": {"input": ["What a fine day.", "What a dull day."]},
+    "CompletionRequest": {"prompt": _PROMPT, "max_tokens": 16, "temperature": 0},
+    "ConfigureRequest": {"use_speculative_decoding": True, "max_batch_size": 16},
+    "DetokenizeRequest": {"tokens": [5, 6, 7]},
+    "EmbeddingRequest": {"input": ["a river", "a bank"]},
+    "EngineGenerateRequest": {"prompt": _PROMPT, "max_tokens": 16},
+    "GenerateBatchRequest": {"prompts": [_PROMPT, "Once upon a time"], "max_tokens": 16},
+    "GenerateRequest": {"prompt": _PROMPT, "max_tokens": 16, "top_k": 50, "temperature": 0.8},
+    "LlamaCompletionRequest": {"prompt": _PROMPT, "n_predict": 16},
+    "LlamaTokenizeRequest": {"content": "Hello"},
+    "OllamaChatRequest": {"model": "bundled", "messages": _MESSAGES, "stream": False},
+    "OllamaEmbedRequest": {"model": "bundled", "input": "a river"},
+    "OllamaEmbeddingsRequest": {"model": "bundled", "prompt": "a river"},
+    "OllamaGenerateRequest": {"model": "bundled", "prompt": _PROMPT, "stream": False},
+    "OllamaShowRequest": {"model": "bundled"},
+    "PredictRequest": {"inputs": [[0.1, 0.2, 0.3, 0.4]]},
+    "RerankRequest": {"query": "Where is the key?", "documents": ["Under the mat.", "It rains."]},
+    "ScoreRequest": {"prompt": _PROMPT, "continuations": [" Paris", " Rome"]},
+    "SearchMemoriesRequest": {"query": "Where is the key?", "collections": ["notes"]},
+    "TokenizeRequest": {"prompt": "Hello"},
+}
