@@ -24,11 +24,12 @@ from mlx_lm.models import cache as mlx_cache
 from mlx_parallm.cache.extended_mind import Cited, MemoryForward
 from mlx_parallm.cache.kv_cache import BatchedKVCache
 from mlx_parallm.cache.layer_cache import BLOCK, MAX_WIDTH, LayerCache
+from mlx_parallm.cache.length_class import slots_for
 from mlx_parallm.cache.span import Row, Span
 from mlx_parallm.cache.state_cache import BatchedCacheList, BatchedStateCache
 from mlx_parallm.errors import ModelLoadError
 
-_LONG = 1024  # tokens; buffers below grow in no time
+_LONG = 1024  # tokens; growing buffers of shorter rows takes no time worth spreading
 _GROWING_STEPS = 32  # in which all layers have grown; a block lasts longer
 
 __all__ = [
@@ -49,14 +50,20 @@ class BatchedCache:
 
     Args:
         model: an mlx-lm model; its own caches say what each layer needs.
+        capacity: columns of every row; None has as many as the longest row needs.
+
+    Attributes:
+        num_decoding: rows in the first slots that decode; those behind catch up.
 
     Raises:
         ModelLoadError: a layer's cache cannot be batched correctly.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, capacity: int | None = None) -> None:
         self.rows: list[Row] = []
         self.slots = 0
+        self.capacity = capacity
+        self.num_decoding = 0
         self._span: Span | None = None
         self.layers = [_batched(self, cache) for cache in mlx_cache.make_prompt_cache(model)]
         for place, layer in enumerate(self.layers):
@@ -113,10 +120,10 @@ class BatchedCache:
 
     def join(self) -> Row:
         """A new, empty row behind the others."""
-        row = Row(index=len(self.rows))
+        row = Row(index=len(self.rows), home=self)
         self.rows.append(row)
         if len(self.rows) > self.slots:
-            self._resize(max(len(self.rows), self.slots + self.slots // 4))
+            self._resize(slots_for(len(self.rows), self.slots))
         for layer in self.layers:
             layer.clear(row.index)
         return row
@@ -130,6 +137,10 @@ class BatchedCache:
 
     def leave(self, row: Row) -> None:
         """Take a row out. The last one moves into its slot."""
+        row.length = 0  # or what it holds would be moved with it
+        if row.index < self.num_decoding:
+            self.num_decoding -= 1
+            self.swap(row, self.rows[self.num_decoding])
         last = self.rows[-1]
         if row is not last:
             self._put(row.index, self._take(last))
@@ -139,11 +150,31 @@ class BatchedCache:
         if not self.rows:
             self.drop()
             return
-        if len(self.rows) <= self.slots // 2:
-            self._resize(self.slots * 3 // 4)
+        if (slots := slots_for(len(self.rows), self.slots)) < self.slots:
+            self._resize(slots)
+        if self.capacity is not None:
+            return
         longest = max(self.expected, *(row.length for row in self.rows))
         for leaf in self.leaves:
             leaf.trim(longest)
+
+    def move(self, row: Row, home: BatchedCache) -> None:
+        """Move a row and what it holds to another batch of the same model, behind its rows."""
+        taken, decodes = self._take(row), row.index < self.num_decoding
+        copy = home.join()
+        home._put(copy.index, taken)
+        length = row.length
+        self.leave(row)
+        row.index, row.length, row.home = copy.index, length, home
+        home.rows[row.index] = row
+        if decodes:
+            home.to_decoding(row)
+
+    def to_decoding(self, row: Row) -> None:
+        """Move a row that has caught up among those that decode."""
+        if row.index >= self.num_decoding:
+            self.swap(row, self.rows[self.num_decoding])
+            self.num_decoding += 1
 
     def swap(self, one: Row, other: Row) -> None:
         """Exchange two rows' slots."""
@@ -177,24 +208,23 @@ class BatchedCache:
         """Forget a row's last `count` tokens. Attention layers only."""
         row.length -= count
 
-    def begin(
-        self, start: int, stop: int, width: int, counts: Items[int], *, packed: bool = False
-    ) -> Span:
-        """Open a forward over slots [start, stop) with `width` tokens a row.
+    def begin(self, start: int, stop: int, width: int, counts: Items[int]) -> Span:
+        """Open a forward over slots [start, stop) with `width` tokens a row."""
+        self._grow_ahead()
+        self._span = self.over(start, stop, width, counts)
+        return self._span
 
-        packed: the model will be given the real tokens only; see packing.py.
-        """
+    def over(self, start: int, stop: int, width: int, counts: Items[int]) -> Span:
+        """What a forward over these slots needs to know of them."""
         if width > MAX_WIDTH:
             raise ValueError(f"a forward of {width} tokens a row is over {MAX_WIDTH}")
-        self._grow_ahead()
         rows = self.rows[start:stop]
         lengths = np.array([row.length for row in rows], dtype=np.int32)
-        span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32), packed=packed)
+        span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32))
         if any(row.memory is not None for row in rows):
             span.shifts = np.array([row.shift for row in rows], dtype=np.int32)
             working = zip(rows, span.counts, strict=True)
             span.memory = MemoryForward.of([r.memory if n else None for r, n in working])
-        self._span = span
         return span
 
     def cited(self) -> list[Cited]:
@@ -203,14 +233,17 @@ class BatchedCache:
 
     def commit(self) -> None:
         """Close the forward: its real tokens now belong to their rows."""
-        span = self.span
+        self.computed(self.span)
+        self._span = None
+
+    def computed(self, span: Span) -> None:
+        """The span's real tokens belong to their rows now."""
         for row, count in zip(self.rows[span.start : span.stop], span.counts, strict=True):
             row.length += int(count)
-        self._span = None
 
     def drop(self) -> None:
         """Free all buffers; no row may be held."""
-        self.slots = 0
+        self.slots = self.num_decoding = 0
         for layer in self.layers:
             layer.drop()
 
@@ -218,7 +251,7 @@ class BatchedCache:
         """Grow a few layers where answers will soon fill them: all layers in one step would
         stall every row."""
         longest = max((row.length for row in self.rows if row.length >= row.expected), default=0)
-        if longest < _LONG:
+        if longest < _LONG or self.capacity is not None:
             return
         wanted = longest + BLOCK
         left = -(-len(self.leaves) // _GROWING_STEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
@@ -16,7 +17,7 @@ from mlx_parallm.cache.layer_cache import (
     resized,
     round_up,
 )
-from mlx_parallm.cache.packed_attention import attend_packed
+from mlx_parallm.cache.span import Span
 
 
 class BatchedKVCache(LayerCache):
@@ -52,58 +53,90 @@ class BatchedKVCache(LayerCache):
         Returns:
             (B, kv_heads, columns, dim) views; `make_mask` says which columns count.
         """
-        self._reserve(keys, values)
+        self._reserve(self.span, keys, values)
         self.keys, old = None, self.keys
         self.keys = self._write(old, keys)
         del old
         self.values, old = None, self.values
         self.values = self._write(old, values)
         del old
-        return self._view(self.keys), self._view(self.values)
+        return self.views(self.span)
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """What the last update_and_fetch returned (layers that share K and V)."""
-        return self._view(self.keys), self._view(self.values)
+        return self.views(self.span)
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
         """mlx-lm's mask protocol: None, "causal" or (B, 1, T, columns) bool."""
-        span = self.span
-        window = window_size or self.window
+        return self.mask_of(self.span, window_size or self.window, as_array=return_array)
+
+    def mask_of(
+        self, span: Span, window: int | None, *, as_array: bool = False
+    ) -> mx.array | str | None:
+        """What the span's tokens may attend to: None, "causal" or (B, 1, T, columns) bool."""
         if window is not None and span.needed <= window:
             window = None
-        if span.uniform and window is None and not return_array:
-            return None if N == 1 else "causal"
-        columns = self._columns()
+        if span.uniform and window is None and not as_array:
+            return None if span.width == 1 else "causal"
+        columns = self._columns(span)
         ring = self.ring_size is not None and columns == self.ring_size
         return span.mask(columns, ring, window)
 
     @property
     def attend(self) -> Callable[..., mx.array]:
-        """The attention of a forward that is packed or has memories; see attention.py.
+        """The attention of a forward with memories; see models/attention.py.
 
         Raises:
-            AttributeError: it is neither, in this layer.
+            AttributeError: this layer has none.
         """
-        span, memories = self.span, None
-        if span.memory is not None and span.memory.uses(self.place):
-            memories = partial(span.memory.attend, self.place)
-        if span.packed:
-            return partial(attend_packed, span=span, memories=memories)
-        if memories is None:
+        memory = self.span.memory
+        if memory is None or not memory.uses(self.place):
             raise AttributeError("attention as usual")
-        return memories
 
-    def _columns(self) -> int:
+        def attend(
+            queries: mx.array, keys: mx.array, values: mx.array, *, compute: Any, **how: Any
+        ) -> mx.array:
+            plain = partial(compute, queries, keys, values, **how)
+            attended: mx.array = memory.attend(
+                self.place, queries, keys, values, plain=plain, **how
+            )
+            return attended
+
+        return attend
+
+    def _columns(self, span: Span) -> int:
         """Columns of the views: exact where all rows agree, in blocks elsewhere."""
-        span = self.span
         needed = span.needed if span.uniform else round_up(span.needed)
         return needed if self.ring_size is None else min(needed, self.ring_size)
 
-    def _view(self, buffer: mx.array | None) -> mx.array:
+    def views(self, span: Span) -> tuple[mx.array, mx.array]:
+        """K and V of the span's rows: (B, kv_heads, columns, dim) each."""
+        assert self.keys is not None and self.values is not None
+        rows, columns = slice(span.start, span.stop), self._columns(span)
+        return self.keys[rows, :, :columns], self.values[rows, :, :columns]
+
+    def write_tokens(self, span: Span, keys: mx.array, values: mx.array) -> None:
+        """Write the span's N real tokens, (N, kv_heads, 1, dim) each, token by token."""
+        self._reserve(span, keys, values)
+        self.keys, old = None, self.keys
+        self.keys = self._write_tokens(span, old, keys)
+        del old
+        self.values, old = None, self.values
+        self.values = self._write_tokens(span, old, values)
+
+    def _write_tokens(self, span: Span, buffer: mx.array | None, new: mx.array) -> mx.array:
         assert buffer is not None
-        return buffer[self.span.start : self.span.stop, :, : self._columns()]
+        first, (slots, heads, capacity, dim) = int(span.lengths[0]), buffer.shape
+        if span.size == 1 and first + span.width <= capacity:
+            columns = slice(first, first + span.width)
+            buffer[span.start, :, columns] = new[:, :, 0].swapaxes(0, 1)
+            return buffer
+        flat = buffer.reshape(-1, dim)
+        del buffer  # so that the scatter writes in place
+        flat[span.token_scatter_index(heads, capacity)] = new.reshape(-1, dim)
+        return flat.reshape(slots, heads, capacity, dim)
 
     def _write(self, buffer: mx.array | None, new: mx.array) -> mx.array:
         assert buffer is not None
@@ -117,8 +150,8 @@ class BatchedKVCache(LayerCache):
         flat[span.scatter_index(heads, capacity)] = new.reshape(-1, dim)
         return flat.reshape(slots, heads, capacity, dim)
 
-    def _reserve(self, keys: mx.array, values: mx.array) -> None:
-        needed = self._at_most(round_up(self.span.needed))
+    def _reserve(self, span: Span, keys: mx.array, values: mx.array) -> None:
+        needed = self._at_most(round_up(span.needed))
         if needed <= self.capacity:
             return
         capacity = max(needed, self._ahead(self.batch.expected))
@@ -143,6 +176,8 @@ class BatchedKVCache(LayerCache):
         return self._at_most(max(round_up(min(wanted, most)), eighth))
 
     def _at_most(self, columns: int) -> int:
+        """The columns to have: those of the row's class, or so many; no more than a ring."""
+        columns = self.batch.capacity or columns
         return columns if self.ring_size is None else min(columns, self.ring_size)
 
     @property
@@ -183,9 +218,7 @@ class BatchedKVCache(LayerCache):
     def write(self, slot: int, keys: mx.array, values: mx.array) -> None:
         """Fill one slot from position 0 on with K and V, (kv_heads, n, dim) each."""
         length = keys.shape[1]
-        needed = round_up(length)
-        if self.ring_size is not None:
-            needed = min(needed, self.ring_size)
+        needed = self._at_most(round_up(length))
         if self.capacity < needed:
             self.keys = _grow(self.keys, self.batch.slots, needed, keys[None])
             self.values = _grow(self.values, self.batch.slots, needed, values[None])

@@ -6,12 +6,12 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mlx_parallm.cache.length_class import BLOCK
 from mlx_parallm.cache.span import Span
 from mlx_parallm.models.limits import MAX_WIDTH
 
 __all__ = ["BLOCK", "MAX_WIDTH", "LayerCache", "enlarged", "resized", "round_up"]
 
-BLOCK = 64  # columns are allocated and viewed in blocks, so that shapes repeat
 
 
 def round_up(value: int, block: int = BLOCK) -> int:
@@ -23,6 +23,7 @@ class Batch(Protocol):
     """What a layer's cache sees of the whole batch; see BatchedCache."""
 
     slots: int
+    capacity: int | None
 
     @property
     def span(self) -> Span:

@@ -19,6 +19,7 @@ from mlx_parallm.cache.page_spill import PageSpill
 from mlx_parallm.cache.page_store import PageStore
 from mlx_parallm.cache.pages import PagedKVCache
 from mlx_parallm.cache.prefix_cache import PAGE_SIZE, Match, Namespace, RadixAttentionCache
+from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Row
 from mlx_parallm.models.layer_spec import LayerSpec
 
@@ -53,7 +54,7 @@ class PrefixStore:
         memory: bytes for pages and snapshots.
     """
 
-    def __init__(self, cache: BatchedCache, memory: int) -> None:
+    def __init__(self, cache: BatchedCache | RowCache, memory: int) -> None:
         self._kv = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedKVCache)]
         self._kv = [leaf for leaf in self._kv if leaf.keys is not None]
         self._kv_places = [cache.leaves.index(leaf) for leaf in self._kv]
@@ -95,10 +96,10 @@ class PrefixStore:
         if self.disk is not None:
             self.disk.close()
 
-    def load(self, cache: BatchedCache, row: Row, match: Match) -> None:
+    def load(self, row: Row, match: Match) -> None:
         """Fill a new row with a cached prefix."""
         layers = self.pages.gather_all(match.pages, match.num_tokens) if self._kv else []
-        leaves = cache.leaves
+        leaves = row.home.leaves
         for place, (keys, values) in zip(self._kv_places, layers, strict=True):
             leaf = leaves[place]
             assert isinstance(leaf, BatchedKVCache)
@@ -109,7 +110,7 @@ class PrefixStore:
                 leaf.restore(row.index, saved)
         row.length = match.num_tokens
 
-    def save(self, cache: BatchedCache, row: Row, sequence: Held) -> None:
+    def save(self, row: Row, sequence: Held) -> None:
         """Keep a row's full pages, as far as its tokens are known."""
         known = min(row.length, sequence.num_tokens)
         full = known // PAGE_SIZE * PAGE_SIZE
@@ -120,12 +121,12 @@ class PrefixStore:
         if self.has_state:
             if full != row.length:
                 return  # a state belongs to the row's last token only
-            snapshot = lambda: _snapshot(cache, row)  # noqa: E731
+            snapshot = lambda: _snapshot(row)  # noqa: E731
 
         def write(pages: list[int], start: int) -> None:
             if self._kv:
                 stop = start + len(pages) * PAGE_SIZE
-                leaves = cache.leaves
+                leaves = row.home.leaves
                 self.pages.write_all(
                     pages,
                     [leaves[p].read(row.index, start, stop) for p in self._kv_places],  # type: ignore[attr-defined]
@@ -138,14 +139,14 @@ class PrefixStore:
         )
         self._stored[sequence.id] = full
 
-    def save_chunk(self, cache: BatchedCache, row: Row, sequence: Held) -> None:
+    def save_chunk(self, row: Row, sequence: Held) -> None:
         """Keep what would be out of reach when the prompt is done."""
         left = sequence.num_tokens - 1 - row.length
         if self.has_state:
             if left < PAGE_SIZE or row.length % SNAPSHOT_DISTANCE == 0:
-                self.save(cache, row, sequence)
+                self.save(row, sequence)
         elif left == 0 or self.ring is not None:
-            self.save(cache, row, sequence)
+            self.save(row, sequence)
 
     def forget(self, sequence: Held) -> None:
         """The sequence gives its row back."""
@@ -157,13 +158,13 @@ def _spec(leaf: BatchedKVCache) -> LayerSpec:
     return LayerSpec.of(keys, values)
 
 
-def _state_bytes(cache: BatchedCache) -> int:
+def _state_bytes(cache: BatchedCache | RowCache) -> int:
     states = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedStateCache)]
     return sum(array.nbytes // array.shape[0] for leaf in states for array in leaf.arrays)
 
 
-def _snapshot(cache: BatchedCache, row: Row) -> list[list[Any]]:
-    states = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedStateCache)]
+def _snapshot(row: Row) -> list[list[Any]]:
+    states = [leaf for leaf in row.home.leaves if isinstance(leaf, BatchedStateCache)]
     saved = [leaf.snapshot(row.index) for leaf in states]
     mx.eval(saved)
     return saved

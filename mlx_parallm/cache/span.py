@@ -21,6 +21,7 @@ class Row:
         expected: tokens that it will soon hold, where that is known.
         shift: added to its tokens' positions; columns and masks stay on `length`.
         memory: what it attends to besides its own tokens (a MemoryRequest).
+        home: the batch of rows that it lies in (a BatchedCache).
     """
 
     index: int
@@ -28,6 +29,7 @@ class Row:
     expected: int = 0
     shift: int = 0
     memory: Any = None
+    home: Any = None
 
 
 class Ragged:
@@ -58,7 +60,6 @@ class Span:
         counts: (B,) int32, real new tokens per row, at most T.
         shifts: (B,) int32, added to positions; None is 0.
         memory: the memories that its rows attend to (a MemoryForward).
-        packed: the model is given the N real tokens as (N, 1), see packing.py.
     """
 
     start: int
@@ -68,7 +69,6 @@ class Span:
     counts: np.ndarray
     shifts: np.ndarray | None = None
     memory: Any = None
-    packed: bool = False
     _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
 
     @property
@@ -85,7 +85,7 @@ class Span:
     def uniform(self) -> bool:
         """Whether every row writes to the same columns, in one piece and without padding."""
         same = (self.lengths == self.lengths[0]).all()
-        return bool(same and not self.ragged and not self.packed)
+        return bool(same and not self.ragged)
 
     @cached_property
     def ragged(self) -> bool:
@@ -114,14 +114,16 @@ class Span:
         )
 
     def offsets(self) -> mx.array:
-        """(B,) int32, the position of each row's first new token; (N,) of each, when packed."""
-        return self._memo(("offsets",), lambda: mx.array(self._offsets()))
+        """(B,) int32, the position of each row's first new token."""
+        return self._memo(("offsets",), lambda: mx.array(self._firsts))
 
-    def _offsets(self) -> np.ndarray:
-        positions = self.lengths if self.shifts is None else self.lengths + self.shifts
-        if not self.packed:
-            return positions
-        return np.asarray(positions[self.layout.rows] + self.layout.places, dtype=np.int32)
+    @property
+    def _firsts(self) -> np.ndarray:
+        return self.lengths if self.shifts is None else self.lengths + self.shifts
+
+    def positions(self) -> np.ndarray:
+        """(N,) int32, the position of each real token."""
+        return np.asarray(self._firsts[self.layout.rows] + self.layout.places, dtype=np.int32)
 
     def counts_array(self) -> mx.array:
         """(B,) int32, real new tokens per row."""
@@ -135,8 +137,7 @@ class Span:
         )
 
     def scatter_index(self, heads: int, capacity: int) -> mx.array:
-        """(B * heads * T,) int32: where new tokens go in a (slots*heads*capacity, D) buffer;
-        (N * heads,) when packed."""
+        """(B * heads * T,) int32: where new tokens go in a (slots*heads*capacity, D) buffer."""
         return self._memo(
             ("scatter", heads, capacity), lambda: self._scatter_index(heads, capacity)
         )
@@ -144,11 +145,20 @@ class Span:
     def _scatter_index(self, heads: int, capacity: int) -> mx.array:
         slots = np.arange(self.start, self.stop)[:, None, None]
         columns = (self.lengths[:, None] + np.arange(self.width)[None]) % capacity
-        if self.packed:
-            slots = slots[self.layout.rows]
-            columns = columns[self.layout.rows, self.layout.places][:, None]
         index = (slots * heads + np.arange(heads)[None, :, None]) * capacity + columns[:, None]
         return mx.array(index.reshape(-1).astype(np.int32))
+
+    def token_scatter_index(self, heads: int, capacity: int) -> mx.array:
+        """(N * heads,) int32: the same for the real tokens only, token by token."""
+        return self._memo(
+            ("tokens", heads, capacity), lambda: self._token_scatter_index(heads, capacity)
+        )
+
+    def _token_scatter_index(self, heads: int, capacity: int) -> mx.array:
+        rows, places = self.layout.rows, self.layout.places
+        columns = (self.lengths[rows] + places) % capacity
+        rows = (rows + self.start)[:, None] * heads + np.arange(heads)[None]
+        return mx.array((rows * capacity + columns[:, None]).reshape(-1).astype(np.int32))
 
     def mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
         """(B, 1, T, columns) bool: which columns each new token may attend to."""

@@ -4,7 +4,7 @@ mlx-lm's models import `scaled_dot_product_attention` by name into their own mod
 `install_attention` replaces it there with a hook:
 
 1. a cache with a method `attend` computes the attention (extended mind, packed
-   forwards); it is given `plain`, which computes what 2. or 3. would have;
+   forwards); it is given `compute`, which computes what 2. or 3. would have;
 2. a cache with `bits` is quantised and goes to mlx-lm's function;
 3. everything else goes to the installed attention, mlx-lm's function by default.
 
@@ -48,18 +48,35 @@ class AttentionHook:
         mask: Any,  # an array, "causal" or None
         sinks: mx.array | None = None,
     ) -> mx.array:
-        def plain(queries: mx.array = queries) -> mx.array:
-            if self.computed is None or hasattr(cache, "bits"):
-                output: mx.array = scaled_dot_product_attention(
-                    queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
-                )
-                return output
-            return self.computed(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-
         attend: Attention | None = getattr(cache, "attend", None)
-        if attend is None:
-            return plain()
-        return attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks, plain=plain)
+        if attend is not None:
+            return attend(
+                queries, keys, values, scale=scale, mask=mask, sinks=sinks, compute=self.compute
+            )
+        if hasattr(cache, "bits"):
+            output: mx.array = scaled_dot_product_attention(
+                queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
+            )
+            return output
+        return self.compute(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+
+    def compute(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """The attention as such, whoever holds K and V."""
+        if self.computed is not None:
+            return self.computed(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        output: mx.array = scaled_dot_product_attention(
+            queries, keys, values, cache=None, scale=scale, mask=mask, sinks=sinks
+        )
+        return output
 
 
 attention = AttentionHook()

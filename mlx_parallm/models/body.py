@@ -1,4 +1,9 @@
-"""The last hidden states of a model, for sequences that are pooled and not sampled."""
+"""The body of a model, below its head: which of its hidden states go where.
+
+The body is the module below the head, after its last norm. Its class is replaced by a
+subclass for this one model, so that hidden states can be kept for pooling, and the head
+is given those only whose logits somebody wants.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,20 @@ _PATHS = (
 )
 
 
-class HiddenTap:
-    """Keeps what a model's body returns, that is, the input of its head.
-
-    The body is the module below the head, after its last norm. Its class is
-    replaced by a subclass for this one model; nothing is kept unless asked for.
+class BodyTap:
+    """Stands between a model's body and its head.
 
     Args:
         model: an mlx-lm model.
+
+    Attributes:
+        available: whether the body was found.
     """
 
     def __init__(self, model: Any) -> None:
         self._open = False
         self._last: mx.array | None = None
+        self._wanted: mx.array | None = None
         body = _body(model)
         self.available = body is not None
         if body is not None:
@@ -49,16 +55,26 @@ class HiddenTap:
             raise RuntimeError("this model's hidden states cannot be reached")
         return last
 
+    def select(self, wanted: mx.array | None) -> None:
+        """Give the head these rows of the next forwards' first axis only; None is all."""
+        self._wanted = wanted
+
     def _attach(self, body: Any) -> None:
         kind, tap = type(body), self
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            out = kind.__call__(self, *args, **kwargs)
-            if tap._open:
-                tap._last = out[0] if isinstance(out, tuple) else out
-            return out
+            return tap._pass_on(kind.__call__(self, *args, **kwargs))
 
         body.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+
+    def _pass_on(self, out: Any) -> Any:
+        hidden = out[0] if isinstance(out, tuple) else out
+        if self._open:
+            self._last = hidden
+        if self._wanted is None:
+            return out
+        hidden = hidden[self._wanted]
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
 
 def _body(model: Any) -> Any:
