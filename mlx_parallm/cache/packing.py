@@ -1,9 +1,9 @@
 """Packed forwards: rows with different numbers of new tokens, and nothing computed for padding.
 
 A forward of a padded grid, (B, T), computes the padding too. Packed, the model is given
-every real token as a sequence of its own, (N, 1), with its own position; only attention
-goes through the grid, since the tokens of a row look at that row's K and V. All else in
-a transformer is by token, so nothing but the layout changes.
+every real token as a sequence of its own, (N, 1), with its own position; see
+packed_layer.py. So decoding rows, their guesses and chunks of prompts share one forward,
+and the weights are read once.
 """
 
 from __future__ import annotations
@@ -16,27 +16,65 @@ import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.kv_cache import BatchedKVCache
+from mlx_parallm.cache.row_cache import RowCache
+from mlx_parallm.models.body import BodyTap
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = (2, 3, 1)  # new tokens of the rows that `can_pack` tries
+_COUNTS = (2, 3, 1, 5)  # new tokens of the rows that `can_pack` tries
+_HELD = 2  # tokens before them
 _TOLERANCE = 1e-3  # of the largest logit
 _HALF_TOLERANCE = 3e-2  # the same in half precision
 
 
-def can_pack(model: Any) -> bool:
+def can_pack(model: Any, body: BodyTap) -> bool:
     """Whether this model's packed forward gives what its padded one does, by trying both.
 
     It does where every layer is by token but for an attention that goes through
-    attention.py, which is so for most of mlx-lm's architectures.
+    models/attention.py, which is so for most of mlx-lm's architectures.
+
+    Args:
+        body: is told not to choose hidden states where the model's head needs all of them.
     """
-    if not all(type(leaf) is BatchedKVCache for leaf in BatchedCache(model).leaves):
+    if not all(type(layer) is BatchedKVCache for layer in BatchedCache(model).layers):
         return False
     try:
-        padded, packed = (_second_forward(model, packed) for packed in (False, True))
+        padded = _padded(model)
+        for selects in (True, False) if body.available else (False,):
+            body.selects = selects
+            if _agree(padded, _packed(model, body)):
+                return True
     except Exception as error:  # noqa: BLE001 - whatever does not fit runs padded
         logger.debug("forwards are padded: %s", error)
-        return False
+        body.select(None)
+    return False
+
+
+def packed_logits(
+    model: Any, cache: RowCache, body: BodyTap, tokens: mx.array, wanted: np.ndarray | None
+) -> mx.array:
+    """(M, V) logits behind the wanted tokens of the forward that the cache has begun.
+
+    Args:
+        tokens: (padded,) token ids.
+        wanted: (M,) their places; None is all.
+    """
+    if wanted is None:
+        everything: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
+        return everything
+    index = mx.array(wanted.astype(np.int32))
+    if not body.selects:
+        logits: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0][index]
+        return logits
+    body.select(index)
+    try:
+        chosen: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
+    finally:
+        body.select(None)
+    return chosen
+
+
+def _agree(padded: mx.array, packed: mx.array) -> bool:
     tolerance = _TOLERANCE if padded.dtype == mx.float32 else _HALF_TOLERANCE
     padded, packed = padded.astype(mx.float32), packed.astype(mx.float32)
     if padded.shape != packed.shape:
@@ -45,33 +83,52 @@ def can_pack(model: Any) -> bool:
     return bool((apart < tolerance).item())
 
 
-def token_logits(model: Any, cache: BatchedCache, grid: mx.array) -> mx.array:
-    """(N, V) logits of the real tokens, row by row, of the forward that the cache has begun.
-
-    Args:
-        grid: (B, T) token ids, padded.
-    """
-    span = cache.span
-    if span.packed:
-        tokens = mx.flatten(grid)[span.pack_index()]
-        packed: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
-        return packed
-    logits = mx.flatten(model(grid, cache=cache.layers), 0, 1)
-    return logits[span.pack_index()] if span.ragged else logits
+def _tokens(row: int, start: int, stop: int) -> list[int]:
+    return [7 + row * 11 + place for place in range(start, stop)]
 
 
-def _second_forward(model: Any, packed: bool) -> mx.array:
-    """(N, V) logits of the real tokens, behind a first token in each row."""
-    cache = BatchedCache(model)
-    for _ in _COUNTS:
+def _padded(model: Any) -> mx.array:
+    """(sum of _COUNTS, V) logits of each row alone, behind its first tokens."""
+    found = []
+    for row, count in enumerate(_COUNTS):
+        cache = BatchedCache(model)
         cache.join()
-    size, width = len(_COUNTS), max(_COUNTS)
-    first = [[7 + row] for row in range(size)]
-    cache.begin(0, size, 1, [1] * size)
-    mx.eval(model(mx.array(first), cache=cache.layers), cache.arrays)
+        cache.begin(0, 1, _HELD, [_HELD])
+        mx.eval(model(mx.array([_tokens(row, 0, _HELD)]), cache=cache.layers), cache.arrays)
+        cache.commit()
+        cache.begin(0, 1, count, [count])
+        found.append(model(mx.array([_tokens(row, _HELD, _HELD + count)]), cache=cache.layers)[0])
+    together = mx.concatenate(found)
+    mx.eval(together)
+    return together
+
+
+def _packed(model: Any, body: BodyTap) -> mx.array:
+    """The same of all rows in one forward: two classes, rows that decode and that catch up."""
+    cache = RowCache(model, lambda count: count + 3)
+    rows = [cache.join(200 if place % 2 else 1) for place in range(len(_COUNTS))]
+    _forward(model, cache, body, rows, (_HELD,) * len(rows), 0)
+    return _forward(model, cache, body, rows, _COUNTS, _HELD)
+
+
+def _forward(
+    model: Any, cache: RowCache, body: BodyTap, rows: list[Any], counts: Any, held: int
+) -> mx.array:
+    """Logits of these tokens, row by row: rows 0 and 1 decode behind their first ones."""
+    if held:
+        for row in rows[:2]:
+            cache.to_decoding(row)
+    work = list(zip(rows, counts, strict=True))
+    decode = sorted(work[:2] if held else [], key=lambda item: cache.place(item[0]))
+    cache.begin(decode, work[2:] if held else work)
+    tokens = np.zeros(cache.span.padded, dtype=np.int32)
+    wanted: dict[int, np.ndarray] = {}
+    for row, places in cache.places().items():
+        which = rows.index(row)
+        tokens[places] = _tokens(which, held, held + len(places))
+        wanted[which] = places
+    order = np.concatenate([wanted[which] for which in range(len(rows))])
+    logits = packed_logits(model, cache, body, mx.array(tokens), order)
     cache.commit()
-    inputs = np.arange(11, 11 + size * width, dtype=np.int32).reshape(size, width)
-    cache.begin(0, size, width, _COUNTS, packed=packed)
-    logits = token_logits(model, cache, mx.array(inputs))
-    mx.eval(logits)
+    mx.eval(logits, cache.arrays)
     return logits

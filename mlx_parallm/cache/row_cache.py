@@ -12,6 +12,7 @@ from collections.abc import Sequence as Items
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.extended_mind import Cited
@@ -119,6 +120,21 @@ class RowCache:
         self._span = PackedSpan(groups, self._bucket(first))
         return self._span
 
+    def place(self, row: Row) -> tuple[int, int]:
+        """Where a row is among all rows, for sorting."""
+        return row.home.capacity, row.index
+
+    def places(self) -> dict[Row, np.ndarray]:
+        """Where each row's tokens are in the forward under way, in their order there."""
+        span, found = self.span, {}
+        firsts, counts = span.layout.firsts.tolist(), np.diff(span.layout.firsts, append=span.size)
+        at = 0
+        for group in span.groups:
+            for row in group.home.rows[group.span.start : group.span.stop]:
+                found[row] = firsts[at] + np.arange(counts[at])
+                at += 1
+        return found
+
     def cited(self) -> list[Cited]:
         """Memories that the forward under way used, rows counted as they lie in it."""
         found, before = [], 0
@@ -171,6 +187,8 @@ def _decoding(work: Work) -> Iterator[Run]:
         homes[id(row.home)] = row.home
         counts.setdefault(id(row.home), []).append(count)
     for key, home in homes.items():
+        if len(counts[key]) != home.num_decoding:
+            raise RuntimeError("a row that decodes was left out of a step")
         yield home, 0, len(counts[key]), counts[key]
 
 

@@ -20,7 +20,8 @@ from mlx_parallm.models.adapt import adapt
 class ModelDrafter:
     """A smaller model with the same tokenizer guesses greedily.
 
-    Its rows may lag behind the target's; a guess begins with catching up.
+    It has rows of its own, which may lag behind the target's: a guess begins with
+    catching up.
     """
 
     is_free = False
@@ -29,47 +30,87 @@ class ModelDrafter:
         self.model = adapt(model)
         replacements.install(model)
         self.vocab_size = vocab_size
-        self.cache = BatchedCache(model)
+        self.reset()
 
     @property
     def caches(self) -> list[BatchedCache]:
         """See Drafter."""
         return [self.cache]
 
-    def lag(self, sequences: list[Sequence], rows: list[Row]) -> int:
+    def lag(self, sequences: list[Sequence]) -> int:
         """See Drafter."""
-        return sum(s.num_tokens - r.length for s, r in zip(sequences, rows, strict=True))
+        return sum(s.num_tokens - self._right.get(s.id, 0) for s in sequences)
 
-    def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
+    def propose(self, sequences: list[Sequence], most: int) -> Proposal:
         """See Drafter. The guesses are still being computed when this returns."""
-        lag = self.lag(sequences, rows)
+        lag = self.lag(sequences)
+        ordered = self._line_up(sequences)
+        rows = [self._rows[s.id] for s in ordered]
         began = time.perf_counter()
-        self._read(sequences, rows, most)
+        self._read(ordered, rows, most)
         seconds = time.perf_counter() - began
-        token = self._catch_up(sequences, rows)
+        token = self._catch_up(ordered, rows)
         guesses = [token]
         while len(guesses) < most:
             mx.async_eval(token)  # computes while the next forward is built
             token = self._forward(token[:, None], [1] * len(rows), 1)
             guesses.append(token)
         together = mx.stack(guesses, axis=1)
+        if ordered != sequences:
+            place = {s.id: index for index, s in enumerate(ordered)}
+            together = together[mx.array([place[s.id] for s in sequences])]
         mx.async_eval(together, self.cache.arrays)
+        self._right.update({s.id: s.num_tokens for s in sequences})
+        self._proposed = sequences
         counts = np.full(len(rows), most, dtype=np.int32)
         long = lag > len(rows) * (most + 1)  # more than the step before left behind
         return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)
 
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
-        """See Drafter: a model's guesses stay what they are."""
+        """See Drafter: a model's guesses stay what they are, but its rows hold the right ones."""
+        for sequence, right in zip(self._proposed, accepted, strict=True):
+            if sequence.id in self._rows:
+                # The last guess of all was made and never read.
+                held = self._rows[sequence.id].length
+                self._right[sequence.id] = min(self._right[sequence.id] + right, held)
 
     def observe(self, sequences: list[Sequence], *, guessing: bool) -> None:
         """See Drafter: its rows hold all that it needs."""
 
+    def fork(self, sequence: Sequence, leader: Sequence) -> None:
+        """See Drafter."""
+        if leader.id in self._rows:
+            self._rows[sequence.id] = self.cache.fork(self._rows[leader.id])
+            self._right[sequence.id] = self._right[leader.id]
+
     def forget(self, sequence: Sequence) -> None:
-        """See Drafter: its cache's rows leave with the target's."""
+        """See Drafter."""
+        if sequence.id in self._rows:
+            self.cache.leave(self._rows.pop(sequence.id))
+            del self._right[sequence.id]
 
     def reset(self) -> None:
         """See Drafter."""
         self.cache = BatchedCache(self.model)
+        self._rows: dict[int, Row] = {}
+        self._right: dict[int, int] = {}  # tokens of each row that are its sequence's
+        self._proposed: list[Sequence] = []
+
+    def _line_up(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Give these sequences the first rows; returns them in the order of their rows."""
+        for sequence in sequences:
+            if sequence.id not in self._rows:
+                self._rows[sequence.id] = self.cache.join()
+                self._right[sequence.id] = 0
+            row = self._rows[sequence.id]
+            row.length = min(self._right[sequence.id], sequence.num_tokens - 1)
+        rows = [self._rows[s.id] for s in sequences]
+        taken = {row.index for row in rows}
+        free = iter([index for index in range(len(rows)) if index not in taken])
+        for row in rows:
+            if row.index >= len(rows):
+                self.cache.swap(row, self.cache.rows[next(free)])
+        return sorted(sequences, key=lambda s: self._rows[s.id].index)
 
     def _read(self, sequences: list[Sequence], rows: list[Row], most: int) -> None:
         """Compute tokens of rows that are far behind, row by row: beside each other, all would

@@ -10,7 +10,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
-from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.sequence import Sequence
 
 
@@ -25,6 +24,7 @@ class Proposal:
             is none; None where the drafter cannot say.
         caught_up: tokens that the drafter read before it could guess, and
         seconds: how long these took.
+        began: when guessing began.
     """
 
     guesses: mx.array | np.ndarray
@@ -32,10 +32,11 @@ class Proposal:
     odds: np.ndarray | None = None
     caught_up: int = 0
     seconds: float = 0.0
+    began: float = 0.0
 
 
 class Drafter(Protocol):
-    """Guesses tokens for a batch. Rows are joined, left and moved with the target's.
+    """Guesses tokens for a batch.
 
     Attributes:
         is_free: guessing costs next to nothing, so that a step may guess as many as
@@ -46,13 +47,13 @@ class Drafter(Protocol):
 
     @property
     def caches(self) -> list[BatchedCache]:
-        """Caches whose rows must follow the target's."""
+        """What it computes in, to be evaluated with each step."""
 
-    def lag(self, sequences: list[Sequence], rows: list[Row]) -> int:
+    def lag(self, sequences: list[Sequence]) -> int:
         """Tokens that it has to read before it can guess."""
 
-    def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
-        """At most `most` guesses a row; `rows` are the sequences' rows in its cache."""
+    def propose(self, sequences: list[Sequence], most: int) -> Proposal:
+        """At most `most` guesses for each sequence."""
 
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
         """What became of the newest proposal: guesses looked at and accepted, by row."""
@@ -62,6 +63,9 @@ class Drafter(Protocol):
 
         guessing: whether guesses were asked for in that step.
         """
+
+    def fork(self, sequence: Sequence, leader: Sequence) -> None:
+        """A sequence begins with all that another one has read."""
 
     def forget(self, sequence: Sequence) -> None:
         """Its row is gone."""

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
-from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
 
@@ -78,15 +77,15 @@ class NgramDrafter:
         self._read: dict[int, int] = {}  # tokens of each sequence's output in the shared book
         self._asked: list[list[tuple[Kind, int]]] = []
 
-    def lag(self, sequences: list[Sequence], rows: list[Row]) -> int:
+    def lag(self, sequences: list[Sequence]) -> int:
         """See Drafter: tokens that are not in a sequence's own book."""
         books = [self._own.get(sequence.id) for sequence in sequences]
         known = sum(len(book.tokens) for book in books if book is not None)
         return sum(sequence.num_tokens for sequence in sequences) - known
 
-    def propose(self, sequences: list[Sequence], rows: list[Row], most: int) -> Proposal:
+    def propose(self, sequences: list[Sequence], most: int) -> Proposal:
         """See Drafter."""
-        lag, began = self.lag(sequences, rows), time.perf_counter()
+        lag, began = self.lag(sequences), time.perf_counter()
         for sequence in sequences:
             if sequence.id not in self._own:
                 self._own[sequence.id] = OwnNgrams(sequence.prompt)
@@ -115,6 +114,9 @@ class NgramDrafter:
         for sequence in sequences:
             if guessing or sequence.id % _SAMPLE == 0:
                 self._take_in(sequence, None if guessing else self._beliefs)
+
+    def fork(self, sequence: Sequence, leader: Sequence) -> None:
+        """See Drafter: its book is made when it is first asked for a guess."""
 
     def forget(self, sequence: Sequence) -> None:
         """See Drafter: its end is worth knowing too."""

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
 Restore = Callable[[tuple[object, ...], list[int], int], int]
-_MOST_CHUNKS = 4  # of prompts in one step beside decoding rows
+# (tokens that decode, rows that catch up) -> prompt tokens of the next step.
+Budget = Callable[[int, int], int]
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
 
 
@@ -68,9 +70,10 @@ class SchedulerConfig:
 
     Attributes:
         max_batch_size: rows at most.
-        prefill_chunk: prompt tokens a step may catch up while others decode, what
-            shorter rows are padded with included; see prefill_budget for a crowd.
+        prefill_chunk: prompt tokens a step may catch up at most while others decode.
         idle_prefill_tokens: the same while nothing decodes.
+        packs: forwards compute no padding; elsewhere a step's chunks are padded to the widest,
+            and every row has as much memory as the longest.
         kv_tokens: tokens that the KV memory budget holds.
         max_width: tokens a row may catch up in one forward.
         lookahead: tokens that a row may compute ahead of what it keeps.
@@ -81,8 +84,9 @@ class SchedulerConfig:
     max_batch_size: int = 32
     prefill_chunk: int = 256
     idle_prefill_tokens: int = 1024
+    packs: bool = False
     kv_tokens: int = 1 << 40
-    max_width: int = 512
+    max_width: int = 480
     lookahead: int = 0
     aligned: bool = False
     shares_prefixes: bool = False
@@ -99,7 +103,7 @@ class ContinuousBatchScheduler:
         self.config = config
         self.prefixes: PrefixCache = prefixes or NaiveCache()
         self.restore: Restore | None = None
-        self.chunk: int | None = None  # what suits the decoding rows now, below prefill_chunk
+        self.budget: Budget | None = None  # None always takes the most
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
@@ -127,7 +131,7 @@ class ContinuousBatchScheduler:
 
     @property
     def kv_tokens_used(self) -> int:
-        """Tokens of KV memory that rows hold: each has room for as many as the longest."""
+        """Tokens of KV memory that rows hold."""
         return self._area(self.running)
 
     @property
@@ -138,7 +142,8 @@ class ContinuousBatchScheduler:
     def fits(self, sequence: Sequence) -> bool:
         """Whether the sequence could ever run to its end, alone."""
         total = len(sequence.prompt) + sequence.params.max_tokens
-        return _blocks(total) <= self.config.kv_tokens
+        size = capacity_for(total) if self.config.packs else _blocks(total)
+        return size <= self.config.kv_tokens
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a row."""
@@ -240,10 +245,12 @@ class ContinuousBatchScheduler:
                 plan.release.append(sequence)
 
     def _cost(self, sequence: Sequence) -> int:
-        return _blocks(sequence.num_tokens + sequence.in_flight + 1 + self.config.lookahead)
+        tokens = sequence.num_tokens + sequence.in_flight + 1 + self.config.lookahead
+        return capacity_for(tokens) if self.config.packs else _blocks(tokens)
 
     def _area(self, rows: Items[Sequence]) -> int:
-        return len(rows) * max((self._cost(s) for s in rows), default=0)
+        costs = [self._cost(sequence) for sequence in rows]
+        return sum(costs) if self.config.packs else len(costs) * max(costs, default=0)
 
     def _fits_beside(self, sequence: Sequence) -> bool:
         """Whether there is memory for one more row; a lone one always has it."""
@@ -352,7 +359,7 @@ class ContinuousBatchScheduler:
 
     def _catch_up(self, plan: Plan) -> None:
         behind = sorted((s for s in self.running if s.status is Status.PREFILL), key=_order)
-        budget = prefill_budget(self.config, len(behind), len(self.decoding), self.chunk)
+        budget = self._budget(len(behind))
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))
@@ -360,8 +367,14 @@ class ContinuousBatchScheduler:
             if sequence.num_pending <= 1:
                 self._caught_up(sequence, plan)
 
+    def _budget(self, behind: int) -> int:
+        """Prompt tokens of the next step."""
+        decoding = len(self.decoding)
+        most = self.config.prefill_chunk if decoding else self.config.idle_prefill_tokens
+        return most if self.budget is None else min(most, self.budget(decoding, behind))
+
     def _chunks(self, behind: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-        """Divide the budget. A forward's chunks are padded to the widest, and counted so.
+        """Divide the budget, in the order of arrival.
 
         A long head of the line leaves every other step to those behind it.
         """
@@ -372,13 +385,25 @@ class ContinuousBatchScheduler:
             if self._passing:
                 line = sorted(line[1:], key=lambda s: s.num_pending)
         lefts = [s.num_pending - 1 for s in line]
-        rows, width = _rectangle(lefts, budget, self.config.max_width)
-        for sequence, left in zip(line[:rows], lefts, strict=False):
+        for sequence, left, width in zip(line, lefts, self._widths(lefts, budget), strict=False):
             count = min(left, width)
             if self.config.aligned:
                 count = self._align(sequence, count, left)
             chunks.append((sequence, count))
         return chunks
+
+    def _widths(self, lefts: list[int], budget: int) -> Iterator[int]:
+        """Tokens of the first rows' chunks, as far as the budget goes."""
+        if not self.config.packs:
+            rows, width = _rectangle(lefts, budget, self.config.max_width)
+            yield from [width] * rows
+            return
+        for left in lefts:
+            if budget <= 0:
+                return
+            width = min(left, budget, self.config.max_width)
+            budget -= width
+            yield width
 
     def _align(self, sequence: Sequence, count: int, left: int) -> int:
         """Let a chunk end at the last page border within it."""
@@ -430,24 +455,6 @@ class ContinuousBatchScheduler:
         while self._waiting and self._waiting[0][-1].status is not Status.WAITING:
             heapq.heappop(self._waiting)
         return self._waiting[0][-1] if self._waiting else None
-
-
-def prefill_budget(
-    config: SchedulerConfig, behind: int, decoding: int, chunk: int | None = None
-) -> int:
-    """Prompt tokens that a step may catch up.
-
-    Args:
-        behind: rows that wait for their first token.
-        decoding: rows that wait for their next one. A step that catches up takes
-            longer for these; where more rows wait for their first token than that,
-            up to four chunks a step serve more of them.
-        chunk: tokens instead of prefill_chunk.
-    """
-    if not decoding:
-        return config.idle_prefill_tokens
-    crowd = min(_MOST_CHUNKS, max(1, behind // decoding))
-    return (chunk or config.prefill_chunk) * crowd
 
 
 def _order(sequence: Sequence) -> tuple[int, float, int]:

@@ -216,6 +216,11 @@ class Sequence:
         )
 
     @property
+    def newest(self) -> int:
+        """The newest token that the host knows."""
+        return self.output[-1] if self.output else self.prompt[-1]
+
+    @property
     def num_sampled(self) -> int:
         """Tokens sampled so far, those the host has not read yet included."""
         return len(self.output) + self.in_flight

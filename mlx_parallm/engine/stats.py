@@ -25,6 +25,8 @@ class EngineStats:
     step_time: float = 0.0
     decode_steps: int = 0
     decode_rows: int = 0
+    decode_steps: int = 0
+    computed_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
@@ -75,6 +77,8 @@ class Counter:
             stats.steps += 1
             stats.decode_steps += bool(launched.decode)
             stats.decode_rows += len(launched.decode)
+            stats.decode_steps += bool(launched.decode)
+            stats.computed_tokens += launched.tokens
         self._prefixes()
         self._speculation()
 
@@ -89,9 +93,9 @@ class Counter:
         stats.prefix_pages, stats.prefix_bytes = found.cached_pages, prefixes.nbytes
 
     def _speculation(self) -> None:
-        if self._runner.drafter is None:
+        if self._runner.speculation is None:
             return
-        stats, found = self.stats, self._runner.lengths.stats
+        stats, found = self.stats, self._runner.speculation.lengths.stats
         stats.speculative_steps, stats.draft_length = found.steps, found.current_length
         stats.drafted_tokens, stats.accepted_tokens = found.drafted, found.accepted
         stats.draft_time = found.draft_time

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlx_parallm.cache.extended_mind import Cited
 from mlx_parallm.cache.span import Ragged
+from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.sampler import Sampled
 from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.memory.citations import TokenCitation
@@ -59,24 +60,21 @@ class Guessed:
     """Guesses that a step verifies, and what it sampled at their places.
 
     Attributes:
-        guesses: (B, k) int32; counts: (B,) how many of them count.
-        layout: how each row's counts + 1 tokens lie behind each other, N in all.
-        tokens: (N,) int32, sampled behind 0, 1, ... `counts` guesses of each row.
-        began: when guessing began, in seconds.
-        reading: how long the drafter then read what it had not guessed itself.
+        proposal: the guesses.
+        layout: how each row's tokens, sampled behind 0, 1, ... guesses, lie behind each other.
     """
 
-    guesses: mx.array
-    counts: np.ndarray
+    proposal: Proposal
     layout: Ragged
-    tokens: mx.array
-    began: float
-    reading: float
 
     def accepted(self, guesses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """(B,) guesses up to each row's first wrong one."""
+        """(B,) guesses up to each row's first wrong one.
+
+        Args:
+            guesses: (B, k); tokens: (N,) sampled.
+        """
         most = guesses.shape[1]
-        counts = self.counts[:, None] > np.arange(most)
+        counts = self.proposal.counts[:, None] > np.arange(most)
         # Places behind a row's last guess do not count, whatever they hold.
         places = np.minimum(self.layout.firsts[:, None] + np.arange(most), len(tokens) - 1)
         right = (tokens[places] == guesses) & counts
@@ -89,6 +87,8 @@ class Launched:
 
     Attributes:
         waited: it was launched after the step before was read.
+        cited, cited_by: see Computed.
+        tokens: how many the model was given.
     """
 
     decode: list[Sequence]
@@ -99,6 +99,8 @@ class Launched:
     began: float
     waited: bool
     cited: list[Cited] = field(default_factory=list)
+    cited_by: dict[int, tuple[int, int]] = field(default_factory=dict)
+    tokens: int = 0
 
 
 def keep_scores(scores: PromptScores) -> None:

@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What was measured between two readings.
+
+    Attributes:
+        seconds: how long it took.
+        tokens: that the device computed in that time.
+        own: whether nothing else was done in that time.
+    """
+
+    seconds: float
+    tokens: int
+    own: bool
 
 
 class StepClock:
-    """Times steps, of which one may be launched before the one before it is read."""
+    """Times steps, of which one may be launched before the one before it is read.
 
-    def __init__(self) -> None:
+    Args:
+        eager: launching a step computes most of it, as on a CPU; elsewhere the device
+            computes while the host goes on.
+    """
+
+    def __init__(self, *, eager: bool) -> None:
+        self._eager = eager
         self._read_at: float | None = None
         self._unread = 0
         self._start_again()
 
     def _start_again(self) -> None:
         self._launches = 0
-        self._besides = 0.0  # seconds of these launches before their decoding
+        self._tokens = 0
+        self._besides = 0.0  # seconds of these launches before their forward
         self._disturbed = False
 
     def rest(self) -> None:
         """Nothing runs: the time until the next step is not its own."""
         self._read_at = None
 
-    def launched(self, *, alone: bool, besides: float) -> bool:
+    def launched(self, tokens: int, *, alone: bool, besides: float) -> bool:
         """A step was launched; returns whether it waited for the one before to be read.
 
-        alone: it only decodes; besides: seconds that it took before its decoding.
+        alone: its rows neither came nor went; besides: seconds that it took before its forward.
         """
         # Part of the time of the step before too, while that is not read.
         self._launches += 1
+        self._tokens = tokens
         self._besides += besides
         self._disturbed = self._disturbed or not alone
         self._unread += 1
         return self._unread == 1
 
-    def read(self, began: float, *, waited: bool) -> tuple[float, bool]:
-        """A step was read: its seconds, and whether they are its own and nothing else's.
+    def read(self, began: float, tokens: int, *, waited: bool) -> Timed:
+        """A step of so many tokens was read.
 
         began: when it was launched.
         """
@@ -46,7 +70,8 @@ class StepClock:
         # A step's time has one launch in it: its own, or of the step after, where that came first.
         own = self._launches == 1 and not self._disturbed
         if waited and self._launches == 1:
-            # What came before decoding waited for nothing that was computing: known time.
+            # What came before its forward waited for nothing that was computing: known time.
             seconds, own = seconds - self._besides, True
+        timed = Timed(seconds, self._tokens if self._eager else tokens, own)
         self._start_again()
-        return seconds, own
+        return timed

@@ -29,6 +29,7 @@ class BodyTap:
 
     Attributes:
         available: whether the body was found.
+        selects: whether the head can be given some hidden states only.
     """
 
     def __init__(self, model: Any) -> None:
@@ -36,7 +37,7 @@ class BodyTap:
         self._last: mx.array | None = None
         self._wanted: mx.array | None = None
         body = _body(model)
-        self.available = body is not None
+        self.available = self.selects = body is not None
         if body is not None:
             self._attach(body)
 

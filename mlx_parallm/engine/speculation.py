@@ -1,0 +1,71 @@
+"""Speculation as a step sees it: guesses to verify, and what became of them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from mlx_parallm.engine.drafter import Drafter, Proposal
+from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.speculative import LengthController
+
+_PADDING_SHARE = 0.4  # of a token's time that a place of padding takes in a packed forward
+
+
+class Speculation:
+    """A drafter, and the controller that says how far it guesses.
+
+    Args:
+        most: tokens to guess a row at most.
+        packs: whether forwards compute no padding.
+    """
+
+    def __init__(self, drafter: Drafter, most: int, *, packs: bool) -> None:
+        self.drafter = drafter
+        self.lengths = LengthController(most, drafter.is_free, _PADDING_SHARE if packs else 1.0)
+
+    def choose(self, sequences: list[Sequence]) -> int:
+        """Tokens worth guessing for these sequences in their next step."""
+        return self.lengths.choose(sequences, lambda: self.drafter.lag(sequences))
+
+    def propose(
+        self, sequences: list[Sequence], most: int, without: set[int]
+    ) -> Proposal | None:
+        """Guesses that are worth verifying; None where there are none.
+
+        without: ids of sequences that cannot be given any in this step.
+        """
+        began = time.perf_counter()
+        proposal = self.drafter.propose(sequences, most)
+        self.lengths.caught_up(proposal.caught_up, proposal.seconds)
+        room = [0 if s.id in without else room_to_guess(s) for s in sequences]
+        proposal.counts = np.minimum(proposal.counts, np.maximum(room, 0)).astype(np.int32)
+        if not self.lengths.narrow(proposal):
+            for sequence in sequences:
+                self.lengths.verified(sequence, 0, 0)
+            self.lengths.stats.draft_time += time.perf_counter() - began
+            return None
+        proposal.began = began
+        return proposal
+
+    def verified(
+        self, sequences: list[Sequence], proposal: Proposal, accepted: list[int]
+    ) -> None:
+        """So many guesses of each sequence were right."""
+        drafted = proposal.counts.tolist()
+        for sequence, count, right in zip(sequences, drafted, accepted, strict=True):
+            self.lengths.verified(sequence, count, right)
+        self.drafter.learn(drafted, accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence's row is gone."""
+        self.lengths.forget(sequence)
+        self.drafter.forget(sequence)
+
+
+def room_to_guess(sequence: Sequence) -> int:
+    """Guesses that a sequence can use: one token comes without a guess."""
+    if sequence.params.speculative is False:
+        return 0
+    return sequence.params.max_tokens - sequence.num_sampled - 1
