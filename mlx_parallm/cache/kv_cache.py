@@ -154,7 +154,10 @@ class BatchedKVCache(LayerCache):
         needed = self._at_most(round_up(span.needed))
         if needed <= self.capacity:
             return
-        capacity = max(needed, self._ahead(self.batch.expected))
+        self._allocate(max(needed, self._ahead(self.batch.expected)), keys, values)
+
+    def _allocate(self, capacity: int, keys: mx.array, values: mx.array) -> None:
+        """Have so many columns, of the shape and type of these."""
         self.keys = _grow(self.keys, self.batch.slots, capacity, keys)
         self.values = _grow(self.values, self.batch.slots, capacity, values)
 
@@ -164,8 +167,7 @@ class BatchedKVCache(LayerCache):
         capacity = self._ahead(wanted)
         if capacity <= self.capacity:
             return False
-        self.keys = _grow(self.keys, self.batch.slots, capacity, self.keys)
-        self.values = _grow(self.values, self.batch.slots, capacity, self.values)
+        self._allocate(capacity, self.keys, self.values)
         return True
 
     def _ahead(self, wanted: int) -> int:
@@ -194,6 +196,8 @@ class BatchedKVCache(LayerCache):
         return [array[slot : slot + 1, :, :columns] + 0 for array in self.arrays]
 
     def put(self, slot: int, taken: list[mx.array]) -> None:
+        if taken and not self.arrays:  # the first row of a class, moved from another one
+            self._allocate(self._at_most(taken[0].shape[2]), *taken)
         for array, part in zip(self.arrays, taken, strict=True):
             array[slot : slot + 1, :, : part.shape[2]] = part
 
@@ -220,8 +224,7 @@ class BatchedKVCache(LayerCache):
         length = keys.shape[1]
         needed = self._at_most(round_up(length))
         if self.capacity < needed:
-            self.keys = _grow(self.keys, self.batch.slots, needed, keys[None])
-            self.values = _grow(self.values, self.batch.slots, needed, values[None])
+            self._allocate(needed, keys[None], values[None])
         assert self.keys is not None and self.values is not None
         if length <= self.capacity:
             self.keys[slot, :, :length] = keys

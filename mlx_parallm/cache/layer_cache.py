@@ -13,7 +13,6 @@ from mlx_parallm.models.limits import MAX_WIDTH
 __all__ = ["BLOCK", "MAX_WIDTH", "LayerCache", "enlarged", "resized", "round_up"]
 
 
-
 def round_up(value: int, block: int = BLOCK) -> int:
     """The next multiple of the block."""
     return -(-value // block) * block

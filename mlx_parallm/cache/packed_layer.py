@@ -71,8 +71,8 @@ class PackedLayer:
     def attend(
         self,
         queries: mx.array,
-        keys: mx.array,  # noqa: ARG002 - those of the rows count
-        values: mx.array,  # noqa: ARG002
+        keys: mx.array,
+        values: mx.array,
         *,
         compute: Callable[..., mx.array],
         scale: float,

@@ -129,7 +129,7 @@ class PrefixStore:
                 leaves = row.home.leaves
                 self.pages.write_all(
                     pages,
-                    [leaves[p].read(row.index, start, stop) for p in self._kv_places],  # type: ignore[attr-defined]
+                    [leaves[p].read(row.index, start, stop) for p in self._kv_places],
                 )
 
         # What a ring has overwritten cannot be stored any more.

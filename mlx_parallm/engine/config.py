@@ -13,8 +13,9 @@ class EngineConfig:
     Attributes:
         max_batch_size: sequences that compute at once.
         max_queue: sequences that may wait; one more is refused.
-        prefill_chunk: prompt tokens a step may add while others decode; None
-            chooses by device.
+        prefill_chunk: prompt tokens a step may add at most while others decode; None
+            chooses by device. How many it takes is measured.
+        max_gap: plain steps that running rows may wait for a step with prompt tokens.
         kv_cache_memory: bytes for K and V of running sequences; None is half of
             what the weights leave.
         memory_utilization: instead of kv_cache_memory, the share of the device's memory
@@ -31,6 +32,7 @@ class EngineConfig:
     max_batch_size: int = 32
     max_queue: int = 1024
     prefill_chunk: int | None = None
+    max_gap: float = 2.0
     kv_cache_memory: int | None = None
     memory_utilization: float | None = None
     prefix_cache_memory: int | None = None

@@ -61,7 +61,7 @@ class ModelDrafter:
             together = together[mx.array([place[s.id] for s in sequences])]
         mx.async_eval(together, self.cache.arrays)
         self._right.update({s.id: s.num_tokens for s in sequences})
-        self._proposed = sequences
+        self._proposed[:] = sequences
         counts = np.full(len(rows), most, dtype=np.int32)
         long = lag > len(rows) * (most + 1)  # more than the step before left behind
         return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)

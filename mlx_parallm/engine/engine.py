@@ -20,23 +20,16 @@ from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
-from mlx_parallm.cache.page_spill import model_fingerprint
-from mlx_parallm.cache.prefix_contract import PAGE_SIZE, CacheStats
-from mlx_parallm.cache.prefix_store import PrefixStore
+from mlx_parallm.cache.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
+from mlx_parallm.engine.assembly import assemble
 from mlx_parallm.engine.config import EngineConfig
-from mlx_parallm.engine.draft_model import ModelDrafter
-from mlx_parallm.engine.drafter import Drafter
-from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.ngram import NgramDrafter
-from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.speculative import SpeculativeStats
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result
-from mlx_parallm.engine.warm_up import warm_up
 from mlx_parallm.errors import (
     ModelLoadError,
     OutOfMemoryError,
@@ -46,15 +39,13 @@ from mlx_parallm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from mlx_parallm.models.device_memory import available_kv_bytes
-from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
+from mlx_parallm.models.loader import LoadedModel
 
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Sink = Callable[[list[Output]], None]
-_NO_LIMIT = 1 << 40
 
 
 @dataclass(slots=True)
@@ -200,13 +191,13 @@ class Engine:
         def apply() -> None:
             if self.loaded is not None and self.loaded.is_encoder:
                 given.pop("prefill_chunk", None)
-            if speculate and self._runner.drafter is None:
+            if speculate and self._runner.speculation is None:
                 self._runner.speculate(NgramDrafter(), self.config.num_draft_tokens)
                 self.config = replace(self.config, speculative="ngram")
             self._scheduler.config = replace(self._scheduler.config, **given)  # type: ignore[arg-type]
-            if self._runner.drafter is not None:
+            if self._runner.speculation is not None:
                 most = self.config.num_draft_tokens if self._speculate else 0
-                self._runner.lengths.ceiling = most
+                self._runner.speculation.lengths.ceiling = most
                 self._scheduler.config = replace(self._scheduler.config, lookahead=most)
 
         self.config = replace(self.config, **given)  # type: ignore[arg-type]
@@ -235,9 +226,9 @@ class Engine:
 
     def speculative_stats(self) -> SpeculativeStats | None:
         """A copy of speculation's counters; None where it is off."""
-        if self.loaded is None or self._runner.drafter is None:
+        if self.loaded is None or self._runner.speculation is None:
             return None
-        return replace(self._runner.lengths.stats)
+        return replace(self._runner.speculation.lengths.stats)
 
     def drain(self) -> None:
         """Refuse new sequences; those accepted are finished."""
@@ -301,73 +292,11 @@ class Engine:
     def _start_up(self) -> None:
         loaded = self._load()
         fit_threads(loaded.largest_matrix)
-        self._runner = ModelRunner(loaded.model, loaded.vocab_size)
-        warm_up(self._runner)
-        per_token = self._runner.cache.bytes_per_token
-        memory = self.config.kv_cache_memory or available_kv_bytes(
-            loaded.nbytes, self.config.memory_utilization
-        )
-        prefixes = self._start_prefixes(loaded, memory)
-        self._runner.reset()
-        guesses = self._start_drafter(loaded)
-        self._scheduler = ContinuousBatchScheduler(
-            SchedulerConfig(
-                max_batch_size=self.config.max_batch_size,
-                **self._chunks(loaded),
-                kv_tokens=memory // per_token if per_token else 1 << 40,
-                lookahead=guesses,
-                aligned=prefixes is not None and prefixes.has_state,
-                shares_prefixes=prefixes is not None,
-            ),
-            prefixes.tree if prefixes is not None else None,
-        )
-        if prefixes is not None and prefixes.disk is not None:
-            self._scheduler.restore = prefixes.disk.restore
+        self._runner, self._scheduler = assemble(loaded, self.config, self._load_draft)
         self._counter = Counter(self._stats, self._scheduler, self._runner)
         self.loaded = loaded
         self._running = True
         self._state, self.reason = "ready", None
-
-    def _start_prefixes(self, loaded: LoadedModel, kv_memory: int) -> PrefixStore | None:
-        """Set the prefix cache up; the runner's caches have computed a token."""
-        memory = self.config.prefix_cache_memory
-        if memory is None:
-            memory = kv_memory // 4
-        if memory <= 0 or loaded.is_encoder:
-            return None
-        prefixes = self._runner.prefixes = PrefixStore(self._runner.cache, memory)
-        if self.config.prefix_cache_dir is not None:
-            weights = dict(tree_flatten(loaded.model.parameters())).items()
-            fingerprint = model_fingerprint(loaded.config, weights, PAGE_SIZE)
-            folder = self.config.prefix_cache_dir
-            prefixes.keep_on_disk(folder, fingerprint, self.config.prefix_cache_disk)
-        return prefixes
-
-    def _start_drafter(self, loaded: LoadedModel) -> int:
-        """Set speculation up; returns the most tokens to guess, 0 where it is off."""
-        kind = self.config.speculative
-        if kind is None:
-            return 0
-        if self._runner.cache.has_state:
-            log.warning("speculation is off: this model's recurrent state cannot be taken back")
-            return 0
-        drafter: Drafter = NgramDrafter()
-        if kind == "draft":
-            if self._load_draft is None:
-                raise ModelLoadError("speculation with a draft model needs a draft model")
-            draft = self._load_draft()
-            check_same_tokenizer(loaded, draft)
-            drafter = ModelDrafter(draft.model, min(draft.vocab_size, loaded.vocab_size))
-            if any(cache.has_state for cache in drafter.caches):
-                raise ModelLoadError(f"{draft.path}: a recurrent model cannot be the draft")
-        self._runner.speculate(drafter, self.config.num_draft_tokens)
-        return self.config.num_draft_tokens
-
-    def _chunks(self, loaded: LoadedModel) -> dict[str, int]:
-        """How much of the prompts a step computes: an encoder's are never cut."""
-        if loaded.is_encoder:
-            return {"prefill_chunk": _NO_LIMIT, "idle_prefill_tokens": _NO_LIMIT}
-        return {"prefill_chunk": self.config.prefill_chunk or _default_chunk()}
 
     def _fail_start(self, error: Exception) -> None:
         if not isinstance(error, ParallmError):
@@ -409,7 +338,6 @@ class Engine:
             if launched is not None and (guesses or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self._runner.collect(earlier))
-            self._scheduler.chunk = self._runner.pace.chunk(self._scheduler.config.prefill_chunk)
             plan = self._scheduler.schedule()
             following = None if plan.empty else self._runner.launch(plan, guesses)
             self._scheduler.launched(plan)
@@ -534,8 +462,3 @@ class Engine:
         mx.clear_cache()
         stats = self._stats
         stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0
-
-
-def _default_chunk() -> int:
-    """Prompt tokens a step may add while others decode: a CPU stalls sooner."""
-    return 64 if mx.default_device().type == mx.DeviceType.cpu else 512

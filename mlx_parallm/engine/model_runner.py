@@ -159,9 +159,7 @@ class ModelRunner:
             return None
         if work.proposal is not None:
             guesses = mx.array(work.proposal.guesses)
-            return self.sampler.sample_ahead(
-                computed.logits, work.decode, guesses, computed.layout
-            )
+            return self.sampler.sample_ahead(computed.logits, work.decode, guesses, computed.layout)
         sampled = self.sampler.sample(computed.logits, work.decode)
         self._previous = (work.decode, sampled.tokens)
         return sampled

@@ -71,6 +71,8 @@ class PackedForwards:
         return sorted(decode, key=place)
 
     def compute(self, work: Work) -> Computed:
+        if not work.decode and not work.chunked:
+            return Computed()
         return _PackedStep(self, work).compute()
 
 
@@ -83,7 +85,7 @@ class _PackedStep:
         self.leaders = {follower.id: leader for follower, leader in work.forks}
         self.own = [s for s in work.decode if s.id not in self.leaders]
         guesses = work.guesses.tolist()
-        self.guesses = {s.id: n for s, n in zip(work.decode, guesses, strict=True)}
+        self.guesses: dict[int, int] = {s.id: n for s, n in zip(work.decode, guesses, strict=True)}
         only_chunks = [s for s in work.chunked if s.id not in self.guesses]
         self.sequences = [*self.own, *only_chunks]
         self.counts = {s.id: self._count(s) for s in self.sequences}
@@ -123,7 +125,8 @@ class _PackedStep:
         """Give every row its place in the forward."""
         self.rows = {s.id: self.forwards.join(s) for s in self.sequences}
         self.cache.make_room([(self.rows[s.id], self.counts[s.id]) for s in self.sequences])
-        decode, chunks = [], []
+        decode: list[tuple[Row, int]] = []
+        chunks: list[tuple[Row, int]] = []
         for sequence in self.sequences:
             row = self.rows[sequence.id]
             (decode if _runs(row) else chunks).append((row, self.counts[sequence.id]))
@@ -214,7 +217,7 @@ class _PackedStep:
 
     def _fork(self) -> None:
         for sequence, leader in self.work.forks:
-            row = self.cache.fork(self.rows[leader.id])
+            row = self.cache.fork(self.forwards.rows[leader.id])
             row.length -= self.guesses.get(leader.id, 0)
             self.forwards.rows[sequence.id] = row
 

@@ -54,8 +54,8 @@ class PaddedForwards:
     def order(
         self,
         decode: list[Sequence],
-        chunks: Mapping[int, int],  # noqa: ARG002 - both kinds of rows decode in one forward
-        ahead: int,  # noqa: ARG002 - buffers grow when they must
+        chunks: Mapping[int, int],
+        ahead: int,
     ) -> list[Sequence]:
         """Sequences by their rows; those that have none yet come last."""
         places = {s.id: self.rows[s.id].index for s in decode if s.id in self.rows}

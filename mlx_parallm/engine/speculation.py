@@ -29,9 +29,7 @@ class Speculation:
         """Tokens worth guessing for these sequences in their next step."""
         return self.lengths.choose(sequences, lambda: self.drafter.lag(sequences))
 
-    def propose(
-        self, sequences: list[Sequence], most: int, without: set[int]
-    ) -> Proposal | None:
+    def propose(self, sequences: list[Sequence], most: int, without: set[int]) -> Proposal | None:
         """Guesses that are worth verifying; None where there are none.
 
         without: ids of sequences that cannot be given any in this step.
@@ -49,9 +47,7 @@ class Speculation:
         proposal.began = began
         return proposal
 
-    def verified(
-        self, sequences: list[Sequence], proposal: Proposal, accepted: list[int]
-    ) -> None:
+    def verified(self, sequences: list[Sequence], proposal: Proposal, accepted: list[int]) -> None:
         """So many guesses of each sequence were right."""
         drafted = proposal.counts.tolist()
         for sequence, count, right in zip(sequences, drafted, accepted, strict=True):

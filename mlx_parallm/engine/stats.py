@@ -25,7 +25,6 @@ class EngineStats:
     step_time: float = 0.0
     decode_steps: int = 0
     decode_rows: int = 0
-    decode_steps: int = 0
     computed_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -77,7 +76,6 @@ class Counter:
             stats.steps += 1
             stats.decode_steps += bool(launched.decode)
             stats.decode_rows += len(launched.decode)
-            stats.decode_steps += bool(launched.decode)
             stats.computed_tokens += launched.tokens
         self._prefixes()
         self._speculation()

@@ -48,3 +48,13 @@ def available_kv_bytes(weights: int, utilization: float | None = None) -> int:
             f"{utilization:g} of {total_memory() / 1e9:.2f} GB is less"
         )
     return left
+
+
+def use_wired_memory() -> None:
+    """Let MLX keep as much memory resident on a Mac's GPU as it recommends, as mlx-lm does:
+    large models would be paged out elsewhere."""
+    if not mx.metal.is_available():
+        return
+    recommended = mx.device_info(mx.default_device()).get("max_recommended_working_set_size")
+    if recommended:
+        mx.set_wired_limit(int(recommended))

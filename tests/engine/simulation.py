@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.engine.scheduler import (
     BLOCK_TOKENS,
     ContinuousBatchScheduler,
     Plan,
     SchedulerConfig,
-    prefill_budget,
 )
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 
@@ -177,17 +177,19 @@ class Simulation:
         assert len(self.rows) <= config.max_batch_size
         for sequence, computed in self.rows.items():
             assert computed == sequence.num_computed
-        if len(self.rows) > 1:
+        if len(self.rows) > 1 and config.packs:
+            assert sum(map(capacity_for, self.rows.values())) <= config.kv_tokens
+        elif len(self.rows) > 1:
             longest = -(-max(self.rows.values()) // BLOCK_TOKENS) * BLOCK_TOKENS
             assert len(self.rows) * longest <= config.kv_tokens
         joined = {s.id for s, _ in plan.prefill} | {s.id for s, _ in plan.forks}
         joined |= {s.id for s in plan.admit}
         decoding = sum(s.id not in joined for s in plan.decode)
         idle = max(config.prefill_chunk, config.idle_prefill_tokens)
-        crowd = len(self.rows) - decoding
-        budget = prefill_budget(config, crowd, decoding) if decoding else idle
+        budget = config.prefill_chunk if decoding else idle
         counts = [count for _, count in plan.prefill]
-        assert max(counts, default=0) * len(counts) <= budget, "padding counts too"
+        computed = sum(counts) if config.packs else max(counts, default=0) * len(counts)
+        assert computed <= budget, "padding counts too, where it is computed"
 
     def _check_order(self, plan: Plan) -> None:
         """First come, first served within a priority.

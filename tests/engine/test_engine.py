@@ -93,6 +93,7 @@ def test_prompt_only(engine: Engine) -> None:
 def test_a_group_shares_one_prefill(make_engine: EngineFactory) -> None:
     model = mock.MockModel()
     engine = make_engine(mock.loaded(model))
+    model.forwards.clear()  # what was tried at load
     prompt = list(range(3, 63))
     params = [SamplingParams(max_tokens=6, temperature=0.0, seed=i) for i in range(4)]
     rows = [Sequence(prompt, p, group=1) for p in params]

@@ -365,7 +365,7 @@ def test_memory_is_back_at_its_level(
     """Rounds of long and aborted requests leave no array behind."""
     engine = engine_for(engines, "llama", kind)
     # Chunks that follow the clock would make other shapes in every round.
-    monkeypatch.setattr(engine._runner.pace, "chunk", lambda most: most)
+    monkeypatch.setattr(engine._scheduler, "budget", None)
     bound(engine, **ROOMY, idle_prefill_tokens=1024)
 
     def active() -> int:

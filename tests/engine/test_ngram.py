@@ -18,7 +18,7 @@ from tests.engine.driver import greedy
 
 def guesses(drafter: NgramDrafter, sequence: Sequence, most: int = 4) -> list[int]:
     """The guesses for one sequence."""
-    proposal = drafter.propose([sequence], [], most)
+    proposal = drafter.propose([sequence], most)
     return [int(token) for token in proposal.guesses[0, : proposal.counts[0]]]
 
 
@@ -49,19 +49,19 @@ def test_what_a_sequence_wrote_is_known_at_once() -> None:
     drafter, sequence = NgramDrafter(), greedy([1, 2, 3])
     assert guesses(drafter, sequence) == []
     sequence.output = [4, 5, 1, 2]
-    assert drafter.lag([sequence], []) == 4
+    assert drafter.lag([sequence]) == 4
     assert guesses(drafter, sequence)[:2] == [3, 4]
-    assert drafter.lag([sequence], []) == 0
+    assert drafter.lag([sequence]) == 0
 
 
 def test_what_others_wrote_is_guessed() -> None:
     drafter, answer = NgramDrafter(), [5, 6, 7, 8, 9, 5, 4, 3]
     one = greedy([1, 2, 30, 31, 32])
-    drafter.propose([one], [], 4)
+    drafter.propose([one], 4)
     one.output = answer
     drafter.observe([one], guessing=True)
     other = greedy([9, 9, 30, 31, 32])
-    proposal = drafter.propose([other], [], 4)
+    proposal = drafter.propose([other], 4)
     assert proposal.guesses[0, : proposal.counts[0]].tolist() == answer[: proposal.counts[0]]
     assert proposal.counts[0] >= 2
     assert proposal.odds is not None
@@ -105,7 +105,7 @@ def test_it_learns_where_nothing_is_guessed() -> None:
         drafter.forget(sequence)
     other = greedy([9])
     other.output = [50]
-    proposal = drafter.propose([other], [], 4)
+    proposal = drafter.propose([other], 4)
     assert proposal.guesses[0, :3].tolist() == [51, 52, 53]
     assert proposal.odds is not None and proposal.odds[0, 2] > 0.8
 
@@ -160,9 +160,9 @@ def test_shared_ngrams_forget_the_oldest() -> None:
 def test_a_drafter_forgets_those_that_left() -> None:
     drafter = NgramDrafter()
     one, other = greedy([1, 2, 1, 2]), greedy([3, 4, 3, 4])
-    drafter.propose([one, other], [], 2)
+    drafter.propose([one, other], 2)
     drafter.forget(one)
     drafter.forget(one)
-    drafter.propose([other], [], 2)
+    drafter.propose([other], 2)
     assert list(drafter._own) == [other.id]
     assert not drafter._read
