@@ -46,9 +46,7 @@ def assemble(
     runner = ModelRunner(loaded.model, loaded.vocab_size)
     warm_up(runner)
     per_token = runner.cache.bytes_per_token
-    memory = config.kv_cache_memory or available_kv_bytes(
-        loaded.nbytes, config.memory_utilization
-    )
+    memory = config.kv_cache_memory or available_kv_bytes(loaded.nbytes, config.memory_utilization)
     prefixes = _prefixes(loaded, config, runner, memory)
     runner.reset()
     guesses = _speculate(loaded, config, load_draft, runner)

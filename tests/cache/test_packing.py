@@ -111,8 +111,8 @@ def test_rows_of_any_lengths_come_and_go(data: st.DataObject) -> None:
     packed = Packed(model, body, padding=data.draw(st.sampled_from([0, 5])))
     rows: list[Row] = []
     for _ in range(data.draw(st.integers(2, 5))):
-        for _ in range(data.draw(st.integers(0, 2))):
-            rows.append(packed.join(data.draw(st.sampled_from([1, 70, 200]))))
+        rooms = data.draw(st.lists(st.sampled_from([1, 70, 200]), max_size=2))
+        rows += [packed.join(room) for room in rooms]
         counts = {}
         for row in rows:
             if row.index < row.home.num_decoding:

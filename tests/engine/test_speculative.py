@@ -62,6 +62,7 @@ def engines() -> Iterator[dict[str, Engine]]:
 
 def always_guess(engine: Engine, length: int) -> Callable[[], None]:
     """Take the decision whether guessing pays away from the clock; returns the undo."""
+    assert engine._runner.speculation is not None
     lengths = engine._runner.speculation.lengths
     lengths.choose = lambda *_: length  # type: ignore[method-assign]
     lengths.narrow = lambda proposal: int(proposal.counts.sum())  # type: ignore[method-assign]
