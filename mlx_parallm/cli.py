@@ -72,6 +72,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     from mlx_parallm.server.main import create_app
     from mlx_parallm.server.runner import Runner
 
+    if settings.strict and (failed := _failed_checks(settings)):
+        return _complain(failed, _EXIT_FAILURE)
     began = time.perf_counter()
     failures: list[Exception] = []
 
@@ -93,6 +95,20 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     if failures:
         return _complain(str(failures[0]), _EXIT_FAILURE)
     return 0
+
+
+def _failed_checks(settings: Settings) -> str:
+    """What --strict has against the model; nothing where all is well."""
+    from mlx_parallm.errors import ModelLoadError
+    from mlx_parallm.tools.checks.numbers import QUICK
+    from mlx_parallm.tools.checks.run import check_model
+
+    try:
+        report = check_model(settings.model_path, QUICK, settings.dtype)
+    except ModelLoadError as error:
+        return str(error)
+    failed = "; ".join(f"{finding.name}: {finding.text}" for finding in report.failures)
+    return failed and f"--strict: {settings.model_path} fails its checks: {failed}"
 
 
 def _greet(greeting: Greeting) -> None:

@@ -227,6 +227,9 @@ class Settings:
     allow_special_tokens_in_content: bool = _option(
         False, switch, "the text of a special token in a message becomes the token"
     )
+    strict: bool = _option(
+        False, switch, "compare the model with mlx_lm first; refuse to start where they differ"
+    )
     trust_remote_code: bool = _option(
         False, switch, "run Python code that comes with the model's tokenizer"
     )

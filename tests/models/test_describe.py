@@ -111,7 +111,7 @@ def test_names_that_mean_nothing(name: str) -> None:
 
 
 def test_a_file_is_no_folder(folder: Path) -> None:
-    with pytest.raises(ModelLoadError, match="not a folder"):
+    with pytest.raises(ModelLoadError, match="is a file"):
         resolve(str(folder / "config.json"))
 
 

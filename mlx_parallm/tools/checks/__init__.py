@@ -1,0 +1,1 @@
+"""What `mlx_parallm check` looks at, one module each."""
