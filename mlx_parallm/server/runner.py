@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _EXIT_BY_SIGNAL = 128
 # Connections that are accepted before others are read again. asyncio takes uvicorn's `backlog`
 # for that too, and with thousands of them /health would wait.
-_ACCEPTED_AT_ONCE = 64
+_ACCEPTED_AT_ONCE = 256
 
 
 class Runner(uvicorn.Server):

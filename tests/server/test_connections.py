@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -17,6 +18,7 @@ import pytest
 from mlx_parallm.server.gate.connections import address_of
 from mlx_parallm.server.gate.limits import ConnectionLimits
 from mlx_parallm.server.gate.rare_log import OncePerMinute
+from mlx_parallm.server.gate.read_pace import ReadPace
 from mlx_parallm.settings import Settings
 
 COMPLETIONS = "/v1/completions"
@@ -197,6 +199,48 @@ def test_the_log_tells_how_many_lines_it_left_out() -> None:
     last = line("%s came", 4)
     assert once.filter(last)
     assert last.getMessage() == "4 came (2 more like this since the last)"
+
+
+def test_few_requests_are_parsed_in_one_turn_and_probes_do_not_wait(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a crowd takes 10 ms here: /health is answered while most of them still wait."""
+    from mlx_parallm.server import middleware
+
+    noted = middleware.Gate._note
+
+    def slow(self: Any, scope: Any, status: int, seconds: float) -> None:
+        if scope["path"] == "/slow":
+            time.sleep(0.01)
+        noted(self, scope, status, seconds)
+
+    monkeypatch.setattr(middleware.Gate, "_note", slow)
+    server = serve()
+    request = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(200)]
+        for client in clients:
+            client.sendall(request)
+        began = time.monotonic()
+        assert health_s(server) < 1.2
+        for client in clients:
+            assert client.recv(100).startswith(b"HTTP/1.1 404 ")
+        assert time.monotonic() - began > 1.5
+
+
+def test_the_pace_keeps_the_order() -> None:
+    async def run() -> list[int]:
+        pace, done = ReadPace(), list[int]()
+        for place in range(100):
+            pace.run(lambda place=place: done.append(place))  # type: ignore[misc]
+        assert len(done) == 16
+        await asyncio.sleep(0)
+        assert len(done) == 32
+        while len(done) < 100:
+            await asyncio.sleep(0)
+        return done
+
+    assert asyncio.run(run()) == list(range(100))
 
 
 def test_one_address_is_an_ipv6_network() -> None:

@@ -27,6 +27,8 @@ _BYTES_PER_S = 16 * 1024
 _STALLED_S = 120.0
 _LINGER_S = 10.0
 _MAX_SHOWN = 200
+# Never wait behind other requests.
+_PROBES = (b"GET /health ", b"HEAD /health ", b"GET /ping ")
 
 
 class _Waits(enum.Enum):
@@ -57,6 +59,7 @@ class Connection(H11Protocol):
         self._waits = _Waits.HEADERS
         self._since = self.loop.time()
         self._received = 0
+        self._unread = bytearray()
         self._stalled_since: float | None = None
         self._closing_since: float | None = None
 
@@ -83,7 +86,21 @@ class Connection(H11Protocol):
         if self._waits is _Waits.REQUEST:
             self._wait_for(_Waits.HEADERS)
         self._received += len(data)
-        super().data_received(data)
+        if self._unread:
+            self._unread += data
+        elif self._waits is _Waits.HEADERS and not data.startswith(_PROBES):
+            self._unread += data
+            self._unset_keepalive_if_required()
+            self._book.pace.run(self._read)
+        else:
+            super().data_received(data)
+
+    def _read(self) -> None:
+        """Parse what has come."""
+        data = bytes(self._unread)
+        self._unread.clear()
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 
 from mlx_parallm.server.gate.limits import ConnectionLimits
 from mlx_parallm.server.gate.rare_log import OncePerMinute
+from mlx_parallm.server.gate.read_pace import ReadPace
 
 # One line a minute of each kind, whatever clients do.
 logger = logging.getLogger("mlx_parallm.connections")
@@ -44,6 +45,7 @@ class Connections(ServerState):
     def __init__(self, limits: ConnectionLimits) -> None:
         super().__init__()
         self.limits = limits
+        self.pace = ReadPace()
         self._addresses: Counter[str] = Counter()
         # Used as ordered sets, the longest waiting first.
         self._waiting: dict[Connection, None] = {}
