@@ -8,6 +8,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,10 @@ def _step(matrices: list[Matrix], rows: int) -> Step:
         return (*order, rows, n, k, one, *sides, zero, address(outputs[n]), n)
 
     calls = [arguments(w) for w in matrices]
+    # An address keeps nothing alive.
+    return partial(_multiply, calls, [*inputs.values(), *outputs.values()])
 
-    def run(library: ctypes.CDLL) -> None:
-        for call in calls:
-            library.cblas_sgemm(*call)
 
-    return run
+def _multiply(calls: list[tuple[Any, ...]], _alive: list[Matrix], library: ctypes.CDLL) -> None:
+    for call in calls:
+        library.cblas_sgemm(*call)

@@ -160,6 +160,24 @@ def test_a_row_s_bits_do_not_depend_on_the_others_or_on_threads(library: Library
         np.testing.assert_array_equal(part.c, whole.c[:rows], str(rows))
 
 
+@pytest.mark.parametrize("trans_b", [False, True])
+def test_sums_of_long_rows_are_ours_too(library: Library, trans_b: bool) -> None:
+    library.handed_on = 0
+    whole = plain_call(8, 1, 49_157)
+    if not trans_b:
+        whole.b, whole.trans_b = whole.b.T.copy(), False
+    library.run(whole)
+    assert library.handed_on == 0
+    np.testing.assert_allclose(whole.c, whole.expected(), rtol=0, atol=5e-3)
+    # A column in a wider matrix is somebody else's.
+    call = Call(whole.a, whole.b, draw(8, 3), 8, 1, 49_157, trans_b=trans_b)
+    before, expected = call.c.copy(), call.expected()
+    library.run(call)
+    assert library.handed_on > 0
+    np.testing.assert_allclose(call.c[:, :1], expected, rtol=0, atol=5e-3)
+    np.testing.assert_array_equal(call.c[:, 1:], before[:, 1:])
+
+
 def test_infinite_weights_stay_where_they_are(library: Library) -> None:
     call = plain_call(3, 100, 1003)
     call.b[7, 1002] = np.inf

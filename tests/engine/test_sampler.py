@@ -143,6 +143,21 @@ def test_ties_are_kept_together() -> None:
     assert kept.tolist() == [[True, True, True, True, False]] * 3
 
 
+@pytest.mark.parametrize("largest", [11, 400])  # found in blocks, and in all of the vocabulary
+def test_top_k_of_a_large_vocabulary(largest: int) -> None:
+    rows = [sequence(top_k=k) for k in (1, 2, 7, largest)] + [sequence()]
+    rng = np.random.default_rng(largest)
+    logits = rng.standard_normal((len(rows), 3017)).astype(np.float32)
+    logits[:3] = logits[:3].round(1)  # many are equal, the last one kept too
+    logits[3, ::47] += 9  # all likely tokens in one block
+    logits[4, -5:] += 9  # behind the last block
+    found = np.array(Sampler(3017).distribution(mx.array(logits), rows))
+    for row, mine, distribution in zip(rows, logits, found, strict=True):
+        expected = reference_distribution(mine.astype(np.float64), row.params)
+        np.testing.assert_allclose(distribution, expected, atol=1e-6)
+        np.testing.assert_array_equal(distribution > 0, expected > 0)
+
+
 def test_greedy_takes_the_first_of_the_best() -> None:
     logits = mx.array([[0.0, 3.0, 3.0, 1.0]])
     assert Sampler(4).sample(logits, [sequence(temperature=0.0)]).tokens.tolist() == [1]

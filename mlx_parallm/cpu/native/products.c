@@ -263,6 +263,21 @@ static void by_blas(product *p) {
     workers_run(blas_piece, p, (whole + p->piece - 1) / p->piece);
 }
 
+/* A matrix times one column, as sums of rows are computed: the same as one row times the rows
+   of the matrix, which the kernels take for weights. */
+static product one_column(product p) {
+    const float *column = p.b;
+    p.b = p.a;
+    p.ldb = p.lda;
+    p.trans_b = 1;
+    p.a = column;
+    p.lda = p.k;
+    p.n = p.m;
+    p.m = 1;
+    p.ldc = p.n;
+    return p;
+}
+
 /* ---- what MLX calls ------------------------------------------------------------------------ */
 
 /* The only names that others see: a library of this process may have its own workers. */
@@ -287,5 +302,7 @@ PUBLIC void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k
     product p = {.trans_a = trans_a == TRANSPOSED, .trans_b = trans_b == TRANSPOSED,
                  .m = m, .n = n, .k = k, .alpha = alpha, .a = a, .lda = lda, .b = b, .ldb = ldb,
                  .beta = beta, .c = c, .ldc = ldc};
+    if (n == 1 && ldc == 1 && trans_a == PLAIN && (trans_b == TRANSPOSED || ldb == 1))
+        p = one_column(p);
     if (!by_kernel(&p)) by_blas(&p);
 }
