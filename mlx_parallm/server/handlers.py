@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Logged for a client that went away before its answer; nobody receives it.
 CLIENT_CLOSED_REQUEST = 499
+# Characters of a path that an error repeats.
+_MAX_SHOWN = 200
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -71,7 +73,7 @@ async def _on_wrong_parameter(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """404 and 405 of the router."""
     error = cast(HTTPException, error)
-    path, method = request.url.path, request.method
+    path, method = request.url.path[:_MAX_SHOWN], request.method
     messages = {
         404: f"Unknown route: {method} {path}",
         405: f"{path} does not allow the method {method}",

@@ -163,6 +163,7 @@ def test_a_url_cannot_write_into_the_log(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     answer = locked.http.get(path, headers=headers)
     assert answer.status_code == (404 if key else 401)
+    assert len(answer.json()["error"]["message"]) < 300
     helpers.wait_until(lambda: any("%0A2026" in message for message in caplog.messages))
     (line,) = [message for message in caplog.messages if "%0A2026" in message]
     assert line.isprintable() and line.isascii()
