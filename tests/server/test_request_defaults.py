@@ -45,6 +45,27 @@ def test_they_hold_for_what_a_request_does_not_say(
     assert said.min_p == 0.1
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "own"),
+    [
+        ("/completion", {"prompt": "hello"}, {"temperature": 0.5, "repeat_penalty": 1.0}),
+        (
+            "/api/generate",
+            {"prompt": "hello", "raw": True, "stream": False},
+            {"options": {"temperature": 0.5, "repeat_penalty": 1.0}},
+        ),
+    ],
+)
+def test_they_hold_for_the_clients_of_others(
+    sampled: Any, path: str, body: dict[str, Any], own: dict[str, Any]
+) -> None:
+    options = {"temperature": 0.25, "repetition_penalty": 1.5, "max_tokens": 4}
+    silent = sampled(path, body, **options)
+    assert (silent.temperature, silent.repetition_penalty, silent.max_tokens) == (0.25, 1.5, 4)
+    said = sampled(path, {**body, **own}, **options)
+    assert (said.temperature, said.repetition_penalty) == (0.5, 1.0)
+
+
 def test_a_default_of_max_tokens_is_cut_to_the_context(sampled: Any, helpers: Any) -> None:
     body = {"prompt": [5] * (helpers.CONTEXT - 3)}
     assert sampled("/v1/completions", body, max_tokens=400).max_tokens == 3
