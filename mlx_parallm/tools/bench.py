@@ -7,11 +7,8 @@ at a time and then several at once. Reports the time to the first token and toke
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
-import re
-import subprocess
 import sys
 import time
 import urllib.error
@@ -22,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from mlx_parallm.tools.own_server import ServerStartError, running_server
 
 _WORDS = "river stone seven under light paper almost green window market forty silent".split()
 _TIMEOUT_S = 600
@@ -68,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"mlx_parallm bench: error: unknown option {for_server[0]}\n")
         return 2
     try:
-        with _server(args.url, for_server) as url:
+        with running_server(args.url, for_server) as url:
             report = _measure(Client(url, args.api_key), args)
-    except BenchError as error:
+    except (BenchError, ServerStartError) as error:
         sys.stderr.write(f"mlx_parallm bench: error: {error}\n")
         return 1
     if args.json == "-":
@@ -221,28 +220,3 @@ def _table(report: dict[str, Any]) -> str:
         )
     note = "Median time to the first token; tokens/s each counts from it, tokens/s all requests."
     return "\n".join([*lines, "", note])
-
-
-@contextlib.contextmanager
-def _server(url: str | None, arguments: Sequence[str]) -> Iterator[str]:
-    """The address of a running server, or of one that runs until the block ends."""
-    if url is not None:
-        yield url
-        return
-    command = [sys.executable, "-m", "mlx_parallm", "serve", "--log-level", "warning"]
-    process = subprocess.Popen(
-        [*command, "--port", "0", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield _address(process)
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def _address(process: subprocess.Popen[str]) -> str:
-    line = process.stdout.readline() if process.stdout is not None else ""
-    found = re.search(r"https?://\S+:\d+", line)
-    if found is None:
-        raise BenchError("the server did not start; its reason is above")
-    return found[0]
