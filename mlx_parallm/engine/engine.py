@@ -257,9 +257,7 @@ class Engine:
             )
         for sequence in sequences:
             if sequence.pooling is None and self.loaded is not None and self.loaded.is_encoder:
-                raise UnsupportedError(
-                    "The served model is an encoder: it makes embeddings only.", param="model"
-                )
+                raise UnsupportedError(self.loaded.encoder_endpoints, param="model")
             if not self._scheduler.fits(sequence):
                 raise OutOfMemoryError(
                     f"{len(sequence.prompt)} prompt tokens and {sequence.params.max_tokens} "

@@ -1,4 +1,4 @@
-"""BERT-family encoders (bert, roberta, xlm-roberta), for embeddings.
+"""BERT-family encoders (bert, roberta, xlm-roberta), for embeddings, classes and ranking.
 
 Every token attends to every other one, so a text is computed whole: `whole_sequence`
 tells the engine that it must not be cut into chunks, and nothing is kept between steps.
@@ -44,7 +44,14 @@ _RENAMES = (
     ("embeddings.token_type_embeddings.", "types."),
     ("embeddings.LayerNorm.", "norm."),
 )
-_UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "embeddings.token_type_ids")
+_UNUSED = (
+    "pooler.",
+    "classifier.",
+    "cls.",
+    "lm_head.",
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+)
 
 
 @dataclass
@@ -130,13 +137,15 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         self.layers = [Layer(args) for _ in range(args.num_hidden_layers)]
         self._first = args.first_position
+        self._kinds = args.type_vocab_size
+        self.separator: int | None = None
 
     def __call__(self, inputs: mx.array, mask: mx.array | None) -> mx.array:
         """(B, T) ids and (B, T) bool, true for real tokens, to (B, T, D)."""
         last = self.positions.weight.shape[0] - 1
         # Padding may lie behind the table.
         places = mx.minimum(mx.arange(inputs.shape[1]) + self._first, last)
-        kinds = self.types(mx.zeros(1, mx.int32))
+        kinds = self.types(self._types(inputs))
         x = self.norm(self.words(inputs) + self.positions(places) + kinds)
         if mask is not None:
             # A row that has no token in this forward must not divide by zero.
@@ -145,6 +154,13 @@ class Encoder(nn.Module):
             x = layer(x, mask)
         out: mx.array = x
         return out
+
+    def _types(self, inputs: mx.array) -> mx.array:
+        """0 for the first text of a pair, 1 for the second; (B, T), or (1,) without pairs."""
+        if self.separator is None or self._kinds < 2:
+            return mx.zeros(1, mx.int32)
+        ends = (inputs == self.separator).astype(mx.int32)
+        return mx.minimum(mx.cumsum(ends, axis=-1) - ends, 1)
 
 
 class Model(nn.Module):
@@ -163,6 +179,10 @@ class Model(nn.Module):
         mask = None if cache is None else cache[0].make_mask(inputs.shape[1])
         hidden: mx.array = self.model(inputs, mask)
         return hidden
+
+    def tell_pairs_apart(self, separator: int | None) -> None:
+        """What follows the first `separator` is a second text, as BERT was trained; None: never."""
+        self.model.separator = separator if self.model_type == "bert" else None
 
     def make_cache(self) -> list[ArraysCache]:
         """Keeps nothing; it says where the batch's rows end."""

@@ -82,6 +82,15 @@ class LoadedModel:
         """Whether it makes hidden states of whole texts only, and no next token."""
         return bool(getattr(self.model, "whole_sequence", False))
 
+    @property
+    def encoder_endpoints(self) -> str:
+        """For whoever asks an encoder for text: what it has instead."""
+        heads = ", /v1/classifications" if self.head is not None else ""
+        return (
+            "The served model is an encoder, which writes no text; it has "
+            f"/v1/embeddings{heads} and /v1/rerank."
+        )
+
 
 def load_model(
     path: str,
@@ -125,7 +134,10 @@ def load_model(
     if loaded.is_encoder:
         loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
-        loaded.head = load_head(folder, config)
+        loaded.head = load_head(folder, config, encoder=loaded.is_encoder)
+        if loaded.is_encoder:
+            loaded.pooling = "cls"
+            model.tell_pairs_apart(tokenizer.sep_token_id)
         if loaded.head is None:
             raise ModelLoadError(f"{path}: a sequence classifier without its score.weight")
     return loaded
@@ -159,8 +171,6 @@ def _own_classes(config: dict[str, Any]) -> tuple[type, type] | None:
     if config["model_type"] == "lstm":
         return lstm.Model, lstm.ModelArgs
     if config["model_type"] in bert.MODEL_TYPES:
-        if is_classifier(config):
-            raise ValueError("classification heads of encoders are not supported")
         return bert.Model, bert.ModelArgs
     return None
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.sequence import SamplingParams
-from mlx_parallm.errors import ContextLengthError, InvalidRequestError
+from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
 from mlx_parallm.server.schemas.completions import CompletionRequest
@@ -149,6 +149,8 @@ class Prompts:
             tools: those to show.
             limited: refuse what is far too long for the context before the work is done.
         """
+        if self._loaded.is_encoder:
+            raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
         asked = conversation_of(self._tokenizer, body, tools, reasoning_effort)
         special = self._special
         if special is not None and not special.may_be_in(asked.said):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.engine.sequence import Sequence
@@ -76,7 +80,9 @@ def _weights() -> dict[str, np.ndarray]:
 _erf = np.vectorize(math.erf)
 
 
-def hidden_of(weights: dict[str, np.ndarray], ids: list[int], first: int) -> np.ndarray:
+def hidden_of(
+    weights: dict[str, np.ndarray], ids: list[int], first: int, types: list[int] | None = None
+) -> np.ndarray:
     """(T, D) in float64: Devlin et al., arXiv 1810.04805."""
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
@@ -89,7 +95,8 @@ def hidden_of(weights: dict[str, np.ndarray], ids: list[int], first: int) -> np.
 
     x = weights["embeddings.word_embeddings.weight"][ids]
     x = x + weights["embeddings.position_embeddings.weight"][first : first + len(ids)]
-    x = norm("embeddings.LayerNorm", x + weights["embeddings.token_type_embeddings.weight"][0])
+    kinds = weights["embeddings.token_type_embeddings.weight"][types or [0] * len(ids)]
+    x = norm("embeddings.LayerNorm", x + kinds)
     for layer in range(LAYERS):
         at = f"encoder.layer.{layer}"
         q, k, v = (
@@ -138,8 +145,21 @@ def test_texts_together_are_the_formulas(
 def test_an_encoder_does_not_generate(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
     path = _saved(tmp_path, _config(), _weights())
     engine = make_engine(lambda: load_model(path))
-    with pytest.raises(UnsupportedError, match="embeddings only"):
+    with pytest.raises(
+        UnsupportedError, match="writes no text; it has /v1/embeddings and /v1/rerank"
+    ):
         engine.submit([greedy([3, 4])], lambda _: None)
+
+
+@contextmanager
+def _served(path: str) -> Iterator[TestClient]:
+    app = create_app(Settings(model_path=path))
+    with TestClient(app) as served:
+        until = time.monotonic() + 30
+        while served.get("/health").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield served
 
 
 def test_over_http(tmp_path: Path) -> None:
@@ -147,13 +167,86 @@ def test_over_http(tmp_path: Path) -> None:
     path = _saved(tmp_path, _config(), weights)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    app = create_app(Settings(model_path=path))
-    with TestClient(app) as served:
-        until = time.monotonic() + 30
-        while served.get("/health").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+    with _served(path) as served:
         _check_over_http(served, weights)
+
+
+def _with_head(kind: str, labels: int) -> dict[str, np.ndarray]:
+    """An encoder with transformers' head of its kind, all names as saved."""
+    rng = np.random.default_rng(6)
+    found = {f"{kind}.{name}": array for name, array in _weights().items()}
+    output = "classifier" if kind == "bert" else "classifier.out_proj"
+    if kind == "roberta":
+        del found["roberta.pooler.dense.weight"], found["roberta.pooler.dense.bias"]
+        found["classifier.dense.weight"] = rng.standard_normal((SIZE, SIZE)) / SIZE**0.5
+        found["classifier.dense.bias"] = rng.standard_normal(SIZE)
+    found[f"{output}.weight"] = rng.standard_normal((labels, SIZE))
+    found[f"{output}.bias"] = rng.standard_normal(labels)
+    return found
+
+
+def _logits(
+    kind: str, saved: dict[str, np.ndarray], ids: list[int], types: list[int] | None = None
+) -> np.ndarray:
+    """(labels,) in float64, as transformers' *ForSequenceClassification computes them."""
+    body = {name.removeprefix(f"{kind}."): array for name, array in saved.items()}
+    dense = "pooler.dense" if kind == "bert" else "classifier.dense"
+    output = "classifier" if kind == "bert" else "classifier.out_proj"
+    hidden = hidden_of(body, ids, 0 if kind == "bert" else 2, types)[0]
+    hidden = np.tanh(body[f"{dense}.weight"] @ hidden + body[f"{dense}.bias"])
+    return np.asarray(body[f"{output}.weight"] @ hidden + body[f"{output}.bias"])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_classes_of_an_encoder(tmp_path: Path, kind: str) -> None:
+    saved = _with_head(kind, 3)
+    name = "Bert" if kind == "bert" else "Roberta"
+    config = _config(model_type=kind, architectures=[f"{name}ForSequenceClassification"])
+    with _served(_saved(tmp_path, config, saved)) as served:
+        answer = served.post("/v1/classifications", json={"input": TEXTS}).json()
+        for ids, row in zip(TEXTS, answer["data"], strict=True):
+            powers = np.exp(_logits(kind, saved, ids))
+            np.testing.assert_allclose(row["probs"], powers / powers.sum(), atol=2e-4)
+        chat = {"messages": [{"role": "user", "content": "x"}]}
+        response = served.post("/v1/chat/completions", json=chat)
+        assert response.status_code == 400
+        said = response.json()["error"]["message"]
+        assert said.endswith("it has /v1/embeddings, /v1/classifications and /v1/rerank.")
+
+
+def test_a_cross_encoder_ranks_pairs(tmp_path: Path) -> None:
+    saved = _with_head("bert", 1)
+    config = _config(architectures=["BertForSequenceClassification"])
+    path = _saved(tmp_path, config, saved)
+    begin, separator = _frame_pairs(tmp_path)
+    query, documents = "a key", ["under the mat", "in the sea", "with Anna"]
+    with _served(path) as served:
+        body = {"query": query, "documents": documents}
+        answer = served.post("/v1/rerank", json=body).json()["results"]
+    found = {row["index"]: row["relevance_score"] for row in answer}
+    encode = mock.byte_tokenizer().encode
+    for place, document in enumerate(documents):
+        first = [begin, *encode(query), separator]
+        second = [*encode(document), separator]
+        types = [0] * len(first) + [1] * len(second)
+        logit = _logits("bert", saved, first + second, types)[0]
+        assert found[place] == pytest.approx(1 / (1 + math.exp(-logit)), abs=2e-4)
+    assert [row["index"] for row in answer] == sorted(found, key=lambda place: -found[place])
+
+
+def _frame_pairs(folder: Path) -> tuple[int, int]:
+    """Give the saved tokenizer BERT's frame, [CLS] a [SEP] b [SEP]; returns both ids."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    begin, separator = (tokenizer.id_to_token(i) for i in (mock.USER, mock.ASSISTANT))
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A {separator}",
+        pair=f"{begin} $A {separator} $B:1 {separator}:1",
+        special_tokens=[(begin, mock.USER), (separator, mock.ASSISTANT)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sep_token": separator}))
+    return mock.USER, mock.ASSISTANT
 
 
 def _check_over_http(served: TestClient, weights: dict[str, np.ndarray]) -> None:
@@ -168,7 +261,7 @@ def _check_over_http(served: TestClient, weights: dict[str, np.ndarray]) -> None
         body = {"prompt": "x", "max_tokens": 3, "stream": stream}
         response = served.post("/v1/completions", json=body)
         assert response.status_code == 400
-        assert "embeddings only" in response.json()["error"]["message"]
+        assert "it has /v1/embeddings" in response.json()["error"]["message"]
     assert served.post("/v1/configure?prefill_chunk=8").status_code == 200
     long = TEXTS[2]
     np.testing.assert_allclose(one(long), hidden_of(weights, long, 0)[0], atol=2e-4)
@@ -181,7 +274,7 @@ def _check_over_http(served: TestClient, weights: dict[str, np.ndarray]) -> None
     [
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"hidden_act": "mish"}, "mish"),
-        ({"architectures": ["BertForSequenceClassification"]}, "heads of encoders"),
+        ({"architectures": ["BertForSequenceClassification"]}, "without its score.weight"),
     ],
 )
 def test_what_is_not_supported(tmp_path: Path, own: dict[str, Any], reason: str) -> None:

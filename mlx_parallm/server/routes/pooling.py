@@ -17,7 +17,7 @@ from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generation import Collected, Track
 from mlx_parallm.server.logprobs import finite
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
-from mlx_parallm.server.pooling import normalized, pooled_tracks, require_head, vectors
+from mlx_parallm.server.pooling import normalized, paired, pooled_tracks, require_head, vectors
 from mlx_parallm.server.prefix_namespace import Namespace, prefix_namespace
 from mlx_parallm.server.prompts import Prompt, Prompts
 from mlx_parallm.server.responses import whole_answer
@@ -100,12 +100,12 @@ async def rerank(request: Request) -> Response:
     body = await read_body(request, RerankRequest, state.settings.max_body_size)
     model = state.check_model(body.model)
     head = loaded.head if loaded.head is not None and len(loaded.head.labels) == 1 else None
-    texts = (
+    texts: list[str | list[int]] = (
         [body.query, *body.documents]
         if head is None
-        else [f"{body.query}\n{document}" for document in body.documents]
+        else [paired(loaded, body.query, document) for document in body.documents]
     )
-    made = await prompts.inputs(list(texts), True)
+    made = await prompts.inputs(texts, True)
     namespace = prefix_namespace(request, state, body.cache_salt)
     generation = Collected(
         pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority, namespace)
@@ -198,11 +198,12 @@ async def _classify_request(
 async def _classified(
     request: Request, body: ClassifyRequest, state: ServerState
 ) -> tuple[list[Prompt], Collected]:
-    """The inputs as prompts, and the generation that pools their last tokens."""
+    """The inputs as prompts, and the generation that pools the token that the head reads."""
     prompts = state.prompts()
     made = await prompts.inputs(body.input, True)
     namespace = prefix_namespace(request, state, body.cache_salt)
-    return made, Collected(pooled_tracks(made, prompts, "last", body.priority, namespace))
+    pooling = "cls" if state.loaded().is_encoder else "last"
+    return made, Collected(pooled_tracks(made, prompts, pooling, body.priority, namespace))
 
 
 def _instructed(text: str | list[int], instruction: str) -> str | list[int]:
