@@ -13,6 +13,8 @@ at least 0.75 is wanted. The spread is that of the rounds, whose better one is a
 
 from __future__ import annotations
 
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
 import argparse
 import asyncio
 import contextlib
@@ -22,10 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout as it is
 
 import bench_models
 from benchlib.load_client import Target, closed_loop

@@ -55,6 +55,8 @@ def main() -> None:
     shape = _SHAPES[args.shape]
     print(f"{args.shape}, context {CONTEXT}, BLAS {blas.info()}\n")
     if args.only == "products":
+        if not blas.info().own_products:
+            raise SystemExit("our own products were not compiled here")
         print(format_table(compare(_weights(shape), args.rounds)))
         return
     if args.only != "operations":

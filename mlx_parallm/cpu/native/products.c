@@ -8,6 +8,7 @@
    A row's result does not depend on how many rows there are, nor on the threads: each output
    has one accumulator of its own, which adds in the same order whatever the tile. */
 #include <immintrin.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -208,17 +209,40 @@ static void pack(const product *p, float *packed) {
     }
 }
 
-static _Thread_local float *scratch;
-static _Thread_local size_t scratch_size;
+/* One for each thread that calls, kept until the thread ends. */
+typedef struct {
+    size_t size;
+    float *numbers;
+} scratch;
 
+static pthread_key_t scratch_key;
+
+static void free_scratch(void *ended) {
+    free(((scratch *)ended)->numbers);
+    free(ended);
+}
+
+__attribute__((constructor)) static void make_scratch_key(void) {
+    if (pthread_key_create(&scratch_key, free_scratch)) abort();
+}
+
+/* Room for so many numbers, aligned for vectors; NULL where there is no memory. */
 static float *scratch_for(int64_t numbers) {
+    scratch *mine = pthread_getspecific(scratch_key);
     size_t size = (size_t)(numbers * 4 + 4095) / 4096 * 4096;
-    if (size > scratch_size) {
-        free(scratch);
-        scratch = aligned_alloc(64, size);
-        scratch_size = scratch ? size : 0;
+    if (!mine) {
+        mine = calloc(1, sizeof *mine);
+        if (!mine || pthread_setspecific(scratch_key, mine)) {
+            free(mine);
+            return NULL;
+        }
     }
-    return scratch;
+    if (size > mine->size) {
+        free(mine->numbers);
+        mine->numbers = aligned_alloc(64, size);
+        mine->size = mine->numbers ? size : 0;
+    }
+    return mine->numbers;
 }
 
 /* Whether the kernels have computed it. */
