@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gguf import quants
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.gguf.blocks import GROUP, pack
 from mlx_parallm.models.gguf.pre_tokenizers import WORD_KINDS
+from mlx_parallm.models.gguf.reader import GgufFile
 from mlx_parallm.models.loader import LoadedModel, load_model, resolve
 from mlx_parallm.models.sources import fetch_source
 from tests.models import llama_cpp, tiny_gguf
@@ -105,7 +107,7 @@ def test_architectures_have_llama_cpps_logits(name: str, tmp_path: Path) -> None
 
 def unpacked(file: Path, out: Path) -> Path:
     """A copy of a file in which every weight is float32."""
-    reader = gguf.GGUFReader(file)
+    reader = GgufFile(file)._readers[0]
     writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if not field.name.startswith(("GGUF.", "general.")):
@@ -181,6 +183,30 @@ def test_words_fall_as_in_llama_cpp(pre: str, tmp_path: Path) -> None:
         for text in TEXTS:
             assert tokenizer.encode(text, add_special_tokens=False) == oracle.ids(text)
             assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
+def test_sentence_pieces_are_llama_cpps(space_prefix: bool, tmp_path: Path) -> None:
+    words = Counter(word for text in TEXTS[:9] for word in text.split())
+    parts = Counter(
+        part
+        for word in words
+        for whole in (f"\u2581{word}",)
+        for size in range(2, 7)
+        for start in range(len(whole) - size + 1)
+        for part in (whole[start : start + size],)
+    )
+    letters = sorted({letter for text in TEXTS[:9] for letter in text if letter > " "})
+    pieces = [part for part, _ in parts.most_common(1500)] + ["\u2581", *letters]
+    file = tmp_path / "tiny.gguf"
+    tiny_gguf.write_sentence_piece(file, pieces, space_prefix=space_prefix)
+    tokenizer = load_model(str(file)).tokenizer
+    with llama_cpp.serve(file) as oracle:
+        for text in TEXTS:
+            ids = tokenizer.encode(text)
+            assert ids == oracle.ids(text)
+            assert ids[0] == tokenizer.bos_token_id
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 # A real model

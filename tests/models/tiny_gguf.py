@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,36 @@ def write(
 ) -> Path:
     """One file. `values`: metadata below the architecture's name."""
     writer = gguf.GGUFWriter(path, architecture)
-    tokens, merges = vocabulary()
+    tokens = _write_byte_pairs(writer, pre)
     _write_metadata(writer, architecture, len(tokens), values or {})
+    _write_weights(writer, architecture, kind, len(tokens), tied)
+    return path
+
+
+def write_sentence_piece(path: Path, pieces: Sequence[str], *, space_prefix: bool) -> Path:
+    """A file with SentencePiece's kind of vocabulary: `pieces`, the best first."""
+    writer = gguf.GGUFWriter(path, "llama")
+    # As Gemma's, which has no prefix: defined by users, written as spaces.
+    runs = [] if space_prefix else ["  ", "   ", "    "]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *runs, *pieces]
+    types = [2, 3, 3] + [6] * 256 + [4] * len(runs) + [1] * len(pieces)
+    _write_metadata(writer, "llama", len(tokens), {})
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(
+        [0.0] * 259 + [-1000.0] * len(runs) + [-float(i) for i in range(len(pieces))]
+    )
+    writer.add_token_types(types)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_space_prefix(space_prefix)
+    _write_weights(writer, "llama", Kind.F32, len(tokens), True)
+    return path
+
+
+def _write_byte_pairs(writer: gguf.GGUFWriter, pre: str) -> list[str]:
+    tokens, merges = vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -47,8 +76,14 @@ def write(
     writer.add_eos_token_id(control.index(True))
     writer.add_bos_token_id(control.index(True))
     writer.add_add_bos_token(False)
+    return tokens
+
+
+def _write_weights(
+    writer: gguf.GGUFWriter, architecture: str, kind: Kind, vocab: int, tied: bool
+) -> None:
     random = np.random.default_rng(3)
-    shapes = _shapes(architecture, len(tokens), tied)
+    shapes = _shapes(architecture, vocab, tied)
     for name, shape in shapes.items():
         array = _draw(random, name, shape, architecture)
         packed = len(shape) > 1 and "gate_inp" not in name and kind is not Kind.F32
@@ -58,7 +93,6 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _write_metadata(
