@@ -55,8 +55,9 @@ def _download(asked: str, scratch: Path) -> Path:
     )
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip gave no reason"
+        lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
+        errors = [line.removeprefix("ERROR: ") for line in lines if "ERROR" in line]
+        reason = [*lines, *errors][-1]
         raise ModelLoadError(f"{PREFIX}{asked}: pip could not download it: {reason}")
     return wheels[0]
 

@@ -60,7 +60,8 @@ def fetch_source(path: str, revision: str | None = None, include: Sequence[str] 
     if local.startswith((".", "/", "~")) or local.count("/") != 1 or local.endswith(".gguf"):
         raise ModelLoadError(f"{path}: there is no such folder, and it is not a hub id")
     if kind and not include:
-        include = (f"*{kind}*.gguf", f"*{kind.lower()}*.gguf")
+        spellings = dict.fromkeys((kind, kind.upper(), kind.lower()))
+        include = tuple(f"*{spelling}*.gguf" for spelling in spellings)
     return hub.pull(local, revision, include)
 
 

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Kind
 
+from tests.models import tiny_gguf
 from tests.models.tiny_hub import COMMIT, TinyHub
 
 WEIGHTS = random.Random(5).randbytes(3_000_000)
@@ -173,6 +175,33 @@ def test_the_disk_is_looked_at_first(hub: TinyHub, pull: Pull) -> None:
     assert "GB free" in said
     assert "HF_HOME" in said
     assert hub.bytes_sent["model.safetensors"] == 0
+
+
+def test_a_model_path_comes_in_the_same_way(hub: TinyHub, tmp_path: Path) -> None:
+    """Also a GGUF file of a hub's model, by its kind."""
+    hub.files.clear()
+    for kind in (Kind.Q8_0, Kind.Q4_0):
+        file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", kind)
+        hub.files[f"tiny-{kind.name}.gguf"] = file.read_bytes()
+
+    def resolve(path: str) -> Result:
+        code = (
+            "import sys; from mlx_parallm.models.loader import resolve; print(resolve(sys.argv[1]))"
+        )
+        variables = environment(hub, tmp_path) | {"MLX_PARALLM_CACHE": str(tmp_path / "cache")}
+        return subprocess.run(
+            [sys.executable, "-c", code, path],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert (folder_of(resolve("a/b:q8_0")) / "config.json").is_file()
+    assert hub.bytes_sent["tiny-Q4_0.gguf"] == 0
+    said = resolve("a/b").stderr
+    assert "GGUF files: add one's kind, a/b:Q8_0; there are: tiny-Q8_0.gguf" in said
+    assert "no file like" in resolve("a/b:Q6_K").stderr
 
 
 def test_bars_on_a_terminal(hub: TinyHub, tmp_path: Path) -> None:
