@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 
 
 class ServerStartError(RuntimeError):
@@ -32,10 +35,29 @@ def running_server(url: str | None, arguments: Sequence[str]) -> Iterator[str]:
         start_new_session=True,  # Ctrl-C in the terminal is the command's, not the server's
     )
     try:
-        yield _address(process)
+        with _ends_in_order():
+            yield _address(process)
     finally:
         process.terminate()
         process.communicate()
+
+
+@contextlib.contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """SIGTERM and a closed terminal raise SystemExit, so that the server ends too."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what signals do
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _address(process: subprocess.Popen[str]) -> str:

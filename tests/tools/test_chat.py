@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -112,6 +113,16 @@ def test_a_conversation_with_the_bundled_model(open_terminal: Any, tmp_path: Pat
     assert [m["role"] for m in saved] == ["system", "user", "assistant", "user", "assistant"]
     assert saved[0]["content"] == "Be brief."
     assert "What is 11 plus 12?" in (tmp_path / "chat" / "history").read_text()
+
+
+def test_its_server_ends_with_it(open_terminal: Any) -> None:
+    terminal = open_terminal()
+    shown = terminal.wait_for(r"bundled at http://127.0.0.1:\d+;")
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.process.wait(20) == 128 + signal.SIGTERM
+    port = int(re.findall(r":(\d+);", shown)[0])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 1)
 
 
 class _Slow(BaseHTTPRequestHandler):
