@@ -131,8 +131,8 @@ def assert_no_leaks(engine: Engine, timeout_s: float = 10.0) -> None:
     while time.monotonic() < until and _held(engine) != _NOTHING:
         time.sleep(0.005)
     assert _held(engine) == _NOTHING
-    if engine.state == "ready" and engine._runner.prefixes is not None:
-        tree = engine._runner.prefixes.tree
+    if engine.state == "ready" and engine.runner.prefixes is not None:
+        tree = engine.runner.prefixes.tree
         engine.call(lambda: tree.check_integrity(idle=True)).result(10)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_parallm.continuous_batching import AsyncContinuousBatchingEngine, BatchConfig
 from mlx_parallm.errors import InvalidRequestError
-from mlx_parallm.utils import batch_generate, close
+from mlx_parallm.utils import batch_generate, close, session_of
 from tests.conftest import assert_no_leaks, tiny_llama
 from tests.engine.driver import wait_until
 
@@ -30,7 +30,7 @@ def test_a_batch_is_answered_in_order(pair: tuple[Any, Any]) -> None:
     engine = AsyncContinuousBatchingEngine(*pair, BatchConfig(max_batch_size=8))
     answers = asyncio.run(engine.generate_batch(PROMPTS, max_tokens=10))
     assert answers == batch_generate(*pair, PROMPTS, max_tokens=10)
-    assert engine._session.engine.config.max_batch_size == 8
+    assert session_of(*pair).engine.config.max_batch_size == 8
 
 
 def test_concurrent_requests_share_their_steps(pair: tuple[Any, Any]) -> None:
@@ -73,7 +73,7 @@ def test_streams_that_are_left_free_their_rows(pair: tuple[Any, Any]) -> None:
         raise AssertionError("nothing came")
 
     asyncio.run(peek())
-    assert_no_leaks(engine._session.engine)
+    assert_no_leaks(session_of(*pair).engine)
 
 
 def test_cancelled_requests_free_their_rows(
@@ -90,7 +90,7 @@ def test_cancelled_requests_free_their_rows(
             await task
 
     asyncio.run(run())  # closes the loop while the engine still answers
-    assert_no_leaks(engine._session.engine)
+    assert_no_leaks(session_of(*pair).engine)
     assert not caplog.records
 
 
@@ -100,4 +100,4 @@ def test_bad_prompts_are_refused(pair: tuple[Any, Any]) -> None:
         asyncio.run(engine.generate(""))
     with pytest.raises(InvalidRequestError):
         asyncio.run(engine.generate_batch(["fine", [1 << 30]]))
-    assert_no_leaks(engine._session.engine)
+    assert_no_leaks(session_of(*pair).engine)

@@ -25,7 +25,9 @@ from mlx_parallm.cache.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
 from mlx_parallm.engine.assembly import assemble
 from mlx_parallm.engine.config import EngineConfig
+from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.ngram import NgramDrafter
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.speculative import SpeculativeStats
 from mlx_parallm.engine.stats import Counter, EngineStats
@@ -64,7 +66,17 @@ class Engine:
             streams belong to the thread that made them.
         config: bounds.
         load_draft: makes the draft model, where config.speculative is "draft".
+
+    Attributes:
+        config: the bounds in force; see `configure`.
+        loaded: the model, None until it is loaded.
+        reason: why nothing is accepted now, None where the engine is ready.
+        runner, scheduler: its parts, once it is ready. They belong to the engine's thread:
+            from another one, look at them and change them inside `call`.
     """
+
+    runner: ModelRunner
+    scheduler: ContinuousBatchScheduler
 
     def __init__(
         self,
@@ -191,14 +203,14 @@ class Engine:
         def apply() -> None:
             if self.loaded is not None and self.loaded.is_encoder:
                 given.pop("prefill_chunk", None)
-            if speculate and self._runner.speculation is None:
-                self._runner.speculate(NgramDrafter(), self.config.num_draft_tokens)
+            if speculate and self.runner.speculation is None:
+                self.runner.speculate(NgramDrafter(), self.config.num_draft_tokens)
                 self.config = replace(self.config, speculative="ngram")
-            self._scheduler.config = replace(self._scheduler.config, **given)  # type: ignore[arg-type]
-            if self._runner.speculation is not None:
+            self.scheduler.configure(**given)
+            if self.runner.speculation is not None:
                 most = self.config.num_draft_tokens if self._speculate else 0
-                self._runner.speculation.lengths.ceiling = most
-                self._scheduler.config = replace(self._scheduler.config, lookahead=most)
+                self.runner.speculation.limit(most)
+                self.scheduler.configure(lookahead=most)
 
         self.config = replace(self.config, **given)  # type: ignore[arg-type]
         return self.call(apply)
@@ -209,15 +221,15 @@ class Engine:
 
     def prefix_stats(self) -> CacheStats | None:
         """The prefix cache's counters; None where it is off."""
-        if self.loaded is None or self._runner.prefixes is None:
+        if self.loaded is None or self.runner.prefixes is None:
             return None
-        return self._runner.prefixes.tree.stats()
+        return self.runner.prefixes.tree.stats()
 
     @property
     def can_speculate(self) -> bool:
         """Whether guesses can be taken back: not from recurrent states, and encoders have none."""
         loaded = self.loaded
-        return loaded is not None and not (loaded.is_encoder or self._runner.cache.has_state)
+        return loaded is not None and not (loaded.is_encoder or self.runner.cache.has_state)
 
     @property
     def speculating(self) -> bool:
@@ -226,9 +238,9 @@ class Engine:
 
     def speculative_stats(self) -> SpeculativeStats | None:
         """A copy of speculation's counters; None where it is off."""
-        if self.loaded is None or self._runner.speculation is None:
+        if self.loaded is None or self.runner.speculation is None:
             return None
-        return replace(self._runner.speculation.lengths.stats)
+        return self.runner.speculation.stats()
 
     def drain(self) -> None:
         """Refuse new sequences; those accepted are finished."""
@@ -258,10 +270,10 @@ class Engine:
         for sequence in sequences:
             if sequence.pooling is None and self.loaded is not None and self.loaded.is_encoder:
                 raise UnsupportedError(self.loaded.encoder_endpoints, param="model")
-            if not self._scheduler.fits(sequence):
+            if not self.scheduler.fits(sequence):
                 raise OutOfMemoryError(
                     f"{len(sequence.prompt)} prompt tokens and {sequence.params.max_tokens} "
-                    f"new ones are over the KV memory of {self._scheduler.config.kv_tokens} tokens"
+                    f"new ones are over the KV memory of {self.scheduler.config.kv_tokens} tokens"
                 )
 
     # The engine's thread
@@ -290,8 +302,8 @@ class Engine:
     def _start_up(self) -> None:
         loaded = self._load()
         fit_threads(loaded.largest_matrix)
-        self._runner, self._scheduler = assemble(loaded, self.config, self._load_draft)
-        self._counter = Counter(self._stats, self._scheduler, self._runner)
+        self.runner, self.scheduler = assemble(loaded, self.config, self._load_draft)
+        self._counter = Counter(self._stats, self.scheduler, self.runner)
         self.loaded = loaded
         self._running = True
         self._state, self.reason = "ready", None
@@ -309,18 +321,18 @@ class Engine:
     def _loop(self) -> None:
         launched: Launched | None = None
         while self._running:
-            self._drain_inbox(block=launched is None and not self._scheduler.has_work)
+            self._drain_inbox(block=launched is None and not self.scheduler.has_work)
             launched = self._step(launched)
             self._deliver()
             follow_load()
         self._die("the server has stopped")
-        if self._runner.prefixes is not None:
-            self._runner.prefixes.close()
+        if self.runner.prefixes is not None:
+            self.runner.prefixes.close()
 
     def _drain_inbox(self, block: bool) -> None:
         if block:
             mx.clear_cache()  # idle: give unused memory back
-            self._runner.rest()
+            self.runner.rest()
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
@@ -332,19 +344,19 @@ class Engine:
         """
         began = time.perf_counter()
         try:
-            guesses = self._runner.guesses(self._scheduler.decoding)
+            guesses = self.runner.guesses(self.scheduler.decoding)
             if launched is not None and (guesses or launched.guessed is not None):
                 earlier, launched = launched, None
-                self._take(self._runner.collect(earlier))
-            plan = self._scheduler.schedule()
-            following = None if plan.empty else self._runner.launch(plan, guesses)
-            self._scheduler.launched(plan)
+                self._take(self.runner.collect(earlier))
+            plan = self.scheduler.schedule()
+            following = None if plan.empty else self.runner.launch(plan, guesses)
+            self.scheduler.launched(plan)
         except Exception as error:  # noqa: BLE001 - stays with the sequence that caused it
             self._recover(error, launched)
             following = launched = None
         try:
             if launched is not None:
-                self._take(self._runner.collect(launched))
+                self._take(self.runner.collect(launched))
         except Exception as error:  # noqa: BLE001 - as above
             self._recover(error, None)
             following = None
@@ -361,22 +373,22 @@ class Engine:
         log.warning("a step failed; its sequences are tried one by one", exc_info=error)
         if launched is not None:
             try:
-                self._take(self._runner.collect(launched))
+                self._take(self.runner.collect(launched))
             except Exception:
                 log.warning("the step before it is lost too", exc_info=True)
-        self._runner.reset()
+        self.runner.reset()
         mx.clear_cache()
-        for sequence in self._scheduler.suspect_all():
-            self._scheduler.finish(sequence, FinishReason.ERROR)
+        for sequence in self.scheduler.suspect_all():
+            self.scheduler.finish(sequence, FinishReason.ERROR)
             self._fail(sequence, SequenceError("The server failed on this request."))
 
     def _take(self, results: list[Result]) -> None:
         for result in results:
             sequence = result.sequence
             first = not sequence.output
-            taken = self._scheduler.update(sequence, result.tokens)
+            taken = self.scheduler.update(sequence, result.tokens)
             if result.complete:
-                self._scheduler.finish(sequence, FinishReason.LENGTH)
+                self.scheduler.finish(sequence, FinishReason.LENGTH)
             if taken or result.complete:
                 self._counter.tokens(sequence, len(taken), first)
                 self._emit(sequence, taken, result, first)
@@ -423,13 +435,13 @@ class Engine:
     def _add(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
             if sequence.id in self._live:
-                self._scheduler.add(sequence)
+                self.scheduler.add(sequence)
 
     def _abort(self, ids: list[int]) -> None:
         for sequence_id in ids:
             live = self._live.get(sequence_id)
             if live is not None:
-                self._scheduler.finish(live.sequence, FinishReason.ABORT)
+                self.scheduler.finish(live.sequence, FinishReason.ABORT)
                 self._send(Output(sequence_id, finish_reason=FinishReason.ABORT))
 
     def _quit(self) -> None:
@@ -456,7 +468,7 @@ class Engine:
 
     def _free(self) -> None:
         """Give back what rows hold, on the thread that made it."""
-        self._runner.reset()
+        self.runner.reset()
         mx.clear_cache()
         stats = self._stats
         stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0

@@ -17,7 +17,8 @@ import heapq
 import itertools
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefix_contract import Match, NaiveCache, PrefixCache
@@ -116,6 +117,10 @@ class ContinuousBatchScheduler:
         self._passing = False
         self._release: list[Sequence] = []
         self._retired: list[Sequence] = []  # their last token is in flight
+
+    def configure(self, **bounds: Any) -> None:
+        """Change fields of `config`; holds from the next plan on."""
+        self.config = replace(self.config, **bounds)
 
     # Requests
 

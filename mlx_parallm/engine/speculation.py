@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_parallm.engine.drafter import Drafter, Proposal
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.speculative import LengthController
+from mlx_parallm.engine.speculative import LengthController, SpeculativeStats
 
 _PADDING_SHARE = 0.4  # of a token's time that a place of padding takes in a packed forward
 
@@ -24,6 +24,14 @@ class Speculation:
     def __init__(self, drafter: Drafter, most: int, *, packs: bool) -> None:
         self.drafter = drafter
         self.lengths = LengthController(most, drafter.is_free, _PADDING_SHARE if packs else 1.0)
+
+    def limit(self, most: int) -> None:
+        """Guess at most so many tokens a row from the next step on; 0 pauses guessing."""
+        self.lengths.limit(most)
+
+    def stats(self) -> SpeculativeStats:
+        """A copy of the counters."""
+        return self.lengths.stats.copy()
 
     def choose(self, sequences: list[Sequence]) -> int:
         """Tokens worth guessing for these sequences in their next step."""

@@ -7,35 +7,47 @@ a deterministic guess this accepts exactly as often as rejection sampling
 (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), since both
 accept token x with the probability that the target gives it.
 
-The LengthController decides how far to guess, step by step: the measured time of a
-forward with so many guesses at this batch size against the tokens that the rows'
-acceptance so far promises. Where it does not pay, nothing is guessed.
+The LengthController measures what guessing costs and gains, step by step. From that
+`guess_decision` says how far to guess. Where it does not pay, nothing is guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mlx_parallm.engine.acceptance import Acceptance
 from mlx_parallm.engine.drafter import Proposal
+from mlx_parallm.engine.guess_decision import (
+    LOOK_STEPS,
+    Decision,
+    Promise,
+    Reason,
+    Snapshot,
+    budget_after,
+    decide,
+)
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step_costs import StepCosts, bucket
 
-_MARGIN = 1.02  # guessing must promise this much more than plain decoding
-_SPARE_SHARE = 0.015  # of the time of plain steps goes into looking whether guessing pays
-_LOOK = 8  # steps in a row: the first ones after a change are slower than those to come
-_MOST_TRIES = 2 * _LOOK  # steps of guessing at a batch size, before any of it was measured
-_FEARED = 2.5  # time of a guessing step, in plain steps, before any was measured
-_READ = 0.1  # time of a token that a drafter has to read, in a row's plain step, likewise
+_READ = 0.1  # time of a token that a drafter has to read, in a row's plain step, unmeasured
 _READ_FREE = 0.005  # the same of a drafter that is free
+
+
+def _no_reasons() -> dict[Reason, int]:
+    return dict.fromkeys(Reason, 0)
 
 
 @dataclass(slots=True)
 class SpeculativeStats:
-    """What speculation did since start; times in seconds."""
+    """What speculation did since start; times in seconds.
+
+    Attributes:
+        reasons: steps by the reason why they guessed or did not.
+    """
 
     steps: int = 0
     drafted: int = 0
@@ -44,6 +56,7 @@ class SpeculativeStats:
     off_steps: int = 0
     draft_time: float = 0.0
     current_length: int = 0
+    reasons: dict[Reason, int] = field(default_factory=_no_reasons)
 
     @property
     def acceptance_rate(self) -> float:
@@ -55,18 +68,35 @@ class SpeculativeStats:
         """Tokens a row with guesses gained in a step, its own sampled one included."""
         return 1 + self.accepted / self.rows if self.rows else 0.0
 
+    def decided(self, decision: Decision) -> None:
+        """Count a step's decision."""
+        self.current_length = decision.length
+        self.off_steps += not decision.length
+        self.reasons[decision.reason] += 1
+
+    def copy(self) -> SpeculativeStats:
+        """The counters as they are now."""
+        return replace(self, reasons=dict(self.reasons))
+
 
 @dataclass(slots=True)
 class _CatchUp:
     """What it costs a drafter to read the tokens that it did not guess itself.
 
     Attributes:
-        seconds: of one token; per_token: of these, for each token that is written.
+        seconds: to read one token, 0 before it was measured.
+        prompts, outputs: mean lengths of the sequences that ended.
     """
 
     seconds: float = 0.0
     prompts: float = 0.0
     outputs: float = 1.0
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """The drafter read so many tokens in so many seconds."""
+        if tokens:
+            each = seconds / tokens
+            self.seconds += (0.2 if self.seconds else 1.0) * (each - self.seconds)
 
     def ended(self, sequence: Sequence) -> None:
         """A sequence's prompt and output, the newer ones counting more."""
@@ -75,7 +105,48 @@ class _CatchUp:
 
     @property
     def per_token(self) -> float:
+        """Seconds of reading prompts, for each token that is written."""
         return self.seconds * self.prompts / max(self.outputs, 1.0)
+
+
+@dataclass(slots=True)
+class _PlainRun:
+    """Plain steps under one decision, which holds for some: deciding takes time too.
+
+    Attributes:
+        rows: of the batch that was decided for, 0 where the newest step guessed.
+        steps: since that decision.
+    """
+
+    rows: int = 0
+    steps: int = 0
+    decision: Decision = Decision(0, Reason.UNMEASURED)  # noqa: RUF009 - it cannot change
+
+    def holds(self, rows: int) -> bool:
+        """Whether a batch of so many rows needs no new decision."""
+        return rows == self.rows and self.steps < LOOK_STEPS
+
+    def add(self, rows: int, decision: Decision) -> None:
+        """A step that follows a decision."""
+        self.decision = decision
+        self.rows = 0 if decision.length else rows
+        self.steps += not decision.length
+
+
+@dataclass(slots=True)
+class _Looks:
+    """Steps that are taken to measure, not because they pay; see Snapshot."""
+
+    budget: float | None = None
+    left: int = 0
+
+    def decided(self, now: Snapshot, decision: Decision) -> None:
+        """Pay for a look, or count a step of the one that goes on."""
+        self.budget = budget_after(now, decision)
+        if decision.reason is Reason.LOOK:
+            self.left = now.look_left - 1 if now.look_left else LOOK_STEPS - 1
+        elif decision.reason is Reason.DOES_NOT_PAY:
+            self.left = 0
 
 
 @dataclass(eq=False)
@@ -83,7 +154,8 @@ class LengthController:
     """How many tokens to guess: per row by acceptance, per batch by measured cost.
 
     Attributes:
-        ceiling: the most; is_free: see Drafter.
+        ceiling: guesses a row at most; see `limit`.
+        is_free: see Drafter.
         padding: what a place of padding costs a step, in guesses.
     """
 
@@ -92,86 +164,59 @@ class LengthController:
     padding: float = 1.0
     stats: SpeculativeStats = field(default_factory=SpeculativeStats)
     costs: StepCosts = field(init=False)
-    _tries: dict[int, int] = field(default_factory=dict)
-    _rates: dict[int, float] = field(default_factory=dict)
-    _gains: dict[int, float] = field(default_factory=dict)
+    _acceptance: Acceptance = field(default_factory=Acceptance)
     _catch_up: _CatchUp = field(default_factory=_CatchUp)
-    _rate: float = 0.7
-    _gain: float = 1.0
-    _spare: float | None = None
-    _looking: int = 0
-    _plain_at: int = 0
-    _plain_run: int = 0
+    _looks: _Looks = field(default_factory=_Looks)
+    _plain_run: _PlainRun = field(default_factory=_PlainRun)
+    _tries: dict[int, int] = field(default_factory=dict)  # by batch size
 
     def __post_init__(self) -> None:
         self.costs = StepCosts(self.is_free)
 
+    def limit(self, most: int) -> None:
+        """Guess at most so many tokens a row from the next step on; 0 pauses guessing."""
+        self.ceiling = most
+        self._plain_run.rows = 0  # the decision that holds is out of date
+
     def choose(self, sequences: Items[Sequence], lag: Callable[[], int] = int) -> int:
         """Guesses a row for this step at most, 0 where plain decoding is faster.
-
-        A decision for a plain step holds for some more, since deciding takes time too.
 
         lag: says how many tokens the drafter has to read before it can guess.
         """
         rows = bucket(len(sequences))
-        if rows == self._plain_at and self._plain_run < _LOOK:
-            length = 0
+        if self._plain_run.holds(rows):
+            decision = self._plain_run.decision
         else:
-            length = self._decide(sequences, lag)
-        if length:
-            self._tries[rows] = self._tries.get(rows, 0) + 1
-        self._plain_at = 0 if length else rows
-        self._plain_run += not length
-        self.stats.current_length = length
-        self.stats.off_steps += not length
-        return length
+            decision = self._decide(sequences, lag)
+        self._tries[rows] = self._tries.get(rows, 0) + (decision.length > 0)
+        self._plain_run.add(rows, decision)
+        self.stats.decided(decision)
+        return decision.length
 
-    def _decide(self, sequences: Items[Sequence], lag: Callable[[], int]) -> int:
-        """See `choose`."""
-        plain_run, self._plain_run = self._plain_run, 0
+    def _decide(self, sequences: Items[Sequence], lag: Callable[[], int]) -> Decision:
+        now = self.snapshot(sequences, lag)
+        self._plain_run.steps = 0
+        decision = decide(now)
+        self._looks.decided(now, decision)
+        return decision
+
+    def snapshot(self, sequences: Items[Sequence], lag: Callable[[], int] = int) -> Snapshot:
+        """What is known before a step of these sequences; see `choose`."""
         willing = [s for s in sequences if s.params.speculative is not False]
         size, plain = len(sequences), self.costs.plain(len(sequences))
-        if not willing or not self.ceiling or plain is None or not self._may_try(size):
-            return 0  # the plain step is measured first
-        length, seconds, tokens = self._best(willing, size, plain)
-        seconds += self._catch_up.per_token * tokens
-        by_plain_steps = tokens / size * plain  # the time of as many tokens
-        known = self.costs.knows_guessing(size)
-        if known and by_plain_steps > _MARGIN * seconds:
-            saved = plain - seconds * size / tokens
-            return 0 if self._pays_look(saved, seconds) else length
-        if not known:
-            seconds = max(seconds, _FEARED * plain)
-        loss = max(0.0, seconds - by_plain_steps)
-        if self.costs.has_seen_enough(size):
-            self._looking = 0
-        if self._looking:
-            self._looking -= 1
-            return length
-        if self._spare is None:
-            self._spare = 0.0  # the first look is free
-        elif not self._pays_look(
-            loss, plain * plain_run, lambda: lag() * self._reading(plain / size)
-        ):
-            return 0
-        self._looking = _LOOK - 1
-        return length
-
-    def _pays_look(self, lost: float, earned: float, besides: Callable[[], float] = float) -> bool:
-        """Whether the account pays for some steps of the kind that seems to be the slower one.
-
-        Args:
-            lost: seconds by each of them; besides: says how many all of them lose besides.
-            earned: seconds of steps since it was asked last, which a share of is paid in.
-        """
-        self._spare = (self._spare or 0.0) + _SPARE_SHARE * earned
-        price = _LOOK * lost
-        if self._spare >= price:
-            price += besides()
-        if self._spare < price:
-            return False
-        self._spare -= price
-        return True
+        now = Snapshot(size, len(willing), self.ceiling, plain)
+        if not willing or not self.ceiling or plain is None:
+            return replace(now, look_budget=self._looks.budget)
+        return replace(
+            now,
+            promise=self._promise(willing, size, plain),
+            is_measured=self.costs.knows_guessing(size),
+            tries=self._tries.get(bucket(size), 0),
+            catch_up_seconds=lag() * self._reading(plain / size),
+            plain_run=self._plain_run.steps,
+            look_left=0 if self.costs.has_seen_enough(size) else self._looks.left,
+            look_budget=self._looks.budget,
+        )
 
     def _reading(self, hoped: float) -> float:
         """Seconds of a token that a drafter has to read; hoped: of a row's plain step."""
@@ -211,34 +256,19 @@ class LengthController:
 
     def caught_up(self, tokens: int, seconds: float) -> None:
         """The drafter read tokens that it had not guessed."""
-        if not tokens:
-            return
-        known = self._catch_up.seconds
-        each = seconds / tokens
-        self._catch_up.seconds = each if not known else known + 0.2 * (each - known)
+        self._catch_up.measured(tokens, seconds)
 
     def verified(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """A row's guesses were looked at."""
         self.stats.rows += drafted > 0
         self.stats.drafted += drafted
         self.stats.accepted += accepted
-        if sequence.params.speculative is False:
-            return
-        gain = self._gains.get(sequence.id, self._gain)
-        self._gains[sequence.id] = gain = gain + 0.1 * (accepted - gain)
-        self._gain += 0.02 * (gain - self._gain)
-        # The guess behind the first wrong one says nothing.
-        tried = min(drafted, accepted + 1)
-        rate = self._rates.get(sequence.id, self._rate)
-        for place in range(tried):
-            rate += 0.15 * ((1.0 if place < accepted else 0.0) - rate)
-        self._rates[sequence.id] = rate
-        self._rate += 0.01 * (rate - self._rate)
+        if sequence.params.speculative is not False:
+            self._acceptance.verified(sequence, drafted, accepted)
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""
-        self._rates.pop(sequence.id, None)
-        self._gains.pop(sequence.id, None)
+        self._acceptance.forget(sequence)
         self._catch_up.ended(sequence)
 
     def _worthwhile(self, size: int, odds: np.ndarray, widest: np.ndarray) -> int:
@@ -260,20 +290,16 @@ class LengthController:
         """See `work`: of so many guesses, of which the row with the most has `widest`."""
         return np.asarray(guesses + self.padding * (size * widest - guesses))
 
-    def _best(self, willing: Items[Sequence], size: int, plain: float) -> tuple[int, float, float]:
-        """The best number of guesses a row, the seconds of that step and its tokens."""
+    def _promise(self, willing: Items[Sequence], size: int, plain: float) -> Promise:
+        """The best number of guesses a row for a step of `size` rows."""
         if self.is_free:
-            gained = sum(self._gains.get(s.id, self._gain) for s in willing)
+            length, gained = self.ceiling, self._acceptance.gained(willing)
             work = np.array([self.costs.work_each * len(willing)])
-            return self.ceiling, float(self.costs.guessing(size, work, plain)[0]), size + gained
-        rates = np.array([self._rates.get(s.id, self._rate) for s in willing])
-        lengths = np.arange(1, self.ceiling + 1)
-        costs = self.costs.guessing(size, lengths * float(len(willing)), plain)
-        # Of n guesses, each with this rate, those before the first wrong one are accepted.
-        tokens = size + (rates[:, None] ** lengths).sum(axis=0).cumsum()
-        best = int((costs / tokens).argmin())
-        return best + 1, float(costs[best]), float(tokens[best])
-
-    def _may_try(self, size: int) -> bool:
-        """Not again and again where guessing steps are never alone to be measured."""
-        return self.costs.knows_guessing(size) or self._tries.get(bucket(size), 0) < _MOST_TRIES
+            seconds, tokens = float(self.costs.guessing(size, work, plain)[0]), size + gained
+        else:
+            lengths = np.arange(1, self.ceiling + 1)
+            costs = self.costs.guessing(size, lengths * float(len(willing)), plain)
+            all_tokens = size + self._acceptance.expected(willing, self.ceiling)
+            best = int((costs / all_tokens).argmin())
+            length, seconds, tokens = best + 1, float(costs[best]), float(all_tokens[best])
+        return Promise(length, seconds + self._catch_up.per_token * tokens, tokens)

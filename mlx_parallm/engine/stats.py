@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mlx_parallm.engine.guess_decision import Reason
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Sequence
 from mlx_parallm.engine.step import Launched
 
 
+def _no_reasons() -> dict[str, int]:
+    return {reason.value: 0 for reason in Reason}
+
+
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since start, and the state now. Times in seconds, memory in bytes."""
+    """Counters since start, and the state now. Times in seconds, memory in bytes.
+
+    Attributes:
+        speculation_reasons: steps by the reason why they guessed or did not; see Reason.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -46,6 +55,7 @@ class EngineStats:
     accepted_tokens: int = 0
     draft_length: int = 0
     draft_time: float = 0.0
+    speculation_reasons: dict[str, int] = field(default_factory=_no_reasons)
 
 
 class Counter:
@@ -98,6 +108,7 @@ class Counter:
         stats.drafted_tokens, stats.accepted_tokens = found.drafted, found.accepted
         stats.draft_time = found.draft_time
         stats.speculation_off_steps = found.off_steps
+        stats.speculation_reasons = {reason.value: n for reason, n in found.reasons.items()}
 
     def tokens(self, sequence: Sequence, taken: int, first: bool) -> None:
         """Count what a step gave a sequence."""

@@ -28,6 +28,7 @@ _GAUGES = frozenset(
 _TEXTS = {
     "steps": "Forwards of the engine.",
     "decode_rows": "Rows that decoded, summed over the steps.",
+    "speculation_reasons": "Steps by the reason why they guessed tokens ahead or did not.",
 }
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -119,4 +120,14 @@ class _EngineCollector(Collector):
         for name, value in asdict(self._stats()).items():
             kind = GaugeMetricFamily if name in _GAUGES else CounterMetricFamily
             text = _TEXTS.get(name, f"The engine's {name}.")
-            yield kind(f"{_PREFIX}_engine_{name}", text, value=value)
+            if isinstance(value, dict):
+                yield _by_label(name, text, "reason", value)
+            else:
+                yield kind(f"{_PREFIX}_engine_{name}", text, value=value)
+
+
+def _by_label(name: str, text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{_PREFIX}_engine_{name}", text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

@@ -131,7 +131,7 @@ def _memory_shares(bench: Bench, work: list[Work]) -> list[float]:
     with our_engine(bench.folder) as ours:
 
         def look(_: Timing) -> None:
-            cache = ours.engine._runner.cache  # we are on the engine's thread here
+            cache = ours.engine.runner.cache  # we are on the engine's thread here
             held = sum(row.length for row in cache.rows)
             if len(cache.rows) >= len(work) // 2 and held:
                 shares.append(cache.nbytes / (bench.kv_bytes_per_token * held))

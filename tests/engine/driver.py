@@ -38,11 +38,15 @@ class Driver:
         self._open: set[int] = set()
         self._changed = threading.Condition()
 
-    def submit(self, *sequences: Sequence) -> None:
+    def expect(self, *sequences: Sequence) -> None:
+        """Wait for these too; whoever submits them hands their outputs to `sink`."""
         with self._changed:
             for sequence in sequences:
                 self.outputs[sequence.id] = []
                 self._open.add(sequence.id)
+
+    def submit(self, *sequences: Sequence) -> None:
+        self.expect(*sequences)
         try:
             self.engine.submit(list(sequences), self.sink)
         except Exception:

@@ -131,9 +131,9 @@ def bound(engine: Engine, **bounds: Any) -> None:
     """Change bounds that are fixed at start in a server, and forget all prefixes."""
 
     def apply() -> None:
-        engine._scheduler.config = replace(engine._scheduler.config, **bounds)
-        if engine._runner.prefixes is not None:
-            engine._runner.prefixes.tree.clear()
+        engine.scheduler.configure(**bounds)
+        if engine.runner.prefixes is not None:
+            engine.runner.prefixes.tree.clear()
 
     engine.call(apply).result(10)
 
@@ -365,7 +365,7 @@ def test_memory_is_back_at_its_level(
     """Rounds of long and aborted requests leave no array behind."""
     engine = engine_for(engines, "llama", kind)
     # Chunks that follow the clock would make other shapes in every round.
-    monkeypatch.setattr(engine._scheduler, "budget", None)
+    monkeypatch.setattr(engine.scheduler, "budget", None)
     bound(engine, **ROOMY, idle_prefill_tokens=1024)
 
     def active() -> int:

@@ -62,8 +62,8 @@ def engines() -> Iterator[dict[str, Engine]]:
 
 def always_guess(engine: Engine, length: int) -> Callable[[], None]:
     """Take the decision whether guessing pays away from the clock; returns the undo."""
-    assert engine._runner.speculation is not None
-    lengths = engine._runner.speculation.lengths
+    assert engine.runner.speculation is not None
+    lengths = engine.runner.speculation.lengths
     lengths.choose = lambda *_: length  # type: ignore[method-assign]
     lengths.narrow = lambda proposal: int(proposal.counts.sum())  # type: ignore[method-assign]
 
@@ -272,6 +272,26 @@ def test_only_guesses_that_pay_are_verified() -> None:
     assert controller.narrow(sure) == 2
     assert controller.narrow(Proposal(guesses, counts, np.full((1, 3), 0.05))) == 0
     assert controller.narrow(Proposal(guesses, np.array([0]), np.zeros((1, 3)))) == 0
+
+
+def test_reasons_are_counted(engines: dict[str, Engine]) -> None:
+    """One for each step that had rows to decode; a pause holds from the next step on."""
+    engine = engines["ngram"]
+    before = engine.stats().speculation_reasons
+    Driver(engine).run(greedy([1, 2, 3], 30), greedy([4, 5], 30, speculative=False))
+    after = engine.stats().speculation_reasons
+    assert sum(after.values()) >= sum(before.values()) + 10
+    assert after["off"] == before["off"] == 0
+    engine.configure(speculate=False).result(10)
+    try:
+        Driver(engine).run(greedy([1, 2, 3], 9))
+    finally:
+        engine.configure(speculate=True).result(10)
+    paused = engine.stats().speculation_reasons
+    assert paused.pop("off") >= 8
+    assert paused == {reason: n for reason, n in after.items() if reason != "off"}
+    Driver(engine).run(greedy([1, 2, 3], 20, speculative=False))
+    assert engine.stats().speculation_reasons["nobody_wants_it"] >= 10
 
 
 def test_a_draft_with_another_tokenizer_is_refused(

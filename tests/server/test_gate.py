@@ -221,8 +221,10 @@ def test_metrics(serve: Any) -> None:
     assert "mlx_parallm_time_per_output_token_seconds_count 2.0" in text
     assert "# TYPE mlx_parallm_engine_running gauge" in text
     assert "# TYPE mlx_parallm_engine_generated_tokens_total counter" in text
+    assert 'mlx_parallm_engine_speculation_reasons_total{reason="pays"} 0.0' in text
     figures = server.http.get("/debug/metrics").json()
     assert figures["engine"]["running"] == 0
+    assert figures["engine"]["speculation_reasons"]["does_not_pay"] == 0
     assert figures["queued_requests"] == 0
     assert figures["server"]["mlx_parallm_time_to_first_token_seconds_count"] == 2
 
