@@ -6,6 +6,7 @@ be the start of a stop string until it is known not to be one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,7 @@ class TextStream:
         include_stop: keep the stop string or stop token in the text.
         skip_special_tokens: leave special tokens out of the text.
         prompt: the sequence's prompt; its end decides the first token's spacing.
+        shown: texts of special tokens that are not left out, by id.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class TextStream:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         prompt: Items[int] = (),
+        shown: Mapping[int, str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown if skip_special_tokens and shown else {}
         self._params = params
         self._stop = tuple(s for s in stop if s)
         self._include_stop = include_stop
@@ -93,7 +97,11 @@ class TextStream:
                     delta.stop_reason = token
                 if not self._include_stop:
                     continue
-            self._held += self._decoder.step(token)
+            literal = self._shown.get(token)
+            if literal is None:
+                self._held += self._decoder.step(token)
+            else:
+                self._held += self._decoder.literal(token, literal)
             if self._stop and self._cut(delta):
                 self._forget_rest(delta, place + 1)
                 break
@@ -175,6 +183,14 @@ class _Decoder:
         if len(after) <= len(self._before) or after.endswith(REPLACEMENT):
             return self._skip_over() if len(self._window) - self._read > _PENDING else ""
         return self._advance(len(self._window), after)
+
+    def literal(self, token: int, text: str) -> str:
+        """New text: what is held, and this token as it is written."""
+        held = self.flush()
+        self._window = [*self._window, token][-_CONTEXT:]
+        self._read = len(self._window)
+        self._before = self._decode(self._window)
+        return held + text
 
     def flush(self) -> str:
         """What is held because its last character is not whole."""

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
+from mlx_parallm.server.answer import (
+    Call,
+    CallArguments,
+    CallStart,
+    Event,
+    Reasoning,
+    Text,
+)
 from mlx_parallm.server.formats import Events, compact, escaped, usage_of
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
-from mlx_parallm.server.tools import ParsedCall
 
 
 class ChatFormat:
@@ -24,6 +31,13 @@ class ChatFormat:
         self._events = Events("chatcmpl", kind, model, body)
         self._tracks: Sequence[Track] = ()
         self._begun: set[int] = set()
+        # Places of calls, by track and by the call's identity.
+        self._places: dict[int, dict[int, int]] = {}
+        last = body.messages[-1]
+        self._role = "assistant" if body.writes_new_message else last.role
+        is_same = last.role == self._role and isinstance(last.content, str)
+        self._echoed = (last.content or "") if body.echo and is_same else ""
+        self._opening = compact({"role": self._role, "content": self._echoed})
 
     def follow(self, tracks: Sequence[Track]) -> None:
         """Say which tracks the events are about, before the first one."""
@@ -42,13 +56,15 @@ class ChatFormat:
         return response
 
     def _choice(self, track: Track) -> dict[str, Any]:
+        text, thought = self._echoed + track.text, track.thought
         message: dict[str, Any] = {
-            "role": "assistant",
-            "content": track.text,
+            "role": self._role,
+            "content": text or None if track.calls or thought else text,
             "refusal": None,
         }
+        if thought and self._body.include_reasoning:
+            message |= {"reasoning": thought, "reasoning_content": thought}
         if track.calls:
-            message["content"] = track.text or None
             message["tool_calls"] = [_call(call) for call in track.calls]
         choice = {
             "index": track.index,
@@ -66,28 +82,51 @@ class ChatFormat:
 
     # Events
 
-    def delta(self, track: Track, delta: TextDelta, calls: Sequence[ParsedCall]) -> bytes:
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
         """The events for something new; the first one carries the role."""
         events = ""
         if track.index not in self._begun:
             self._begun.add(track.index)
-            events = self._event(track, '{"role":"assistant","content":""}', "null", None)
+            events = self._event(track, self._opening, "null", None)
         logprobs = "null"
         if self._top is not None and delta.logprobs:
             logprobs = compact(self._logprobs(delta.logprobs))
-        if calls:
-            # A text before the call in the same step goes first.
-            if delta.text:
-                events += self._event(track, _content(delta.text), "null", None)
-            shown = _call_delta(calls, len(track.calls) - len(calls))
-            return (events + self._event(track, shown, logprobs, track.finish_reason)).encode()
-        if delta.text or logprobs != "null":
-            shown = _content(delta.text)
-        elif delta.finish_reason is not None:
-            shown = "{}"
-        else:
-            return events.encode()
-        return (events + self._event(track, shown, logprobs, track.finish_reason)).encode()
+        shown = [piece for event in said if (piece := self._piece(track, event))]
+        if not shown:
+            # Tokens whose text is held back still have logprobs, and an end is always told.
+            if logprobs != "null":
+                shown = [_content("")]
+            elif delta.finish_reason is not None:
+                shown = ["{}"]
+            else:
+                return events.encode()
+        # All of a step's tokens go with the last of its events.
+        for piece in shown[:-1]:
+            events += self._event(track, piece, "null", None)
+        return (events + self._event(track, shown[-1], logprobs, track.finish_reason)).encode()
+
+    def _piece(self, track: Track, event: Event) -> str:
+        """The delta for one event; empty where there is nothing to show."""
+        if isinstance(event, Text):
+            return _content(event.text)
+        if isinstance(event, Reasoning):
+            if not self._body.include_reasoning:
+                return ""
+            text = escaped(event.text)
+            return f'{{"reasoning":{text},"reasoning_content":{text}}}'
+        if isinstance(event, CallStart):
+            call = {**_call(event.call), "function": {"name": event.call.name, "arguments": ""}}
+            return self._call_piece(track, event.call, call)
+        if isinstance(event, CallArguments):
+            more = {"function": {"arguments": event.text}}
+            return self._call_piece(track, event.call, more)
+        # A call that is none has been shown as one.
+        return ""
+
+    def _call_piece(self, track: Track, call: Call, shown: dict[str, Any]) -> str:
+        places = self._places.setdefault(track.index, {})
+        place = places.setdefault(id(call), len(places))
+        return compact({"tool_calls": [{"index": place, **shown}]})
 
     def _event(self, track: Track, delta: str, logprobs: str, finish: str | None) -> str:
         choice = f'{{"index":{track.index},"delta":{delta},"logprobs":{logprobs},'
@@ -108,12 +147,6 @@ def _content(text: str) -> str:
     return f'{{"content":{escaped(text)}}}'
 
 
-def _call(call: ParsedCall) -> dict[str, Any]:
+def _call(call: Call) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id, "type": "function", "function": function}
-
-
-def _call_delta(calls: Sequence[ParsedCall], first: int) -> str:
-    return compact(
-        {"tool_calls": [{"index": first + i, **_call(call)} for i, call in enumerate(calls)]}
-    )

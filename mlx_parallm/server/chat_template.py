@@ -13,7 +13,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.schemas.chat import ChatMessage, ChatTemplateFields, Tool
+
+# The reasoning effort of an answer without thinking.
+NO_EFFORT = "none"
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Conversation:
 
 def conversation_of(
     tokenizer: Any,
+    dialect: Dialect,
     body: ChatTemplateFields,
     tools: Sequence[Tool],
     reasoning_effort: str | None = None,
@@ -56,6 +61,7 @@ def conversation_of(
 
     Args:
         tokenizer: an mlx-lm TokenizerWrapper.
+        dialect: its own.
         tools: those to show; may be fewer than in the body.
 
     Raises:
@@ -70,7 +76,7 @@ def conversation_of(
         )
     variables = _variables(tokenizer, body.chat_template_kwargs, reasoning_effort)
     if tools:
-        check_tools(tokenizer)
+        check_tools(dialect)
         variables["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
     ending = {"add_generation_prompt": body.add_generation_prompt}
     if body.continue_final_message:
@@ -104,13 +110,13 @@ def render(tokenizer: Any, conversation: Conversation) -> str:
     return str(text)
 
 
-def check_tools(tokenizer: Any) -> None:
+def check_tools(dialect: Dialect) -> None:
     """Refuse tools for a model whose calls could not be read.
 
     Raises:
-        UnsupportedError: the tokenizer has no tool parser.
+        UnsupportedError: there is no parser for them.
     """
-    if not tokenizer.has_tool_calling:
+    if not dialect.has_calls:
         raise UnsupportedError("This model does not support tool calling.", param="tools")
 
 
@@ -122,13 +128,27 @@ def _variables(tokenizer: Any, given: dict[str, Any], effort: str | None) -> dic
                 param=f"chat_template_kwargs.{name}",
             )
     variables = dict(given)
-    if effort is not None:
-        if "reasoning_effort" not in _source(tokenizer):
-            raise UnsupportedError(
-                "This model's chat template has no reasoning effort.", param="reasoning_effort"
-            )
-        variables["reasoning_effort"] = effort
-    return variables
+    return variables if effort is None else {**thinking_variables(tokenizer, effort), **variables}
+
+
+def thinking_variables(tokenizer: Any, effort: str) -> dict[str, Any]:
+    """Variables of the chat template for a reasoning effort.
+
+    Args:
+        effort: "none" does not think; any other, where a template only knows thinking or not,
+            thinks.
+
+    Raises:
+        UnsupportedError: the template knows neither.
+    """
+    source = _source(tokenizer)
+    if "reasoning_effort" in source:
+        return {"reasoning_effort": effort}
+    if "enable_thinking" in source:
+        return {"enable_thinking": effort != NO_EFFORT}
+    raise UnsupportedError(
+        "This model's chat template has no reasoning effort.", param="reasoning_effort"
+    )
 
 
 def _source(tokenizer: Any) -> str:
@@ -150,6 +170,13 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     # Templates know the older name of the developer's role.
     if message.role == "developer":
         fields["role"] = "system"
+    # What clients send back as they got it, by the name that templates know.
+    thought = fields.pop("reasoning", None)
+    if thought is not None:
+        fields.setdefault("reasoning_content", thought)
+    if "reasoning_content" in fields:
+        # gpt-oss's name of it.
+        fields.setdefault("thinking", fields["reasoning_content"])
     # Many templates test content without asking whether it is there.
     fields.setdefault("content", "")
     if not message.tool_calls:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.engine.sequence import TokenLogprob
+from mlx_parallm.server.answer import Event
 from mlx_parallm.server.formats import Events, compact, escaped, usage_of
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.logprobs import (
@@ -16,7 +17,6 @@ from mlx_parallm.server.logprobs import (
     prompt_logprobs,
 )
 from mlx_parallm.server.schemas.completions import CompletionRequest
-from mlx_parallm.server.tools import ParsedCall
 
 
 class CompletionFormat:
@@ -91,7 +91,7 @@ class CompletionFormat:
 
     # Events
 
-    def delta(self, track: Track, delta: TextDelta, calls: Sequence[ParsedCall]) -> bytes:
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
         """The events for something new."""
         events = ""
         if track.index not in self._shown:

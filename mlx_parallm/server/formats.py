@@ -29,12 +29,16 @@ def usage_of(tracks: Sequence[Track]) -> dict[str, Any]:
     prompt_tokens = sum(len(track.prompt.ids) for track in prompts.values())
     completion_tokens = sum(len(track.token_ids) for track in tracks)
     cached = sum(track.cached_tokens for track in prompts.values())
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+    if any(track.thoughts is not None for track in tracks):
+        reasoning = sum(track.reasoning_tokens for track in tracks)
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return usage
 
 
 class Events:

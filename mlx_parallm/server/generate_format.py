@@ -9,12 +9,12 @@ from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.engine.sequence import TokenLogprob
+from mlx_parallm.server.answer import Event
 from mlx_parallm.server.formats import DONE, compact
 from mlx_parallm.server.generation import Generation, Track
 from mlx_parallm.server.logprobs import TokenNames, finite
 from mlx_parallm.server.memory_meter import MemoryMeter
 from mlx_parallm.server.schemas.generate import GenerateRequest
-from mlx_parallm.server.tools import ParsedCall
 
 _MOST_REPEATED = 3
 
@@ -64,7 +64,7 @@ class GenerateFormat:
     def follow(self, tracks: Sequence[Track]) -> None:
         """Nothing to prepare: every event names its request."""
 
-    def delta(self, track: Track, delta: TextDelta, calls: Sequence[ParsedCall]) -> bytes:
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
         """One event with the new text and tokens."""
         event: dict[str, Any] = {
             "request_id": self._request_id,

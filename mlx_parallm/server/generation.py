@@ -23,8 +23,18 @@ from mlx_parallm.errors import (
     UnavailableError,
 )
 from mlx_parallm.memory.citations import CitedAnswer
+from mlx_parallm.server.answer import (
+    Call,
+    CallEnd,
+    CallLost,
+    CallStart,
+    Event,
+    Reader,
+    Reasoning,
+    Text,
+)
+from mlx_parallm.server.answer.thought_counter import ThoughtCounter
 from mlx_parallm.server.prompts import Prompt
-from mlx_parallm.server.tools import Found, ParsedCall, ToolReader
 
 # Bytes of a stream that are kept for a client that does not read them.
 _MAX_UNREAD = 32 * 1024**2
@@ -35,8 +45,13 @@ class Track:
 
     Args:
         index: of the choice in the response.
-        reader: finds tool calls in the text; None leaves the text as it is.
+        reader: finds thinking and tool calls in the text; None leaves the text as it is.
+        thoughts: counts the tokens of thinking.
         one_call: end after the first tool call.
+
+    Attributes:
+        content, reasoning: pieces of the text and of the thinking so far.
+        calls: those that have begun.
     """
 
     __slots__ = (
@@ -55,9 +70,11 @@ class Track:
         "prompt",
         "prompt_logprobs",
         "reader",
+        "reasoning",
         "sequence",
         "stop_reason",
         "stream",
+        "thoughts",
         "token_ids",
     )
 
@@ -67,7 +84,8 @@ class Track:
         stream: TextStream,
         index: int,
         prompt: Prompt,
-        reader: ToolReader | None = None,
+        reader: Reader | None = None,
+        thoughts: ThoughtCounter | None = None,
         one_call: bool = False,
     ) -> None:
         self.sequence = sequence
@@ -75,12 +93,14 @@ class Track:
         self.index = index
         self.prompt = prompt
         self.reader = reader
+        self.thoughts = thoughts
         self.one_call = one_call
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob | None] = []
         self.content: list[str] = []
-        self.calls: list[ParsedCall] = []
+        self.reasoning: list[str] = []
+        self.calls: list[Call] = []
         self.cited_answer = CitedAnswer(sequence.memory)
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
@@ -104,8 +124,18 @@ class Track:
 
     @property
     def text(self) -> str:
-        """The text so far, without what became tool calls."""
+        """The text so far, without thinking and what became tool calls."""
         return "".join(self.content)
+
+    @property
+    def thought(self) -> str:
+        """The thinking so far."""
+        return "".join(self.reasoning)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of thinking so far."""
+        return 0 if self.thoughts is None else self.thoughts.count
 
     @property
     def cited(self) -> list[dict[str, Any]] | None:
@@ -119,8 +149,8 @@ class Track:
             return float("-inf")
         return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs)
 
-    def feed(self, output: Output) -> tuple[TextDelta, Items[ParsedCall]]:
-        """Take an output of the engine; returns the new text and the new tool calls.
+    def feed(self, output: Output) -> tuple[TextDelta, Items[Event]]:
+        """Take an output of the engine; returns what is new, as tokens and as events.
 
         Raises:
             Exception: what the engine says went wrong.
@@ -133,24 +163,46 @@ class Track:
         if self.first_token_at is None:
             self.first_token_at = time.perf_counter()
         delta = self.stream.push(output)
-        calls: Items[ParsedCall] = ()
+        events: Items[Event] = ()
         if self.reader is not None:
-            calls = self._read(self.reader, delta)
+            events = self._read(self.reader, delta)
+        elif delta.text:
+            events = (Text(delta.text),)
+        if self.thoughts is not None:
+            self.thoughts.add(delta.token_ids)
+        for event in events:
+            self._note(event)
         self._take(output, delta)
-        return delta, calls
+        return delta, events
 
-    def _read(self, reader: ToolReader, delta: TextDelta) -> Items[ParsedCall]:
-        found = reader.feed(delta.text)
+    def _read(self, reader: Reader, delta: TextDelta) -> list[Event]:
+        events = reader.feed(delta.text)
         if delta.finish_reason is not None:
-            rest = reader.finish()
-            found = Found(found.text + rest.text, [*found.calls, *rest.calls])
-        delta.text = found.text
-        calls = found.calls
-        if calls and self.one_call:
-            calls = calls[:1]
-            delta.finish_reason = FinishReason.STOP
-        self.calls.extend(calls)
-        return calls
+            events += reader.finish(delta.finish_reason is FinishReason.LENGTH)
+        if self.one_call:
+            ends = [place for place, event in enumerate(events) if isinstance(event, CallEnd)]
+            if ends:
+                del events[ends[0] + 1 :]
+                delta.finish_reason = FinishReason.STOP
+        return events
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Text):
+            self.content.append(event.text)
+            self._let_thinking_begin(False)
+        elif isinstance(event, Reasoning):
+            self.reasoning.append(event.text)
+        elif isinstance(event, CallStart):
+            self.calls.append(event.call)
+        elif isinstance(event, CallLost):
+            self.calls.remove(event.call)
+            self.content.append(event.text)
+        elif isinstance(event, CallEnd):
+            self._let_thinking_begin(True)
+
+    def _let_thinking_begin(self, may_begin: bool) -> None:
+        if self.thoughts is not None:
+            self.thoughts.may_begin = may_begin
 
     def _take(self, output: Output, delta: TextDelta) -> None:
         self.token_ids.extend(delta.token_ids)
@@ -163,8 +215,6 @@ class Track:
         self.cited_answer.add(delta.token_ids, output.citations)
         if output.cached_tokens > self.cached_tokens:
             self.cached_tokens = output.cached_tokens
-        if delta.text:
-            self.content.append(delta.text)
         if delta.finish_reason is not None:
             self.ended_at = time.perf_counter()
             self.stop_reason = delta.stop_reason
@@ -206,10 +256,10 @@ class Generation:
             Exception: the sequence failed; the caller fails the whole request.
         """
         track = self._open[output.sequence_id]
-        delta, calls = track.feed(output)
+        delta, events = track.feed(output)
         if self.first_output_at is None:
             self.first_output_at = time.perf_counter()
-        self.on_delta(track, delta, calls)
+        self.on_delta(track, delta, events)
         if track.finish_reason is None:
             return False
         del self._open[output.sequence_id]
@@ -224,7 +274,7 @@ class Generation:
             self._open.clear()
             self._end()
 
-    def on_delta(self, track: Track, delta: TextDelta, calls: Items[ParsedCall]) -> None:
+    def on_delta(self, track: Track, delta: TextDelta, events: Items[Event]) -> None:
         """Called with everything that is new."""
 
     def on_end(self) -> None:
@@ -260,7 +310,7 @@ class StreamFormat(Protocol):
         """Say which tracks the events are about, before the first one."""
         ...
 
-    def delta(self, track: Track, delta: TextDelta, calls: Items[ParsedCall]) -> bytes:
+    def delta(self, track: Track, delta: TextDelta, said: Items[Event]) -> bytes:
         """The events for something new; empty for nothing to show."""
         ...
 
@@ -280,8 +330,8 @@ class Streamed(Generation):
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
 
-    def on_delta(self, track: Track, delta: TextDelta, calls: Items[ParsedCall]) -> None:
-        piece = self._style.delta(track, delta, calls)
+    def on_delta(self, track: Track, delta: TextDelta, events: Items[Event]) -> None:
+        piece = self._style.delta(track, delta, events)
         if not piece:
             return
         self._unread += len(piece)

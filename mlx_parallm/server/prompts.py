@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
 from mlx_parallm.server.schemas.completions import CompletionRequest
@@ -72,6 +73,11 @@ class Prompts:
         """mlx-lm's TokenizerWrapper."""
         return self._tokenizer
 
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model writes thinking and calls."""
+        return Dialect(self._tokenizer)
+
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together at most."""
@@ -120,18 +126,23 @@ class Prompts:
         size = sum(map(len, inputs))
         return await self._maybe_in_thread(size, lambda: [encode(value) for value in inputs])
 
-    async def chat(self, body: ChatCompletionRequest) -> Prompt:
+    async def chat(self, body: ChatCompletionRequest, before: Sequence[int] = ()) -> Prompt:
         """The one prompt that the chat template makes of the messages.
 
+        Args:
+            before: token ids to put before them.
+
         Raises:
-            InvalidRequestError: the template refuses the messages, or there is none.
+            InvalidRequestError: the template refuses the messages, or there is none; an id
+                that is not the model's.
             ContextLengthError: longer than the context.
         """
         tools = [] if body.tool_choice == "none" else body.tools
         made = await self.conversation(
             body, tools, body.add_special_tokens, body.reasoning_effort, limited=True
         )
-        ids = self._truncated(made.ids, body.truncate_prompt_tokens)
+        self._check_ids(before, "context")
+        ids = self._truncated([*before, *made.ids], body.truncate_prompt_tokens)
         return Prompt(self._checked(ids, "messages"), made.text)
 
     async def conversation(
@@ -151,7 +162,7 @@ class Prompts:
         """
         if self._loaded.is_encoder:
             raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
-        asked = conversation_of(self._tokenizer, body, tools, reasoning_effort)
+        asked = conversation_of(self._tokenizer, self.dialect, body, tools, reasoning_effort)
         special = self._special
         if special is not None and not special.may_be_in(asked.said):
             special = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlx_parallm.engine.detokenizer import TextDelta
+from mlx_parallm.server.answer import Event
 from mlx_parallm.server.formats import DONE, compact
 from mlx_parallm.server.generation import Track
-from mlx_parallm.server.tools import ParsedCall
 
 
 class TextEvents:
@@ -19,7 +19,7 @@ class TextEvents:
     def follow(self, tracks: Sequence[Track]) -> None:
         """Nothing to prepare."""
 
-    def delta(self, track: Track, delta: TextDelta, calls: Sequence[ParsedCall]) -> bytes:
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
         """One event with the new text and tokens."""
         event = {
             "request_id": self._request_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
 from mlx_parallm.memory.request import MemoryRequest
+from mlx_parallm.server.answer import Dialect, Reader
+from mlx_parallm.server.answer.thought_counter import ThoughtCounter
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.prefix_namespace import Namespace
 from mlx_parallm.server.prompts import DEFAULT_MAX_TOKENS, Prompt, Prompts
@@ -17,7 +19,6 @@ from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.generate import GenerateFields
 from mlx_parallm.server.schemas.sampling import SamplingFields
-from mlx_parallm.server.tools import ToolReader
 
 
 async def completion_tracks(
@@ -60,7 +61,7 @@ async def completion_tracks(
         for sequence in _sequences(
             prompt, params, body.num_candidates, body.priority, memory, namespace
         ):
-            stream = _stream(tokenizer, sequence, body, body.skip_special_tokens)
+            stream = _stream(tokenizer, sequence, body)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
 
@@ -88,7 +89,7 @@ async def text_tracks(
         if params.seed is not None and tracks:
             params = replace(params, seed=(params.seed + len(tracks)) % 2**64)
         for sequence in _sequences(prompt, params, 1, body.priority, memory, namespace):
-            stream = _stream(prompts.tokenizer, sequence, body, body.skip_special_tokens)
+            stream = _stream(prompts.tokenizer, sequence, body)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
 
@@ -102,13 +103,17 @@ async def chat_tracks(
     namespace: Namespace,
     context: int | None = None,
     at_most: int | None = None,
+    before: Sequence[int] = (),
 ) -> list[Track]:
     """n tracks for the conversation; arguments as in completion_tracks().
+
+    Args:
+        before: token ids that stand before the conversation.
 
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
     """
-    prompt = await prompts.chat(body)
+    prompt = await prompts.chat(body, before)
     asked = body.max_completion_tokens or body.max_tokens
     params = prompts.sampling(
         body,
@@ -116,17 +121,40 @@ async def chat_tracks(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
     )
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
-    reads_tools = bool(tools) and body.tool_choice != "none"
-    # The markers of calls may be special tokens, which are needed to find the calls.
-    skip = body.skip_special_tokens and not (reads_tools and _has_special_markers(tokenizer))
+    tools = _readable_tools(body)
+    shown = prompts.dialect.shown_tokens(with_calls=tools is not None)
+    make = _answer_reading(body, prompts.dialect, prompt, tools)
     tracks: list[Track] = []
     for sequence in _sequences(prompt, params, body.n, body.priority, memory, namespace):
-        stream = _stream(tokenizer, sequence, body, skip)
-        reader = ToolReader(tokenizer, tools) if reads_tools else None
+        stream = _stream(tokenizer, sequence, body, shown)
+        reader, thoughts = make()
         one_call = not body.parallel_tool_calls
-        tracks.append(Track(sequence, stream, len(tracks), prompt, reader, one_call))
+        tracks.append(Track(sequence, stream, len(tracks), prompt, reader, thoughts, one_call))
     return tracks
+
+
+def _readable_tools(body: ChatCompletionRequest) -> list[dict[str, Any]] | None:
+    """The tools whose calls are read; None leaves calls as text."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    return [tool.model_dump(exclude_none=True) for tool in body.tools]
+
+
+def _answer_reading(
+    body: ChatCompletionRequest,
+    dialect: Dialect,
+    prompt: Prompt,
+    tools: list[dict[str, Any]] | None,
+) -> Callable[[], tuple[Reader | None, ThoughtCounter | None]]:
+    """Makes what reads an answer: nothing where it can hold text only."""
+    if tools is None and not dialect.marks_text:
+        return lambda: (None, None)
+    text = prompt.text or ""
+    continued = None if body.writes_new_message else body.messages[-1].content
+    return lambda: (
+        dialect.reader(text, continued=continued, tools=tools),
+        dialect.thought_counter(text, continued),
+    )
 
 
 def _sequences(
@@ -153,18 +181,17 @@ def _sequences(
 
 
 def _stream(
-    tokenizer: Any, sequence: EngineSequence, body: SamplingFields, skip_special_tokens: bool
+    tokenizer: Any,
+    sequence: EngineSequence,
+    body: SamplingFields,
+    shown: Mapping[int, str] | None = None,
 ) -> TextStream:
     return TextStream(
         tokenizer,
         sequence.params,
         stop=body.stop,
         include_stop=body.include_stop_str_in_output,
-        skip_special_tokens=skip_special_tokens,
+        skip_special_tokens=body.skip_special_tokens,
         prompt=sequence.prompt,
+        shown=shown,
     )
-
-
-def _has_special_markers(tokenizer: Any) -> bool:
-    special: Sequence[str] = getattr(tokenizer, "all_special_tokens", ())
-    return tokenizer.tool_call_start in special or tokenizer.tool_call_end in special

@@ -7,12 +7,12 @@ from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.engine.sequence import TokenLogprob
+from mlx_parallm.server.answer import Event
 from mlx_parallm.server.formats import compact
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.logprobs import TokenNames, chat_logprobs
 from mlx_parallm.server.prompts import Prompts
 from mlx_parallm.server.schemas.llama_cpp import LlamaCompletionRequest
-from mlx_parallm.server.tools import ParsedCall
 
 # What a request asks for and not how it is sampled.
 _NOT_SETTINGS = {"prompt", "model", "response_fields"}
@@ -50,7 +50,7 @@ class LlamaFormat:
     def follow(self, tracks: Sequence[Track]) -> None:
         """Nothing to prepare."""
 
-    def delta(self, track: Track, delta: TextDelta, calls: Sequence[ParsedCall]) -> bytes:
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
         """An event with the new text and tokens, and the last one of a track that has ended."""
         events = b""
         if delta.text or delta.token_ids:

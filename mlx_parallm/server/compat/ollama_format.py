@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
+from mlx_parallm.server.answer import Call, CallEnd, CallLost, Event, Reasoning, Text
 from mlx_parallm.server.formats import compact
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.logprobs import TokenNames, chat_logprobs
-from mlx_parallm.server.tools import ParsedCall
 
 
 class OllamaFormat:
@@ -26,9 +26,10 @@ class OllamaFormat:
         self._model = model
         self._names = TokenNames(tokenizer)
         self._top = top
+        self._num_calls = 0
 
-    def content(self, text: str, calls: Sequence[ParsedCall], first: int) -> dict[str, Any]:
-        """The part of an object that holds text and calls.
+    def content(self, text: str, thought: str, calls: Sequence[Call], first: int) -> dict[str, Any]:
+        """The part of an object that holds text, thinking and calls.
 
         Args:
             first: the first call's place among all of the answer.
@@ -45,7 +46,7 @@ class OllamaFormat:
         """The response."""
         return {
             **self._head(),
-            **self.content(track.text, track.calls, 0),
+            **self.content(track.text, track.thought, track.calls, 0),
             **self._logprobs(track.logprobs),
             **self._ending(track),
         }
@@ -55,21 +56,28 @@ class OllamaFormat:
     def follow(self, tracks: Sequence[Track]) -> None:
         """Nothing to prepare."""
 
-    def delta(self, track: Track, delta: TextDelta, calls: Sequence[ParsedCall]) -> bytes:
-        """A line for something new."""
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
+        """A line for something new; calls are shown when they are whole."""
         logprobs = self._logprobs(delta.logprobs or ())
-        if not (delta.text or calls or logprobs):
+        text = "".join(e.text for e in said if isinstance(e, (Text, CallLost)))
+        thought = "".join(event.text for event in said if isinstance(event, Reasoning))
+        calls = [event.call for event in said if isinstance(event, CallEnd)]
+        if not (text or thought or calls or logprobs):
             return b""
-        content = self.content(delta.text, calls, len(track.calls) - len(calls))
+        content = self.content(text, thought, calls, self._num_calls)
+        self._num_calls += len(calls)
         return _line({**self._head(), **content, "done": False, **logprobs})
 
     def end(self, tracks: Sequence[Track]) -> bytes:
         """The last line, with the figures."""
-        return _line({**self._head(), **self.content("", (), 0), **self._ending(tracks[0])})
+        return _line({**self._head(), **self._nothing(), **self._ending(tracks[0])})
 
     def loaded(self) -> dict[str, Any]:
         """The answer to a request that only asks for the model to be there."""
-        return {**self._head(), **self.content("", (), 0), "done": True, "done_reason": "load"}
+        return {**self._head(), **self._nothing(), "done": True, "done_reason": "load"}
+
+    def _nothing(self) -> dict[str, Any]:
+        return self.content("", "", (), 0)
 
     def _head(self) -> dict[str, Any]:
         return {"model": self._model, "created_at": rfc3339(datetime.now(UTC))}
@@ -87,9 +95,11 @@ class OllamaFormat:
 class ChatLines(OllamaFormat):
     """Answers of /api/chat."""
 
-    def content(self, text: str, calls: Sequence[ParsedCall], first: int) -> dict[str, Any]:
+    def content(self, text: str, thought: str, calls: Sequence[Call], first: int) -> dict[str, Any]:
         """The message."""
         message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thought:
+            message["thinking"] = thought
         if calls:
             message["tool_calls"] = [_call(call, first + i) for i, call in enumerate(calls)]
         return {"message": message}
@@ -106,9 +116,9 @@ class GenerateLines(OllamaFormat):
         super().__init__(model, tokenizer, top)
         self._with_context = with_context
 
-    def content(self, text: str, calls: Sequence[ParsedCall], first: int) -> dict[str, Any]:
+    def content(self, text: str, thought: str, calls: Sequence[Call], first: int) -> dict[str, Any]:
         """The text."""
-        return {"response": text}
+        return {"response": text, "thinking": thought} if thought else {"response": text}
 
     def last(self, track: Track) -> dict[str, Any]:
         """The conversation so far as token ids."""
@@ -139,7 +149,7 @@ def _line(value: dict[str, Any]) -> bytes:
     return compact(value).encode() + b"\n"
 
 
-def _call(call: ParsedCall, place: int) -> dict[str, Any]:
+def _call(call: Call, place: int) -> dict[str, Any]:
     function = {"index": place, "name": call.name, "arguments": _arguments(call.arguments)}
     return {"id": call.id, "function": function}
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.compat.ollama_format import rfc3339
 from mlx_parallm.server.state import ServerState
 
@@ -27,7 +28,7 @@ def tag(state: ServerState, name: str) -> dict[str, Any]:
         "size": loaded.nbytes,
         "digest": _digest(loaded),
         "details": details(loaded),
-        "capabilities": capabilities(loaded),
+        "capabilities": capabilities(loaded, state.prompts().dialect),
     }
 
 
@@ -54,7 +55,7 @@ def shown(state: ServerState, name: str) -> dict[str, Any]:
         "template": template if isinstance(template, str) else json.dumps(template),
         "details": details(loaded),
         "model_info": _info(loaded),
-        "capabilities": capabilities(loaded),
+        "capabilities": capabilities(loaded, state.prompts().dialect),
         "modified_at": rfc3339(datetime.fromtimestamp(state.created, UTC)),
     }
 
@@ -72,12 +73,13 @@ def details(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def capabilities(loaded: LoadedModel) -> list[str]:
+def capabilities(loaded: LoadedModel, dialect: Dialect) -> list[str]:
     """What the model can be asked for, in Ollama's words."""
     if loaded.is_encoder:
         return ["embedding"]
-    tools = ["tools"] if loaded.tokenizer.has_tool_calling else []
-    return ["completion", *tools, "embedding"]
+    tools = ["tools"] if dialect.has_calls else []
+    thinking = ["thinking"] if dialect.thinks else []
+    return ["completion", *tools, *thinking, "embedding"]
 
 
 def _info(loaded: LoadedModel) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from mlx_parallm.server.chat_template import NO_EFFORT, thinking_variables
 from mlx_parallm.server.compat.translation import (
     answer_limit,
     response_format,
@@ -50,14 +50,15 @@ async def generate(
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
     """
-    prompt: str | list[int] = body.prompt
     if not body.raw and prompts.tokenizer.has_chat_template:
-        prompt = await _templated(body, prompts)
-    elif body.system:
+        return await _turn(body, prompts, namespace)
+    if body.system:
         raise InvalidRequestError("There is no template for a system message.", param="system")
+    if body.think:
+        raise InvalidRequestError("Without a template thinking is text.", param="think")
+    prompt: str | list[int] = body.prompt
     if body.context:
-        ids = prompt if isinstance(prompt, list) else await prompts.tokenize(prompt, False)
-        prompt = [*body.context, *ids]
+        prompt = [*body.context, *await prompts.tokenize(body.prompt, False)]
     fields = {
         **_sampling(body),
         "prompt": prompt,
@@ -74,12 +75,19 @@ async def generate(
     )
 
 
-async def _templated(body: OllamaGenerateRequest, prompts: Prompts) -> list[int]:
+async def _turn(body: OllamaGenerateRequest, prompts: Prompts, namespace: Namespace) -> list[Track]:
     messages = [{"role": "user", "content": body.prompt}]
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
     request = _chat_request(body, prompts, messages)
-    return (await prompts.chat(request)).ids
+    return await chat_tracks(
+        request,
+        prompts,
+        prompts.tokenizer,
+        namespace=namespace,
+        before=body.context,
+        **_lengths(body, prompts),
+    )
 
 
 def _chat_request(
@@ -91,7 +99,7 @@ def _chat_request(
         "tools": [{"type": "function", **tool} for tool in getattr(body, "tools", ())],
         "logprobs": body.logprobs,
         "top_logprobs": body.top_logprobs,
-        "chat_template_kwargs": _thinking(body.think, prompts.tokenizer),
+        "chat_template_kwargs": _thinking(body.think, prompts),
     }
     return translated(ChatCompletionRequest, fields, _NAMES)
 
@@ -113,16 +121,24 @@ def _message(message: OllamaMessage) -> dict[str, Any]:
     return shown
 
 
-def _thinking(think: bool | str, tokenizer: Any) -> dict[str, Any]:
+def _thinking(think: bool | str | None, prompts: Prompts) -> dict[str, Any]:
     """Variables for the chat template.
 
+    Args:
+        think: None leaves it to the template.
+
     Raises:
-        UnsupportedError: thoughts are asked for, which are not told apart from the answer yet.
+        UnsupportedError: the model does not think.
     """
-    if think:
-        raise UnsupportedError("Only think: false is supported.", param="think")
-    source = json.dumps(tokenizer.chat_template) if tokenizer.has_chat_template else ""
-    return {"enable_thinking": False} if "enable_thinking" in source else {}
+    if think is None:
+        return {}
+    try:
+        effort = think if isinstance(think, str) else ("medium" if think else NO_EFFORT)
+        return thinking_variables(prompts.tokenizer, effort)
+    except UnsupportedError:
+        if not think or prompts.dialect.thinks:
+            return {}
+        raise UnsupportedError("This model does not support thinking.", param="think") from None
 
 
 def _sampling(body: OllamaFields) -> dict[str, Any]:

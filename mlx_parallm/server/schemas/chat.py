@@ -188,6 +188,11 @@ class ChatTemplateFields(RequestModel):
     chat_template: Unsupported = None
     documents: Unsupported = None
 
+    @property
+    def writes_new_message(self) -> bool:
+        """Whether the answer is a message of its own, and not the rest of the last one."""
+        return self.add_generation_prompt and not self.continue_final_message
+
     @model_validator(mode="after")
     def _one_ending(self) -> ChatTemplateFields:
         # add_generation_prompt is on by default, so only an explicit one is a contradiction.
@@ -227,7 +232,11 @@ class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
         ),
     ] = None
     reasoning_effort: str | None = Field(
-        None, max_length=64, description="A variable of the chat template, where it has one."
+        None, max_length=64, description="A variable of the chat template; `none` does not think."
+    )
+    include_reasoning: bool = Field(True, description="false: think, but do not show it.")
+    echo: bool = Field(
+        False, description="Begin the answer with the last message, where it has the same role."
     )
 
     modalities: Annotated[
@@ -253,7 +262,6 @@ class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
     prediction: Unsupported = None
     web_search_options: Unsupported = None
     best_of: Unsupported = None
-    echo: FalseOnly = False
     suffix: Unsupported = None
 
     @model_validator(mode="after")
@@ -311,9 +319,11 @@ class ToolCall(BaseModel):
 class AnswerMessage(BaseModel):
     """The message that was generated."""
 
-    role: Literal["assistant"]
+    role: str
     content: str | None
     refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 

@@ -145,7 +145,7 @@ class OllamaFields(RequestModel):
     stream: bool = Field(True, description="One JSON object a line; true by default.")
     options: OllamaOptions = Field(default_factory=_no_options)
     format: Format = ""
-    think: Think = False
+    think: Think = Field(None, description="Nothing leaves it to the model's template.")
     keep_alive: KeepAlive = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -11,6 +11,12 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """What generated tokens were for; only of a model that thinks."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens of one request. Each prompt is counted once, every generated token is."""
 
@@ -18,3 +24,4 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
