@@ -1,0 +1,72 @@
+"""What a client's grammar may be before it is given to the compiler."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from typing import Any
+
+from mlx_parallm.errors import InvalidRequestError
+
+MAX_BYTES = 64 * 1024
+MAX_PROPERTIES = 1000
+MAX_DEPTH = 100
+# A multiple of n is found by an automaton of n states; of several at once, of all their products.
+MAX_MULTIPLE = 10_000
+
+
+def check_text(text: str) -> str:
+    """The text, if it is short enough.
+
+    Raises:
+        InvalidRequestError: it is not.
+    """
+    size = len(text.encode("utf8", "surrogatepass"))
+    if size > MAX_BYTES:
+        raise InvalidRequestError(
+            f"This grammar has {size} bytes; at most {MAX_BYTES} are compiled."
+        )
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InvalidRequestError("This grammar is no valid text: it has half of a surrogate pair.")
+    return text
+
+
+def check_schema(schema: Any) -> None:
+    """Look at a JSON schema without recursion.
+
+    Raises:
+        InvalidRequestError: it is too large, too deep or has too many properties.
+    """
+    properties, multiple = 0, 1
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise InvalidRequestError(
+                f"This JSON schema is nested too deeply: at most {MAX_DEPTH} levels are compiled."
+            )
+        if isinstance(value, dict):
+            named = value.get("properties")
+            properties += len(named) if isinstance(named, dict) else 0
+            multiple = math.lcm(multiple, _multiple(value.get("multipleOf")))
+            waiting.extend((inner, depth + 1) for inner in value.values())
+        elif isinstance(value, list):
+            waiting.extend((inner, depth + 1) for inner in value)
+    if properties > MAX_PROPERTIES:
+        raise InvalidRequestError(
+            f"This JSON schema has {properties} properties; at most {MAX_PROPERTIES} are compiled."
+        )
+    if multiple > MAX_MULTIPLE:
+        raise InvalidRequestError(
+            f"This JSON schema has too large numbers for multipleOf: their least common multiple "
+            f"is over {MAX_MULTIPLE}."
+        )
+    check_text(json.dumps(schema, ensure_ascii=False))
+
+
+def _multiple(value: Any) -> int:
+    """Digits of the number, as a whole one; 1 for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 1
+    return max(1, abs(Fraction(str(value)).numerator))
