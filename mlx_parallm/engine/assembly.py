@@ -43,7 +43,7 @@ def assemble(
         ModelLoadError: the draft model does not fit.
     """
     use_wired_memory()
-    runner = ModelRunner(loaded.model, loaded.vocab_size)
+    runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids)
     warm_up(runner)
     per_token = runner.cache.bytes_per_token
     memory = config.kv_cache_memory or available_kv_bytes(loaded.nbytes, config.memory_utilization)

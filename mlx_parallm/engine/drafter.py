@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ class Proposal:
         caught_up: tokens that the drafter read before it could guess, and
         seconds: how long these took.
         began: when guessing began.
+        forced: rows whose guesses are what a grammar demands, not the drafter's.
     """
 
     guesses: mx.array | np.ndarray
@@ -33,6 +34,7 @@ class Proposal:
     caught_up: int = 0
     seconds: float = 0.0
     began: float = 0.0
+    forced: set[int] = field(default_factory=set)
 
 
 class Drafter(Protocol):

@@ -33,6 +33,7 @@ from mlx_parallm.engine.speculative import SpeculativeStats
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result
 from mlx_parallm.errors import (
+    InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
     ParallmError,
@@ -326,6 +327,7 @@ class Engine:
             self._deliver()
             follow_load()
         self._die("the server has stopped")
+        self.runner.mask_filler.close()
         if self.runner.prefixes is not None:
             self.runner.prefixes.close()
 
@@ -340,16 +342,23 @@ class Engine:
     def _step(self, launched: Launched | None) -> Launched | None:
         """Launch the next step, then read the one before it.
 
-        Guessing ahead needs the tokens so far, so there the order is turned.
+        Guessing ahead and grammars need the tokens so far, so there the order is turned.
         """
         began = time.perf_counter()
         try:
             guesses = self.runner.guesses(self.scheduler.decoding)
-            if launched is not None and (guesses or launched.guessed is not None):
+            first = guesses or self.runner.must_read_first(self.scheduler.decoding)
+            if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
             plan = self.scheduler.schedule()
-            following = None if plan.empty else self.runner.launch(plan, guesses)
+            following = None
+            if not plan.empty:
+                begun = self.runner.begin(plan, guesses)
+                if begun.constrained and launched is not None:
+                    earlier, launched = launched, None
+                    self._take(self.runner.collect(earlier))
+                following = self.runner.launch(begun)
             self.scheduler.launched(plan)
         except Exception as error:  # noqa: BLE001 - stays with the sequence that caused it
             self._recover(error, launched)
@@ -386,7 +395,11 @@ class Engine:
         for result in results:
             sequence = result.sequence
             first = not sequence.output
+            lived = sequence.finish_reason is None
             taken = self.scheduler.update(sequence, result.tokens)
+            if lived and sequence.finish_reason is FinishReason.ERROR:
+                self._fail(sequence, _unfollowed(sequence))
+                continue
             if result.complete:
                 self.scheduler.finish(sequence, FinishReason.LENGTH)
             if taken or result.complete:
@@ -472,3 +485,13 @@ class Engine:
         mx.clear_cache()
         stats = self._stats
         stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0
+
+
+def _unfollowed(sequence: Sequence) -> InvalidRequestError:
+    """The error of a sequence whose grammar cannot be followed any further."""
+    assert sequence.constraint is not None
+    reason = sequence.constraint.error
+    log.warning("a grammar could not be followed: %s", reason)
+    return InvalidRequestError(
+        f"The answer could not follow its grammar any further: {reason}", code="grammar_failed"
+    )

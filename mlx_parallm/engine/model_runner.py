@@ -7,6 +7,9 @@ prompts), `speculation` (guesses) and `prefixes` (finished prefixes).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +19,10 @@ from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.packing import can_pack
 from mlx_parallm.cache.prefix_store import PrefixStore
 from mlx_parallm.cache.row_cache import RowCache
+from mlx_parallm.engine.constrained import is_constrained, wanted_masks
 from mlx_parallm.engine.drafter import Drafter
 from mlx_parallm.engine.forwards import Computed, Forwards, Work
+from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
 from mlx_parallm.engine.packed_forwards import PackedForwards
 from mlx_parallm.engine.padded_forwards import PaddedForwards
 from mlx_parallm.engine.riders import PromptRiders
@@ -35,19 +40,45 @@ from mlx_parallm.models.attention import install_attention
 from mlx_parallm.models.body import BodyTap
 
 
+@dataclass(slots=True)
+class Begun:
+    """A step whose forward computes, and that has not sampled.
+
+    Attributes:
+        began: when; besides: seconds that it took before its forward.
+        guessing: whether guesses were asked for.
+        masks: those of its rows, where they were begun already.
+    """
+
+    plan: Plan
+    work: Work
+    computed: Computed
+    began: float
+    besides: float
+    guessing: bool
+    masks: Future[Masks] | None = None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether some of its rows have a grammar: they sample when the step before was read."""
+        return is_constrained(self.work.decode)
+
+
 class ModelRunner:
     """Owns the model, the batch's caches and the sampler; one thread only.
 
     Args:
         model: an mlx-lm model.
         vocab_size: columns of its logits that are tokens.
+        end_token_ids: its own end tokens.
     """
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
+    def __init__(self, model: Any, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:
         self.model = adapt(model)
         if not replacements.install(model):
             install_attention(model)
         self.sampler = Sampler(vocab_size)
+        self.mask_filler = MaskFiller(vocab_size, end_token_ids)
         self.riders = PromptRiders(vocab_size)
         self.body = BodyTap(model)
         self.packs = can_pack(model, self.body)
@@ -92,18 +123,27 @@ class ModelRunner:
             return 0
         return self.speculation.choose(sequences)
 
+    def must_read_first(self, sequences: list[Sequence]) -> bool:
+        """Whether the step before has to be read before these sequences' next one is begun.
+
+        A grammar's mask needs every token so far. A GPU computes the next forward while they
+        are read; on a CPU that forward would have to end first.
+        """
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        return on_cpu and is_constrained(sequences)
+
     # A step
 
-    def launch(self, plan: Plan, guesses: int = 0) -> Launched:
-        """Start a step; returns while it computes."""
+    def begin(self, plan: Plan, guesses: int = 0) -> Begun:
+        """Start a step's forward; returns while it computes."""
         try:
-            return self._launch(plan, guesses)
+            return self._begin(plan, guesses)
         finally:
             for _, match in plan.loads:
                 assert self.prefixes is not None
                 self.prefixes.tree.unlock(match)
 
-    def _launch(self, plan: Plan, guesses: int) -> Launched:
+    def _begin(self, plan: Plan, guesses: int) -> Begun:
         began = time.perf_counter()
         for sequence in plan.release:
             self._release(sequence)
@@ -112,17 +152,30 @@ class ModelRunner:
             self.prefixes.load(self.forwards.join(sequence), match)
         besides = time.perf_counter() - began
         work = self._work(plan, guesses)
+        masks = None
+        if is_constrained(work.decode) and not any(s.in_flight for s in work.decode):
+            masks = self._start_masks(work)
         computed = self.forwards.compute(work)
         if self.speculation is not None:
             for sequence, leader in plan.forks:
                 self.speculation.drafter.fork(sequence, leader)
-        sampled = self._sample(work, computed)
+        begun = Begun(plan, work, computed, began, besides, guessing=guesses > 0, masks=masks)
+        if begun.constrained and computed.logits is not None:
+            mx.async_eval(computed.logits)
+        return begun
+
+    def launch(self, begun: Begun) -> Launched:
+        """Start a step's sampling. Where it is constrained, the step before was read."""
+        plan, work, computed = begun.plan, begun.work, begun.computed
+        masks, waited_s = self._masks(begun)
+        sampled = self._sample(work, computed, masks)
         self._start(computed, sampled)
         if self.prefixes is not None:
             for sequence in work.chunked:
                 self.prefixes.save_chunk(self.forwards.rows[sequence.id], sequence)
         if self.speculation is not None:
-            self.speculation.drafter.observe(plan.decode, guessing=guesses > 0)
+            self.speculation.drafter.observe(plan.decode, guessing=begun.guessing)
+        besides = begun.besides + waited_s
         if work.proposal is not None:
             besides += work.proposal.seconds
         alone = not (plan.loads or plan.forks or plan.release)
@@ -133,12 +186,28 @@ class ModelRunner:
             guessed=_guessed(work, computed, sampled),
             scores=computed.scores,
             complete=[(s, self.riders.pooled(s)) for s in plan.complete],
-            began=began,
+            began=begun.began,
             waited=waited,
             cited=computed.cited,
             cited_by=computed.cited_by,
             tokens=computed.tokens,
+            masked=masks is not None,
         )
+
+    def _start_masks(self, work: Work) -> Future[Masks] | None:
+        """Begin with the masks of this step; None where no row wants one."""
+        guesses = None if work.proposal is None else np.array(work.proposal.guesses)
+        wanted = wanted_masks(work.decode, guesses, work.guesses)
+        return self.mask_filler.start(wanted) if wanted else None
+
+    def _masks(self, begun: Begun) -> tuple[Masks | None, float]:
+        """The masks of a step, and the seconds that were waited for them."""
+        if not begun.constrained:
+            return None, 0.0
+        masks = self._start_masks(begun.work) if begun.masks is None else begun.masks
+        since = time.perf_counter()
+        found = None if masks is None else masks.result()
+        return found, time.perf_counter() - since
 
     def _work(self, plan: Plan, guesses: int) -> Work:
         chunks = {sequence.id: count for sequence, count in plan.prefill}
@@ -153,14 +222,16 @@ class ModelRunner:
             work.last = self._lazy_tokens(decode)
         return work
 
-    def _sample(self, work: Work, computed: Computed) -> Sampled | None:
+    def _sample(self, work: Work, computed: Computed, masks: Masks | None) -> Sampled | None:
         self._previous = None
         if computed.logits is None or computed.layout is None:
             return None
         if work.proposal is not None:
             guesses = mx.array(work.proposal.guesses)
-            return self.sampler.sample_ahead(computed.logits, work.decode, guesses, computed.layout)
-        sampled = self.sampler.sample(computed.logits, work.decode)
+            return self.sampler.sample_ahead(
+                computed.logits, work.decode, guesses, computed.layout, masks
+            )
+        sampled = self.sampler.sample(computed.logits, work.decode, masks)
         self._previous = (work.decode, sampled.tokens)
         return sampled
 
@@ -251,7 +322,9 @@ class ModelRunner:
             counts = launched.guessed.proposal.counts
             work, guesses = lengths.work(counts), int(counts.sum())
         alone = timed.own and launched.tokens == timed.tokens == size + guesses
-        lengths.measured(size, work, timed.seconds, waited=launched.waited, alone=alone)
+        # Steps with masks wait for the one before, whether they guess or not.
+        waited = launched.waited and not (launched.masked and launched.guessed is None)
+        lengths.measured(size, work, timed.seconds, waited=waited, alone=alone)
         lengths.stats.steps += work > 0
 
     # Rows

@@ -1,7 +1,7 @@
 """Sampling: every row by its own settings, the whole batch at a time.
 
-Order (vLLM's): penalties, logit bias, forbidden tokens, temperature, top_k,
-top_p, min_p. Reported log-probabilities are those of the raw distribution.
+Order (vLLM's): penalties, logit bias, forbidden tokens, a grammar's mask, temperature,
+top_k, top_p, min_p. Reported log-probabilities are those of the raw distribution.
 
 Nothing here sorts a vocabulary. The cut of top_k and top_p is a threshold on
 the probabilities, found by bisection on their bit patterns, which for
@@ -25,7 +25,9 @@ import numpy as np
 
 from mlx_parallm.cache.span import Ragged
 from mlx_parallm.cpu import ops
+from mlx_parallm.engine.grammar.masks import Masks
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
+from mlx_parallm.engine.token_masks import mask_logits
 
 MAX_LOGPROBS = 20
 _EXACT_HALVINGS = 31
@@ -91,16 +93,19 @@ class Sampler:
         self.vocab_size = vocab_size
         self._batch = _Batch([], vocab_size, None)
 
-    def sample(self, logits: mx.array, sequences: Items[Sequence]) -> Sampled:
+    def sample(
+        self, logits: mx.array, sequences: Items[Sequence], masks: Masks | None = None
+    ) -> Sampled:
         """Sample the next token of each sequence.
 
         Args:
             logits: (B, V), any float type.
             sequences: the rows' owners, in order.
+            masks: of rows that keep to a grammar.
         """
         batch = self._prepare(sequences)
         raw = logits.astype(mx.float32)
-        tokens = batch.pick(batch.process(raw))
+        tokens = batch.pick(batch.process(raw, masks))
         batch.count(tokens)
         result = Sampled(tokens, batch.logprob_rows)
         if batch.logprob_rows:
@@ -113,6 +118,7 @@ class Sampler:
         sequences: Items[Sequence],
         guesses: mx.array,
         layout: Ragged,
+        masks: Masks | None = None,
     ) -> Sampled:
         """Sample each sequence's next token behind 0, 1, ... guessed ones.
 
@@ -120,6 +126,7 @@ class Sampler:
             logits: (N, V).
             guesses: (B, k) int32.
             layout: whose each of the N rows is, and behind how many guesses.
+            masks: of those of the N rows that keep to a grammar.
 
         Returns:
             N rows. Every one is what `sample` would give there, had the guesses been right.
@@ -130,7 +137,7 @@ class Sampler:
             batch.penalties.assume(guesses, layout)
         self.forget()  # its token counts do not know what will be accepted
         raw = logits.astype(mx.float32)
-        result = Sampled(batch.pick(batch.process(raw)), batch.logprob_rows)
+        result = Sampled(batch.pick(batch.process(raw, masks)), batch.logprob_rows)
         if batch.logprob_rows:
             self._report(result, raw, batch)
         return result
@@ -227,18 +234,19 @@ class _Batch:
         """Token counts of the rows that need them."""
         return self._penalties
 
-    def process(self, logits: mx.array) -> mx.array:
-        """(B, V) logits after penalties, bias and forbidden tokens."""
+    def process(self, logits: mx.array, masks: Masks | None = None) -> mx.array:
+        """(B, V) logits after penalties, bias, forbidden tokens and masks."""
         if self._penalties is not None:
             logits = self._penalties.apply(logits)
         if self._bias is not None:
             rows, ids, values = self._bias
             logits = logits.at[rows, ids].add(values)
-        forbidden = self._forbidden()
+        masked = set() if masks is None else set(masks.rows.tolist())
+        forbidden = self._forbidden(masked)
         if forbidden is not None:
             rows, ids, values = forbidden
             logits = logits.at[rows, ids].add(values)
-        return logits
+        return logits if masks is None else mask_logits(logits, masks)
 
     def pick(self, logits: mx.array) -> mx.array:
         """(B,) int32 tokens: argmax or a draw, row by row's own setting."""
@@ -276,11 +284,12 @@ class _Batch:
         beyond = (cumulative > u * cumulative[:, -1:]) & (p > 0)
         return mx.argmax(beyond, axis=-1).astype(mx.int32)
 
-    def _forbidden(self) -> tuple[mx.array, mx.array, mx.array] | None:
+    def _forbidden(self, masked: set[int]) -> tuple[mx.array, mx.array, mx.array] | None:
+        """End tokens before min_tokens; not of `masked` rows, whose masks know of them."""
         entries = [
             (r, dict.fromkeys(self.sequences[r].params.end_token_ids, -float("inf")))
             for r in self.min_tokens_rows
-            if self._position(r) < self.sequences[r].params.min_tokens
+            if r not in masked and self._position(r) < self.sequences[r].params.min_tokens
         ]
         return _sparse(entries, self.vocab_size)
 

@@ -193,7 +193,8 @@ class ContinuousBatchScheduler:
         """Take the tokens that a step sampled for a sequence.
 
         Returns:
-            those that count: none of a finished sequence, none behind an end.
+            those that count: none of a finished sequence, none behind an end, none that the
+            sequence's grammar does not allow, which ends it with an error.
         """
         taken: list[int] = []
         params = sequence.params
@@ -202,9 +203,16 @@ class ContinuousBatchScheduler:
             sequence.in_flight = max(0, sequence.in_flight - 1)
             if sequence.status is Status.FINISHED:
                 continue
+            constraint = sequence.constraint
+            if constraint is not None:
+                constraint.take(token)
+                if constraint.error is not None:
+                    self.finish(sequence, FinishReason.ERROR)
+                    continue
             sequence.output.append(token)
             taken.append(token)
-            if token in params.end_token_ids and len(sequence.output) > params.min_tokens - 1:
+            ends = token in params.end_token_ids and len(sequence.output) > params.min_tokens - 1
+            if ends or (constraint is not None and constraint.done):
                 self.finish(sequence, FinishReason.STOP)
             elif len(sequence.output) >= params.max_tokens:
                 self.finish(sequence, FinishReason.LENGTH)

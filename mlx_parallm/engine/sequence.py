@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlx_parallm.engine.grammar.constraint import Constraint
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
 
@@ -169,6 +170,7 @@ class Sequence:
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
+        constraint: the grammar that its output keeps to; no other sequence's.
     """
 
     prompt: list[int]
@@ -187,6 +189,7 @@ class Sequence:
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     memory: MemoryRequest | None = None
     pooling: str | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory.namespace not in self.namespace:

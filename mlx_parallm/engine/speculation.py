@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from mlx_parallm.engine.constrained import keep_to_grammars
 from mlx_parallm.engine.drafter import Drafter, Proposal
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.speculative import LengthController, SpeculativeStats
@@ -24,6 +25,7 @@ class Speculation:
     def __init__(self, drafter: Drafter, most: int, *, packs: bool) -> None:
         self.drafter = drafter
         self.lengths = LengthController(most, drafter.is_free, _PADDING_SHARE if packs else 1.0)
+        self._canonical = 0.9  # chance that what has to come is written as it mostly is
 
     def limit(self, most: int) -> None:
         """Guess at most so many tokens a row from the next step on; 0 pauses guessing."""
@@ -45,6 +47,7 @@ class Speculation:
         began = time.perf_counter()
         proposal = self.drafter.propose(sequences, most)
         self.lengths.caught_up(proposal.caught_up, proposal.seconds)
+        keep_to_grammars(proposal, sequences, most, self._canonical)
         room = [0 if s.id in without else room_to_guess(s) for s in sequences]
         proposal.counts = np.minimum(proposal.counts, np.maximum(room, 0)).astype(np.int32)
         if not self.lengths.narrow(proposal):
@@ -60,7 +63,14 @@ class Speculation:
         drafted = proposal.counts.tolist()
         for sequence, count, right in zip(sequences, drafted, accepted, strict=True):
             self.lengths.verified(sequence, count, right)
+        for row in proposal.forced:
+            self._learn_forced(drafted[row], accepted[row])
+            drafted[row] = 0
         self.drafter.learn(drafted, accepted)
+
+    def _learn_forced(self, guessed: int, right: int) -> None:
+        for place in range(min(guessed, right + 1)):
+            self._canonical += 0.05 * ((place < right) - self._canonical)
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence's row is gone."""

@@ -89,6 +89,7 @@ class Launched:
         waited: it was launched after the step before was read.
         cited, cited_by: see Computed.
         tokens: how many the model was given.
+        masked: some rows keep to a grammar.
     """
 
     decode: list[Sequence]
@@ -101,6 +102,7 @@ class Launched:
     cited: list[Cited] = field(default_factory=list)
     cited_by: dict[int, tuple[int, int]] = field(default_factory=dict)
     tokens: int = 0
+    masked: bool = False
 
 
 def keep_scores(scores: PromptScores) -> None:
