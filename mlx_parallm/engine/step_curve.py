@@ -15,6 +15,8 @@ _NEW = 0.3  # weight of the newest measurement
 _STALE = 256  # measurements after which a level is not believed any more
 _OUTLIER = 2.0  # a step that much slower than its level is mostly another process' doing
 _FIRST = 3  # measurements of a level of which the fastest counts: the first ones allocate
+_BELIEVED = 8  # measurements that a level needs for its full weight
+_ROUNDS = 4
 _FINE = 6  # levels between a number of tokens and twice as many
 
 
@@ -55,18 +57,38 @@ class StepCurve:
     def seconds(self, tokens: np.ndarray) -> np.ndarray | None:
         """(n,) seconds of steps with so many tokens; None before two sizes were measured.
 
-        Beyond the largest size that was measured of late, each token costs as much as on
-        average before it.
+        Between sizes that were measured of late these are straight lines, and never more than
+        the line through all of them: a size that was slow once is not avoided for good.
         """
         fresh = [v for v in self._levels.values() if self._measured - v.at <= _STALE]
         if len(fresh) < 2:
             return None
         fresh.sort(key=lambda level: level.tokens)
         sizes = np.array([level.tokens for level in fresh])
-        times = np.maximum.accumulate([level.seconds for level in fresh])
-        slope = (times[-1] - times[0]) / (sizes[-1] - sizes[0])
-        beyond = np.maximum(tokens - sizes[-1], 0)
-        return np.asarray(np.interp(tokens, sizes, times) + slope * beyond)
+        times = np.array([level.seconds for level in fresh])
+        weights = np.array([min(level.count, _BELIEVED) for level in fresh], dtype=float)
+        fixed, each = _line(sizes, times, weights)
+        line = fixed + each * tokens
+        beyond = tokens > sizes[-1]
+        between = np.interp(tokens, sizes, np.maximum.accumulate(times))
+        found = np.where(beyond, line, np.minimum(line, between))
+        return np.asarray(found)
+
+
+def _line(sizes: np.ndarray, times: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Seconds before the first token and of each: least absolute deviations, so that single slow
+    steps do not count (by reweighted least squares)."""
+    fixed, each = 0.0, 0.0
+    trust = weights
+    for _ in range(_ROUNDS):
+        mean_size, mean_time = np.average(sizes, weights=trust), np.average(times, weights=trust)
+        spread = np.sum(trust * (sizes - mean_size) ** 2)
+        each = float(np.sum(trust * (sizes - mean_size) * (times - mean_time)) / max(spread, 1e-12))
+        each = max(each, 0.0)
+        fixed = float(mean_time - each * mean_size)
+        apart = np.abs(times - fixed - each * sizes)
+        trust = weights / np.maximum(apart, 0.02 * mean_time)
+    return fixed, each
 
 
 def _level(tokens: int) -> int:

@@ -1,9 +1,10 @@
 """The TokenBudget: how many prompt tokens a step takes beside rows that decode. No mlx here.
 
 Tokens that hardly lengthen a step are always taken. Beyond them a step may take so many
-as keep it within `max_gap` plain steps: that long running rows wait for their next token.
-A batch that is not full is worth more: every row that waits for its prompt would decode
-at nearly no cost, so the more of them wait, the longer a step may be.
+as keep it within `max_gap` plain steps, steps in which all rows decode: that long running
+rows wait for their next token. A batch that is not full is worth more: every row that
+waits for its prompt would decode at nearly no cost, so the more of them wait, the longer a
+step may be.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from mlx_parallm.engine.step_curve import StepCurve
 
 MAX_GAP = 2.0  # plain steps
 _FREE = 1.15  # plain steps; prompt tokens up to there are always taken
-_WAITING = 2.0  # how much longer a step may be where all rows but a few wait
+_WAITING = 6.0  # how much longer a step may be where all rows but a few wait: a batch whose
+# prompts are eight times as long as its answers stays four fifths full
 _LEAST = 16  # tokens, or a long prompt would never end
 _GRAIN = 8  # tokens, so that few sizes occur
 
@@ -55,10 +57,10 @@ class TokenBudget:
         if not decoding:
             return self.idle
         sizes = np.arange(0, self.most + 1, _GRAIN)
-        seconds = self.curve.seconds(decoding + sizes)
+        seconds = self.curve.seconds(np.append(decoding + sizes, decoding + behind))
         if seconds is None:
             return min(self.first, self.most)
-        plain = seconds[0]
+        plain, seconds = seconds[-1], seconds[:-1]
         waiting = behind / (behind + decoding)
         gap = max(_FREE, self.max_gap * (1 + _WAITING * waiting))
         fitting = int(np.searchsorted(seconds, gap * plain, side="right")) - 1
