@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -73,15 +73,25 @@ class BatchedKVCache(LayerCache):
         return self.mask_of(self.span, window_size or self.window, as_array=return_array)
 
     def mask_of(
-        self, span: Span, window: int | None, *, as_array: bool = False
+        self,
+        span: Span,
+        window: int | None,
+        *,
+        as_array: bool = False,
+        dtype: mx.Dtype | None = None,
     ) -> mx.array | str | None:
-        """What the span's tokens may attend to: None, "causal" or (B, 1, T, columns) bool."""
+        """What the span's tokens may attend to: None, "causal" or (B, 1, T, columns).
+
+        dtype: of a mask to be added to scores; None makes a bool one.
+        """
         if window is not None and span.needed <= window:
             window = None
         if span.uniform and window is None and not as_array:
             return None if span.width == 1 else "causal"
         columns = self._columns(span)
         ring = self.ring_size is not None and columns == self.ring_size
+        if dtype is not None:
+            return span.additive_mask(columns, ring, window, dtype)
         return span.mask(columns, ring, window)
 
     @property
@@ -108,7 +118,7 @@ class BatchedKVCache(LayerCache):
 
     def _columns(self, span: Span) -> int:
         """Columns of the views: exact where all rows agree, in blocks elsewhere."""
-        needed = span.needed if span.uniform else round_up(span.needed)
+        needed = span.needed if span.uniform else round_up(span.needed, view_block())
         return needed if self.ring_size is None else min(needed, self.ring_size)
 
     def views(self, span: Span) -> tuple[mx.array, mx.array]:
@@ -235,6 +245,12 @@ class BatchedKVCache(LayerCache):
         order = mx.argsort(columns) + first
         self.keys[slot] = keys[:, order]
         self.values[slot] = values[:, order]
+
+
+@lru_cache(maxsize=1)
+def view_block() -> int:
+    """Columns by which views grow: a GPU's kernels are made for each shape, a CPU reads less."""
+    return 16 if mx.default_device().type == mx.DeviceType.cpu else BLOCK
 
 
 def _grow(buffer: mx.array | None, slots: int, capacity: int, like: mx.array) -> mx.array:

@@ -31,10 +31,14 @@ class PackedLayer:
     Args:
         place: among the layers.
         window: tokens that a query looks back over; None is all.
+        additive: masks are added to scores: a GPU's kernels would make them so in each layer.
     """
 
-    def __init__(self, spans: Spans, place: int, window: int | None) -> None:
+    def __init__(
+        self, spans: Spans, place: int, window: int | None, *, additive: bool = False
+    ) -> None:
         self._spans = spans
+        self._additive = additive
         self.place = place
         self.window = window
 
@@ -112,7 +116,9 @@ class PackedLayer:
         """(n, heads, 1, dim) of a group's tokens."""
         span, leaf = group.span, self._leaf(group)
         keys, values = leaf.views(span)
-        grid, how = _grid(queries, span), how | {"mask": leaf.mask_of(span, window)}
+        dtype = queries.dtype if self._additive else None
+        mask = leaf.mask_of(span, window, dtype=dtype)
+        grid, how = _grid(queries, span), how | {"mask": mask}
         memory = span.memory
         if memory is None or not memory.uses(self.place):
             return _tokens(compute(grid, keys, values, **how), span)

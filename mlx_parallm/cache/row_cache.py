@@ -7,7 +7,7 @@ one step. A forward may cover rows of all classes; see packed_span.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -36,11 +36,14 @@ class RowCache:
     Args:
         model: an mlx-lm model whose layers are all attention.
         bucket: how many tokens the model is given for so many, so that few shapes occur.
+        additive: see PackedLayer.
     """
 
     has_state = False
 
-    def __init__(self, model: Any, bucket: Any = int) -> None:
+    def __init__(
+        self, model: Any, bucket: Callable[[int], int] = int, *, additive: bool = False
+    ) -> None:
         self._model = model
         self._bucket = bucket
         self.classes: dict[int, BatchedCache] = {}
@@ -49,7 +52,11 @@ class RowCache:
         self._shape = BatchedCache(model, capacity=1)
         leaves = self._shape.layers
         assert all(type(leaf) is BatchedKVCache for leaf in leaves)
-        self.layers = [PackedLayer(self, i, leaf.window) for i, leaf in enumerate(leaves)]  # type: ignore[attr-defined]
+        windows = [leaf.window for leaf in leaves if isinstance(leaf, BatchedKVCache)]
+        self.layers = [
+            PackedLayer(self, place, window, additive=additive)
+            for place, window in enumerate(windows)
+        ]
 
     @property
     def span(self) -> PackedSpan:

@@ -167,21 +167,42 @@ class Span:
         )
 
     def _mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
-        query = self.lengths[:, None] + np.arange(self.width)[None]  # (B, T)
-        column = np.arange(columns)
-        if ring:
-            # The newest position that was written to each column.
-            newest = (self.lengths + self.width - 1)[:, None]
-            position = newest - (newest - column[None]) % columns  # (B, columns)
-        else:
-            position = np.broadcast_to(column[None], (self.size, columns))
-        position = position[:, None]
-        allowed = (position >= 0) & (position <= query[..., None])
-        if window is not None:
-            allowed &= position > query[..., None] - window
-        return mx.array(allowed[:, None])
+        return mx.array(allowed(np, self.lengths, self.width, columns, ring, window))
+
+    def additive_mask(
+        self, columns: int, ring: bool, window: int | None, dtype: mx.Dtype
+    ) -> mx.array:
+        """The same to be added to scores, made on the device: once a step, and not in each
+        layer."""
+
+        def make() -> mx.array:
+            visible = allowed(mx, mx.array(self.lengths), self.width, columns, ring, window)
+            return mx.where(visible, 0.0, mx.finfo(dtype).min).astype(dtype)
+
+        return self._memo(("additive", columns, ring, window, dtype), make)
 
     def _memo(self, key: tuple[Any, ...], make: Callable[[], mx.array]) -> mx.array:
         if key not in self._arrays:
             self._arrays[key] = make()
         return self._arrays[key]
+
+
+def allowed(xp: Any, lengths: Any, width: int, columns: int, ring: bool, window: int | None) -> Any:
+    """(B, 1, T, columns) bool: which columns each new token may attend to.
+
+    Args:
+        xp: numpy or mlx.core, which computes it.
+        lengths: (B,) tokens held before.
+        ring: position p is in column p modulo `columns`.
+    """
+    query = lengths[:, None] + xp.arange(width)[None]  # (B, T)
+    position = xp.arange(columns)[None]
+    if ring:
+        # The newest position that was written to each column.
+        newest = (lengths + width - 1)[:, None]
+        position = newest - (newest - position) % columns  # (B, columns)
+    position = position[:, None]
+    visible = (position >= 0) & (position <= query[..., None])
+    if window is not None:
+        visible = visible & (position > query[..., None] - window)
+    return visible[:, None]

@@ -97,7 +97,7 @@ class ModelRunner:
         if not self.packs:
             return PaddedForwards(self.model, self.body, self.riders)
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return PackedForwards(self.model, self.body, self.riders, few_shapes=on_gpu)
+        return PackedForwards(self.model, self.body, self.riders, on_gpu=on_gpu)
 
     @property
     def cache(self) -> BatchedCache | RowCache:

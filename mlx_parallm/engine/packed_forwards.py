@@ -25,18 +25,18 @@ class PackedForwards:
 
     Args:
         model: an mlx-lm model that can be packed.
-        few_shapes: whether forwards are padded to few numbers of tokens.
+        on_gpu: forwards are padded to few numbers of tokens, and masks are made on the device.
     """
 
     packs = True
 
     def __init__(
-        self, model: Any, body: BodyTap, riders: PromptRiders, *, few_shapes: bool = False
+        self, model: Any, body: BodyTap, riders: PromptRiders, *, on_gpu: bool = False
     ) -> None:
         self.model = model
         self.body = body
         self.riders = riders
-        self.cache = RowCache(model, bucket if few_shapes else int)
+        self.cache = RowCache(model, bucket if on_gpu else int, additive=on_gpu)
         self.rows: dict[int, Row] = {}
         self.prefixes: PrefixStore | None = None
 

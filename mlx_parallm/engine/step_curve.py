@@ -57,8 +57,8 @@ class StepCurve:
     def seconds(self, tokens: np.ndarray) -> np.ndarray | None:
         """(n,) seconds of steps with so many tokens; None before two sizes were measured.
 
-        Between sizes that were measured of late these are straight lines, and never more than
-        the line through all of them: a size that was slow once is not avoided for good.
+        Between sizes that were measured several times of late these are straight lines, beyond
+        them the line through all that was measured: a size that was slow once is not avoided.
         """
         fresh = [v for v in self._levels.values() if self._measured - v.at <= _STALE]
         if len(fresh) < 2:
@@ -69,10 +69,13 @@ class StepCurve:
         weights = np.array([min(level.count, _BELIEVED) for level in fresh], dtype=float)
         fixed, each = _line(sizes, times, weights)
         line = fixed + each * tokens
-        beyond = tokens > sizes[-1]
-        between = np.interp(tokens, sizes, np.maximum.accumulate(times))
-        found = np.where(beyond, line, np.minimum(line, between))
-        return np.asarray(found)
+        known = np.array([level.count >= _FIRST for level in fresh])
+        if not known.any():
+            return np.asarray(line)
+        sizes, times = sizes[known], np.maximum.accumulate(times[known])
+        between = np.interp(tokens, sizes, times)
+        found = np.where(tokens > sizes[-1], np.maximum(line, times[-1]), between)
+        return np.where(tokens < sizes[0], np.minimum(line, times[0]), found)
 
 
 def _line(sizes: np.ndarray, times: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

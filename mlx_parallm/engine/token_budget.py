@@ -15,8 +15,7 @@ from mlx_parallm.engine.step_curve import StepCurve
 
 MAX_GAP = 2.0  # plain steps
 _FREE = 1.15  # plain steps; prompt tokens up to there are always taken
-_WAITING = 6.0  # how much longer a step may be where all rows but a few wait: a batch whose
-# prompts are eight times as long as its answers stays four fifths full
+_WAITING = 3.0  # how much longer a step may be where all rows but a few wait
 _LEAST = 16  # tokens, or a long prompt would never end
 _GRAIN = 8  # tokens, so that few sizes occur
 

@@ -27,6 +27,7 @@ from mlx_lm.models.cache import (
 
 from mlx_parallm.cache import batch, kv_cache
 from mlx_parallm.cache.batch import BatchedCache, BatchedKVCache, BatchedStateCache
+from mlx_parallm.cache.kv_cache import view_block
 from mlx_parallm.cache.span import Row
 from mlx_parallm.errors import ModelLoadError
 
@@ -230,8 +231,8 @@ def test_rows_that_agree_need_no_mask() -> None:
     batch.join()
     assert isinstance(forward(batch, [5, 5]), str)
     assert forward(batch, [1, 1]) is None
-    assert forward(batch, [3, 2]).shape == (2, 1, 3, 64)
-    assert forward(batch, [1, 1]).shape == (2, 1, 1, 64)
+    assert forward(batch, [3, 2]).shape == (2, 1, 3, view_block())
+    assert forward(batch, [1, 1]).shape == (2, 1, 1, view_block())
 
 
 def test_a_window_needs_no_mask_before_it_is_full() -> None:

@@ -14,7 +14,8 @@ from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.length_class import capacity_for, slots_for
 from mlx_parallm.cache.packing import can_pack, packed_logits
 from mlx_parallm.cache.row_cache import RowCache
-from mlx_parallm.cache.span import Row
+from mlx_parallm.cache.span import Row, allowed
+from mlx_parallm.engine.packed_forwards import bucket
 from mlx_parallm.models import replacements
 from mlx_parallm.models.adapt import adapt
 from mlx_parallm.models.attention import install_attention
@@ -35,9 +36,9 @@ def hooked(model_type: str) -> Any:
 class Packed:
     """Rows in packed forwards, each compared with a forward of its own."""
 
-    def __init__(self, model: Any, body: BodyTap, *, padding: int = 0) -> None:
+    def __init__(self, model: Any, body: BodyTap, *, as_on_gpu: bool = False) -> None:
         self.model, self.body = model, body
-        self.cache = RowCache(model, lambda count: count + padding)
+        self.cache = RowCache(model, bucket if as_on_gpu else int, additive=as_on_gpu)
         self.texts: dict[Row, list[int]] = {}
         self.rng = np.random.default_rng(0)
 
@@ -92,7 +93,7 @@ def test_every_model_that_says_it_can_gives_the_same(model_type: str) -> None:
         assert model_type not in _PACKED
         return
     assert vocab_size(model_type) > 90
-    packed = Packed(model, body, padding=3)
+    packed = Packed(model, body, as_on_gpu=model_type in ("gemma3_text", "gpt_oss", "llama"))
     rows = [packed.join(room) for room in (1, 1, 300, 100)]
     packed.check(dict(zip(rows, (31, 4, 17, 9), strict=True)))
     for row in rows[:2]:
@@ -108,7 +109,7 @@ def test_rows_of_any_lengths_come_and_go(data: st.DataObject) -> None:
     model = hooked("llama")
     body = BodyTap(model)
     assert can_pack(model, body)
-    packed = Packed(model, body, padding=data.draw(st.sampled_from([0, 5])))
+    packed = Packed(model, body, as_on_gpu=data.draw(st.booleans()))
     rows: list[Row] = []
     for _ in range(data.draw(st.integers(2, 5))):
         rooms = data.draw(st.lists(st.sampled_from([1, 70, 200]), max_size=2))
@@ -143,6 +144,28 @@ def test_rows_of_any_lengths_come_and_go(data: st.DataObject) -> None:
 def test_a_model_whose_attention_goes_another_way_is_padded() -> None:
     model = hooked("gemma2")  # caps its scores itself
     assert not can_pack(model, BodyTap(model))
+
+
+@given(
+    st.lists(st.integers(0, 200), min_size=1, max_size=4),
+    st.integers(1, 20),
+    st.sampled_from([64, 128, 256]),
+    st.booleans(),
+    st.sampled_from([None, 5, 64]),
+)
+def test_masks_made_on_the_device_are_the_hosts(
+    lengths: list[int], width: int, columns: int, ring: bool, window: int | None
+) -> None:
+    held = np.array(lengths, dtype=np.int32)
+    on_host = allowed(np, held, width, columns, ring, window)
+    on_device = allowed(mx, mx.array(held), width, columns, ring, window)
+    assert (np.array(on_device) == on_host).all()
+
+
+@given(st.integers(1, 5000))
+def test_forwards_have_few_sizes(tokens: int) -> None:
+    assert tokens <= bucket(tokens) <= max(2 * tokens - 1, tokens * 1.25 + 32)
+    assert bucket(bucket(tokens)) == bucket(tokens)
 
 
 @given(st.integers(1, 100_000))
