@@ -75,7 +75,7 @@ class StepCurve:
         sizes, times = sizes[known], np.maximum.accumulate(times[known])
         between = np.interp(tokens, sizes, times)
         found = np.where(tokens > sizes[-1], np.maximum(line, times[-1]), between)
-        return np.where(tokens < sizes[0], np.minimum(line, times[0]), found)
+        return np.asarray(np.where(tokens < sizes[0], np.minimum(line, times[0]), found))
 
 
 def _line(sizes: np.ndarray, times: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
