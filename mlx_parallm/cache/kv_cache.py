@@ -119,7 +119,9 @@ class BatchedKVCache(LayerCache):
     def _columns(self, span: Span) -> int:
         """Columns of the views: exact where all rows agree, in blocks elsewhere."""
         needed = span.needed if span.uniform else round_up(span.needed, view_block())
-        return needed if self.ring_size is None else min(needed, self.ring_size)
+        # The longest row and the widest chunk need not be the same row's: together they may
+        # be more than any row of a length class has.
+        return min(n for n in (needed, self.ring_size, self.batch.capacity) if n is not None)
 
     def views(self, span: Span) -> tuple[mx.array, mx.array]:
         """K and V of the span's rows: (B, kv_heads, columns, dim) each."""
@@ -144,7 +146,7 @@ class BatchedKVCache(LayerCache):
             buffer[span.start, :, columns] = new[:, :, 0].swapaxes(0, 1)
             return buffer
         flat = buffer.reshape(-1, dim)
-        del buffer  # so that the scatter writes in place
+        del buffer  # in place: nothing else may refer to the buffer
         flat[span.token_scatter_index(heads, capacity)] = new.reshape(-1, dim)
         return flat.reshape(slots, heads, capacity, dim)
 
@@ -156,7 +158,7 @@ class BatchedKVCache(LayerCache):
             buffer[span.start : span.stop, :, first : first + span.width] = new
             return buffer
         flat = buffer.reshape(-1, dim)
-        del buffer  # so that the scatter writes in place
+        del buffer  # in place: nothing else may refer to the buffer
         flat[span.scatter_index(heads, capacity)] = new.reshape(-1, dim)
         return flat.reshape(slots, heads, capacity, dim)
 
@@ -181,8 +183,8 @@ class BatchedKVCache(LayerCache):
         return True
 
     def _ahead(self, wanted: int) -> int:
-        """Columns to have next: by an eighth more, so that growth costs O(1) per token, and
-        doubled at most, so that one step does not wait for all that a long prompt needs."""
+        """Columns after the next growth: an eighth more, so that growth costs O(1) per token,
+        and twice as many at most, so that no step waits for all that a long prompt needs."""
         most = 2 * self.capacity if self.capacity else wanted
         eighth = self.capacity * 9 // 8 // BLOCK * BLOCK
         return self._at_most(max(round_up(min(wanted, most)), eighth))

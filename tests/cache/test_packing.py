@@ -101,6 +101,18 @@ def test_every_model_that_says_it_can_gives_the_same(model_type: str) -> None:
     packed.check(dict(zip(rows, (3, 1, 6, 2), strict=True)))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_the_longest_row_and_the_widest_chunk_are_not_the_same_rows(model_type: str) -> None:
+    """Their sum is more than their class has columns, which no row needs."""
+    model = hooked(model_type)
+    packed = Packed(model, BodyTap(model))
+    rows = [packed.join(230) for _ in range(2)]
+    assert {row.home.capacity for row in rows} == {256}
+    packed.check({rows[0]: 65})
+    packed.check({rows[0]: 156, rows[1]: 195})  # 65 + 195 > 256
+    assert {row.home.capacity for row in rows} == {256}
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_rows_of_any_lengths_come_and_go(data: st.DataObject) -> None:
