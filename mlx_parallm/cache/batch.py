@@ -29,8 +29,8 @@ from mlx_parallm.cache.span import Row, Span
 from mlx_parallm.cache.state_cache import BatchedCacheList, BatchedStateCache
 from mlx_parallm.errors import ModelLoadError
 
-_LONG = 1024  # tokens; growing buffers of shorter rows takes no time worth spreading
-_GROWING_STEPS = 32  # in which all layers have grown; a block lasts longer
+_LONG = 1024  # tokens; shorter buffers are so quick to grow that it need not be spread over steps
+_GROWING_STEPS = 32  # all layers have grown after so many steps, before a block of columns is full
 
 __all__ = [
     "BLOCK",
@@ -72,14 +72,14 @@ class BatchedCache:
 
     @property
     def span(self) -> Span:
-        """The forward that is under way."""
+        """The current forward."""
         if self._span is None:
             raise RuntimeError("no forward is under way")
         return self._span
 
     @property
     def leaves(self) -> list[LayerCache]:
-        """Every single cache, lists opened."""
+        """Every layer's cache; those inside CacheLists one by one."""
         found: list[LayerCache] = []
         for layer in self.layers:
             found.extend(layer.caches if isinstance(layer, BatchedCacheList) else [layer])
@@ -114,8 +114,8 @@ class BatchedCache:
 
     @property
     def expected(self) -> int:
-        """Tokens of the longest row to come: buffers grow to these in few steps, not chunk by
-        chunk."""
+        """Tokens that the longest row will have: buffers grow to these in few steps, not with
+        every chunk."""
         return max((row.expected for row in self.rows), default=0)
 
     def join(self) -> Row:
@@ -137,7 +137,7 @@ class BatchedCache:
 
     def leave(self, row: Row) -> None:
         """Take a row out. The last one moves into its slot."""
-        row.length = 0  # or what it holds would be moved with it
+        row.length = 0  # or its contents would be moved with the slot
         if row.index < self.num_decoding:
             self.num_decoding -= 1
             self.swap(row, self.rows[self.num_decoding])
@@ -192,7 +192,7 @@ class BatchedCache:
         Evaluated at once: as long as a graph still reads from a buffer, writing to
         the buffer would copy all of it.
         """
-        if not row.length and not self._has_state:  # it leaves, or is a draft's
+        if not row.length and not self._has_state:  # the row is leaving, or a draft's
             return []
         taken = [leaf.take(row.index, row.length) for leaf in self.leaves]
         mx.eval(taken)
@@ -228,7 +228,7 @@ class BatchedCache:
         return span
 
     def cited(self) -> list[Cited]:
-        """Memories that the forward under way used, for rows that asked."""
+        """Memories that the current forward used, for rows that asked."""
         return [] if self.span.memory is None else self.span.memory.cited()
 
     def commit(self) -> None:
@@ -267,7 +267,7 @@ class BatchedCache:
 
 
 def _batched(batch: BatchedCache, cache: Any) -> LayerCache:
-    """Our counterpart of one of mlx-lm's single-sequence caches."""
+    """The batched counterpart of one of mlx-lm's single-sequence caches."""
     kind = type(cache)
     if kind is mlx_cache.KVCache:
         return BatchedKVCache(batch)

@@ -34,7 +34,7 @@ class MemoryLayers(Protocol):
 
 
 class Attended(Protocol):
-    """What one row wants of its memories; see memory/request.py."""
+    """How one row uses its memories; see memory/request.py."""
 
     @property
     def view(self) -> MemoryLayers:
@@ -229,7 +229,7 @@ def _retrieve(
     if request.topk < memory.size:
         places, scores = memory.nearest(grouped, request.topk, request.sim_threshold)
         if isinstance(places, np.ndarray) and isinstance(scores, np.ndarray):
-            # Put in order on the host: small operations of MLX take longer.
+            # Sorted on the host, where small operations take less time than in MLX.
             return _by_row(places, *shape), mx.array(_by_row(scores, *shape))
         assert isinstance(places, mx.array) and isinstance(scores, mx.array)
         return _by_row(places, *shape), _by_row(scores, *shape)

@@ -26,11 +26,11 @@ class Batch(Protocol):
 
     @property
     def span(self) -> Span:
-        """The forward that is under way."""
+        """The current forward."""
 
     @property
     def expected(self) -> int:
-        """Tokens of the longest row to come."""
+        """Tokens that the longest row will have."""
 
 
 class LayerCache:
@@ -43,7 +43,7 @@ class LayerCache:
 
     @property
     def span(self) -> Span:
-        """The forward that is under way."""
+        """The current forward."""
         return self.batch.span
 
     @property
@@ -69,7 +69,7 @@ class LayerCache:
         raise NotImplementedError
 
     def resize(self, slots: int) -> None:
-        """Have this many slots, keeping the first ones."""
+        """Change the number of slots; the first ones keep their contents."""
         raise NotImplementedError
 
     def clear(self, slot: int) -> None:
@@ -84,12 +84,11 @@ class LayerCache:
         raise NotImplementedError
 
     def grow_ahead(self, wanted: int) -> bool:
-        """Make room before it is needed, where there is less than `wanted` tokens a row want.
-        False where nothing was to be done."""
+        """Grow ahead of time to `wanted` tokens a row. False where there was room already."""
         return False
 
     def trim(self, longest: int) -> None:
-        """Give back what rows of at most this many tokens do not need."""
+        """Shrink to what rows of at most this many tokens need."""
 
     def drop(self) -> None:
         """Free all buffers."""
@@ -108,6 +107,6 @@ def enlarged(buffer: mx.array, shape: tuple[int, ...]) -> mx.array:
     """The buffer's contents in a corner of a larger one, zeros elsewhere."""
     grown = mx.zeros(shape, buffer.dtype)
     grown[tuple(slice(size) for size in buffer.shape)] = buffer
-    # Now, or what is written to it next would copy all of it, and the old one stays longer.
+    # Evaluated now: a later write would copy all of it, and keep the old buffer alive.
     mx.eval(grown)
     return grown

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 BLOCK = 64  # columns are allocated and viewed in blocks, so that shapes repeat
 _PER_OCTAVE = 4
-_SPARE = 8  # one slot in so many may be allocated and empty
+_SPARE = 8  # one slot in so many may be empty
 
 
 def capacity_for(tokens: int) -> int:

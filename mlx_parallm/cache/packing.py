@@ -28,10 +28,10 @@ _HALF_TOLERANCE = 3e-2  # the same in half precision
 
 
 def can_pack(model: Any, body: BodyTap) -> bool:
-    """Whether this model's packed forward gives what its padded one does, by trying both.
+    """Whether this model's packed forward gives the results of its padded one; tries both.
 
-    It does where every layer is by token but for an attention that goes through
-    models/attention.py, which is so for most of mlx-lm's architectures.
+    It does where every layer but attention treats tokens independently, and attention goes
+    through models/attention.py: so for most of mlx-lm's architectures.
 
     Args:
         body: is told not to choose hidden states where the model's head needs all of them.

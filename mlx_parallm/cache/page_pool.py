@@ -17,7 +17,7 @@ class PagesExhaustedError(OutOfMemoryError, RuntimeError):
 
 
 class IntegrityError(RuntimeError):
-    """The books do not balance: a fault of ours, found by check_integrity."""
+    """Counts and contents disagree: a defect of this package, found by check_integrity."""
 
 
 class PagePool:

@@ -117,7 +117,7 @@ class PageStore:
             if path not in self._files:
                 return False
             self._files.move_to_end(path)
-        with contextlib.suppress(OSError):  # the order of eviction is all that suffers
+        with contextlib.suppress(OSError):  # only the order of eviction is less exact
             os.utime(path)
         return True
 
@@ -237,7 +237,7 @@ class PageStore:
     def _refused(self, message: str, error: OSError) -> None:
         with self._changed:
             self._count(failures=1)
-            # A full disk is worth one line and not one for each page.
+            # One log line for a full disk, not one for each page.
             known, self._refusal = self._refusal, message + str(error.strerror)
         if known != self._refusal:
             log.warning(message, error)

@@ -266,7 +266,7 @@ class PagedKVCache:
         return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 
     def _drop(self, pages: Iterable[int]) -> None:
-        """Pages are free: forget what is in them."""
+        """Drop the contents of pages that are free again."""
         touched: dict[int, _Run] = {}
         for page in pages:
             if page in self._where:  # else it was never written
@@ -295,7 +295,7 @@ class PagedKVCache:
             for index, plane in enumerate(run.planes)
         ]
         run.pages = [run.pages[place] for place in alive]
-        # Lazily, the old arrays would be held on to.
+        # Evaluated now: a lazy copy keeps the old arrays alive.
         mx.eval([plane for plane in run.planes if plane is not None])
         self._place(run)
         self._nbytes += run.nbytes

@@ -1,4 +1,4 @@
-"""The contract of a prefix cache, and the twin that never hits.
+"""The contract of a prefix cache, and a NaiveCache that never hits.
 
 Who owns pages when:
 
@@ -141,7 +141,7 @@ class PrefixCache(Protocol):
 
 
 class NaiveCache:
-    """The contract of a cache that never hits: the oracle of the real one."""
+    """A cache that never hits: what tests compare the real one with."""
 
     def __init__(self, page_size: int = PAGE_SIZE) -> None:
         self.page_size = page_size

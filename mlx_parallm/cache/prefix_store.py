@@ -132,7 +132,7 @@ class PrefixStore:
                     [leaves[p].read(row.index, start, stop) for p in self._kv_places],
                 )
 
-        # What a ring has overwritten cannot be stored any more.
+        # A sliding window has overwritten older positions; they cannot be stored any more.
         oldest = 0 if self.ring is None else max(0, row.length - self.ring)
         self.tree.store(
             sequence.namespace, sequence.tokens[:full], write, snapshot, available_from=oldest
@@ -140,7 +140,7 @@ class PrefixStore:
         self._stored[sequence.id] = full
 
     def save_chunk(self, row: Row, sequence: Held) -> None:
-        """Keep what would be out of reach when the prompt is done."""
+        """Save pages and states that will be overwritten before the prompt is done."""
         left = sequence.num_tokens - 1 - row.length
         if self.has_state:
             if left < PAGE_SIZE or row.length % SNAPSHOT_DISTANCE == 0:

@@ -106,7 +106,7 @@ class LayerMemory:
         places = ids.astype(mx.int32) + mx.array(self._first)
         exact = queries.astype(mx.float32)
         if products.dtype != mx.float32:
-            # The ranking may be rounded, the scores may not.
+            # The ranking may use rounded keys, the scores may not.
             keys = mx.flatten(self.unit, 0, 1)[places].astype(mx.float32)
             best = (keys * exact[:, :, None]).sum(axis=-1)
         scores = best * self.norms.reshape(-1)[places]
@@ -137,7 +137,7 @@ class LayerMemory:
 
 
 def above(threshold: float, queries: mx.array, products: mx.array, scores: mx.array) -> mx.array:
-    """Scores, -inf where a product with a unit key is no similarity above the threshold."""
+    """Scores; -inf where the similarity is not above the threshold."""
     lengths = mx.linalg.norm(queries, axis=-1, keepdims=True)
     # Not by adding a large negative number: half precision would make NaN of it.
     return mx.where(products > threshold * lengths, scores, -mx.inf)
@@ -242,5 +242,5 @@ def _on_cpu() -> bool:
 
 
 def _block(size: int, k: int) -> int:
-    """A power of two near sqrt(size / k), where both stages together look at the fewest."""
+    """Block size: the power of two near sqrt(size / k), where both stages look at the fewest."""
     return 1 << max(0, (size // k).bit_length() // 2)

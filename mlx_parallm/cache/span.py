@@ -33,7 +33,7 @@ class Row:
 
 
 class Ragged:
-    """Rows of different numbers of tokens, one behind the other.
+    """Rows with different numbers of tokens, laid out one after the other.
 
     Args:
         counts: (B,) tokens of each row, N in all.

@@ -1,4 +1,4 @@
-"""Caches of recurrent layers, and of layers that keep several kinds of things."""
+"""Caches of recurrent layers, and of layers that consist of several caches."""
 
 from __future__ import annotations
 

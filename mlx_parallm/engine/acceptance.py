@@ -12,7 +12,7 @@ from mlx_parallm.engine.sequence import Sequence
 
 @dataclass(eq=False)
 class Acceptance:
-    """Running averages by sequence; new sequences begin with everybody's.
+    """Running averages of each sequence; a new one begins with the average of all.
 
     A rate is the chance that one more guess is right, a gain the number of guesses
     that a step accepted.

@@ -28,8 +28,8 @@ from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
 log = logging.getLogger(__name__)
 LoadDraft = Callable[[], LoadedModel]
 _NO_LIMIT = 1 << 40
-# Prompt tokens of a step: beside decoding rows before anything was measured, at most beside
-# them, and where nothing decodes. A CPU stalls sooner.
+# Prompt tokens of a step: beside decoding rows before anything was measured, beside them at
+# most, and where nothing decodes. Smaller on a CPU, where a long step stalls rows sooner.
 _CPU_TOKENS = (64, 512, 512)
 _GPU_TOKENS = (512, 4096, 4096)
 
@@ -75,7 +75,7 @@ def assemble(
 def _prefixes(
     loaded: LoadedModel, config: EngineConfig, runner: ModelRunner, kv_memory: int
 ) -> PrefixStore | None:
-    """Set the prefix cache up; the runner's caches have computed a token."""
+    """Set the prefix cache up; needs caches that have computed a token (see warm_up.py)."""
     memory = config.prefix_cache_memory
     if memory is None:
         memory = kv_memory // 4
@@ -112,7 +112,7 @@ def _speculate(
 
 
 def _widths(loaded: LoadedModel, config: EngineConfig, guesses: int) -> dict[str, Any]:
-    """How much of the prompts a step computes: an encoder's are never cut."""
+    """How many prompt tokens a step computes; encoders compute whole prompts."""
     if loaded.is_encoder:
         whole = _NO_LIMIT
         return {"prefill_chunk": whole, "idle_prefill_tokens": whole, "max_width": MAX_WIDTH}

@@ -14,10 +14,11 @@ class EngineConfig:
         max_batch_size: sequences that compute at once.
         max_queue: sequences that may wait; one more is refused.
         prefill_chunk: prompt tokens a step may add at most while others decode; None
-            chooses by device. How many it takes is measured.
-        max_gap: plain steps that running rows may wait for a step with prompt tokens.
+            chooses by device. How many a step takes, up to this, is measured.
+        max_gap: how long a step with prompt tokens may be, in steps without; running rows
+            wait that long for their next token.
         kv_cache_memory: bytes for K and V of running sequences; None is half of
-            what the weights leave.
+            the memory that the weights leave free.
         memory_utilization: instead of kv_cache_memory, the share of the device's memory
             that weights, K and V may take, above 0 up to 1.
         prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is

@@ -63,14 +63,14 @@ class ModelDrafter:
         self._right.update({s.id: s.num_tokens for s in sequences})
         self._proposed[:] = sequences
         counts = np.full(len(rows), most, dtype=np.int32)
-        long = lag > len(rows) * (most + 1)  # more than the step before left behind
+        long = lag > len(rows) * (most + 1)  # more than one step leaves unread
         return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)
 
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
-        """See Drafter: a model's guesses stay what they are, but its rows hold the right ones."""
+        """See Drafter: rows keep the tokens whose guesses were right; nothing else is learned."""
         for sequence, right in zip(self._proposed, accepted, strict=True):
             if sequence.id in self._rows:
-                # The last guess of all was made and never read.
+                # The last guess of a row was sampled, but the model has not read it.
                 held = self._rows[sequence.id].length
                 self._right[sequence.id] = min(self._right[sequence.id] + right, held)
 
@@ -113,8 +113,8 @@ class ModelDrafter:
         return sorted(sequences, key=lambda s: self._rows[s.id].index)
 
     def _read(self, sequences: list[Sequence], rows: list[Row], most: int) -> None:
-        """Compute tokens of rows that are far behind, row by row: beside each other, all would
-        be as wide as the longest. Nobody wants their logits."""
+        """Compute tokens of rows that are far behind, row by row: in one forward, all would be
+        padded to the longest. Their logits are not needed."""
         for sequence, row in zip(sequences, rows, strict=True):
             while (left := sequence.num_tokens - row.length) > most + 1:
                 count = min(left - 1, MAX_WIDTH)

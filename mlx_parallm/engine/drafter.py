@@ -18,8 +18,8 @@ class Proposal:
     """Guesses for each row of a batch.
 
     Attributes:
-        guesses: (B, k) int32, perhaps still being computed.
-        counts: (B,) how many of them count.
+        guesses: (B, k) int32; may still be computing.
+        counts: (B,) how many of each row's guesses are used.
         odds: (B, k) chance that a guess and all before it are right, 0 where there
             is none; None where the drafter cannot say.
         caught_up: tokens that the drafter read before it could guess, and

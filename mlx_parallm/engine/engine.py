@@ -342,7 +342,7 @@ class Engine:
     def _step(self, launched: Launched | None) -> Launched | None:
         """Launch the next step, then read the one before it.
 
-        Guessing ahead and grammars need the tokens so far, so there the order is turned.
+        Guesses and grammars need all tokens so far, so the step before is then read first.
         """
         began = time.perf_counter()
         try:
@@ -376,8 +376,8 @@ class Engine:
         """A step failed: find the sequence at fault, keep the others.
 
         Which row broke a batched forward cannot be seen from outside. So all of
-        them start over, each beside rows that are known to be well; the one
-        that fails with nobody beside it is answered with an error.
+        them start over, one at a time beside rows that have run since; a row
+        that fails alone is answered with an error.
         """
         log.warning("a step failed; its sequences are tried one by one", exc_info=error)
         if launched is not None:
@@ -409,7 +409,7 @@ class Engine:
     def _emit(self, sequence: Sequence, tokens: list[int], result: Result, first: bool) -> None:
         logprobs, cited = result.logprobs, result.citations
         wants_prompt = sequence.params.prompt_logprobs is not None
-        scores = sequence.prompt_scores or [None]  # nothing to score in one token
+        scores = sequence.prompt_scores or [None]  # a prompt of one token has no scores
         output = Output(
             sequence.id,
             token_ids=tokens,
@@ -472,7 +472,7 @@ class Engine:
         self._free()
 
     def _empty_inbox(self) -> None:
-        """Answer calls that came before the state said that it is over."""
+        """Answer calls that were queued before the engine stopped."""
         while not self._inbox.empty():
             try:
                 self._inbox.get()()
@@ -480,7 +480,7 @@ class Engine:
                 log.exception("left over when the engine stopped")
 
     def _free(self) -> None:
-        """Give back what rows hold, on the thread that made it."""
+        """Free what rows hold, on the thread that made it."""
         self.runner.reset()
         mx.clear_cache()
         stats = self._stats

@@ -95,7 +95,7 @@ class Forwards(Protocol):
     def order(
         self, decode: list[Sequence], chunks: Mapping[int, int], ahead: int
     ) -> list[Sequence]:
-        """These sequences as their logits come soonest: those that decoded before are first.
+        """The sequences in the order of their logits; those that decoded before come first.
 
         ahead: guesses that a row may be given.
         """
@@ -108,11 +108,11 @@ class Forwards(Protocol):
 
 
 def room_for(sequence: Sequence) -> int:
-    """Tokens that a new row should have room for: the known ones, and some to come."""
+    """Tokens that a new row gets room for: the known ones, and some of the answer."""
     return sequence.num_tokens + min(sequence.params.max_tokens, 48)
 
 
 def prepare_row(row: Row, sequence: Sequence) -> None:
-    """Tell a new row what its sequence attends to."""
+    """Give a new row its sequence's memories."""
     if sequence.memory is not None:
         row.memory, row.shift = sequence.memory, sequence.memory.shift

@@ -1,13 +1,15 @@
 """The NgramDrafter: guesses without a model, from what was written before.
 
-Two books are read: a sequence's own tokens, prompt included (Saxena, "Prompt Lookup
-Decoding", 2023), and what all sequences of this server wrote so far (Oliaro et al.,
-"SuffixDecoding", arXiv 2411.04975). Both are asked by several contexts, as compressors
-that mix contexts do (Mahoney, "Adaptive Weighing of Context Models", 2005): the last n
-tokens, or n tokens with the newest ones left out, since what is said of one name is often
-said of the next. How far a context is to be believed is learned from what became of its
-guesses, of every token on its own, and where nothing is guessed from what some sequences
-write. What is guessed changes the speed only, never a token.
+There are two books, tables of what followed each n-gram. One holds a sequence's own
+tokens, prompt included (Saxena, "Prompt Lookup Decoding", 2023), the other what all
+sequences of this server wrote so far (Oliaro et al., "SuffixDecoding", arXiv 2411.04975).
+Both are looked up with several contexts, as in compressors that mix contexts (Mahoney,
+"Adaptive Weighing of Context Models", 2005): the last n tokens, or n tokens without the
+newest ones, since what is said of one name is often said of the next.
+
+How often the guesses of a context are right is learned, for each token separately: from
+verified guesses, and in steps that guess nothing from the output of some sequences. Wrong
+guesses cost time, but never change a token.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from mlx_parallm.engine.sequence import Sequence
 
 
 class Context(NamedTuple):
-    """What a book is asked by: `size` tokens, behind which `skip` newer ones are left out."""
+    """The key of a look-up: `size` tokens; the `skip` tokens after them are ignored."""
 
     shared: bool
     size: int
     skip: int = 0
 
 
-# In the order in which they are asked, the most telling ones first.
+# In the order of look-up, the most reliable ones first.
 CONTEXTS = (
     Context(True, 10),
     Context(True, 6),
@@ -46,25 +48,25 @@ CONTEXTS = (
     Context(True, 1),
 )
 _LONGEST = max(context.size + context.skip for context in CONTEXTS)
-_SURE = 0.8  # no further context is asked
+_SURE = 0.8  # a guess this likely ends the look-up
 _HOPELESS = 0.15  # a run of guesses ends when it is less likely than this
-_LEARNING = 0.05  # of the belief in a kind of guess
-_LEARNING_TOKEN = 0.1  # of the belief in one token of that kind, at least
-_MOST_HITS = 16  # what was seen long ago counts half
-_LEVELS = 4  # of how sure a book is
-_MOST_AT_ONCE = 64  # tokens of a sequence that are read; of those before, nothing is kept
-_SAMPLE = 8  # of so many sequences for which nothing is guessed one is read: it takes time too
+_LEARNING = 0.05  # weight of the newest guess in the belief in a kind of guess
+_LEARNING_TOKEN = 0.1  # the same for one token of that kind, at least
+_MOST_HITS = 16  # counts are halved at this sum, so that old ones fade
+_LEVELS = 4  # levels of how sure a book is
+_MOST_AT_ONCE = 64  # newest tokens of a sequence that its book is made of
+_SAMPLE = 8  # where nothing is guessed, one of so many sequences is read, to save time
 
-Kind = int  # of a guess: its context, and how sure the book is
-# Its oldest entry is found at once; a dict that loses its first ones looks through their places.
+Kind = int  # kind of a guess: its context, and how sure the book is
+# OrderedDict finds its oldest entry in constant time; a dict first scans its deleted slots.
 Table = OrderedDict[tuple[int, ...], "Follower"]
 
 
 class NgramDrafter:
-    """Looks up what followed the last few tokens before.
+    """Guesses the tokens that followed the same few tokens earlier.
 
     Args:
-        memory: followers of all sequences that are kept; the oldest go first.
+        memory: entries of the shared book at most; the least recently used ones are dropped.
     """
 
     caches: list[BatchedCache] = []  # noqa: RUF012  no model, no cache
@@ -105,7 +107,7 @@ class NgramDrafter:
     def learn(self, verified: Items[int], accepted: Items[int]) -> None:
         """See Drafter."""
         for asked, tried, right in zip(self._asked, verified, accepted, strict=True):
-            # The guess behind the first wrong one says nothing.
+            # Guesses after the first wrong one tell nothing.
             for place, (kind, token) in enumerate(asked[: min(tried, right + 1)]):
                 self._beliefs.learn(kind, token, right=place < right)
 
@@ -119,7 +121,7 @@ class NgramDrafter:
         """See Drafter: its book is made when it is first asked for a guess."""
 
     def forget(self, sequence: Sequence) -> None:
-        """See Drafter: its end is worth knowing too."""
+        """See Drafter; the end of the sequence is read into the shared book too."""
         if sequence.id in self._read:
             self._take_in(sequence, None)
         self._own.pop(sequence.id, None)
@@ -189,7 +191,7 @@ class OwnNgrams:
 
     Attributes:
         tokens: all that were taken in; num_output: how many of them are no prompt.
-        ends: by context, n-gram -> index of the token behind it.
+        ends: by context, n-gram -> index of the token after it.
     """
 
     def __init__(self, prompt: list[int]) -> None:
@@ -217,7 +219,7 @@ class OwnNgrams:
 
 @dataclass(slots=True)
 class Follower:
-    """The token that mostly followed an n-gram, and how often it did and did not."""
+    """The token that followed an n-gram most often: how often it did, and did not."""
 
     token: int
     hits: int = 1
@@ -246,7 +248,7 @@ class SharedNgrams:
     """What followed each n-gram in all that was written.
 
     Args:
-        memory: followers that are kept, an equal part of them by each context.
+        memory: followers that are kept at most, shared equally by the contexts.
 
     Attributes:
         tables: by context, n-gram -> Follower; those used last are last.
@@ -262,9 +264,9 @@ class SharedNgrams:
         return sum(map(len, self.tables.values()))
 
     def extend(self, tokens: list[int], first: int, beliefs: Beliefs | None = None) -> None:
-        """Take in tokens[first:], each behind those before it.
+        """Take in tokens[first:], each as the follower of the tokens before it.
 
-        beliefs: learn whether the n-grams knew what came.
+        beliefs: updated with whether the book would have guessed each token.
         """
         for place, table in self.tables.items():
             _, size, skip = CONTEXTS[place]
@@ -285,13 +287,13 @@ class SharedNgrams:
 
 @dataclass(slots=True)
 class Belief:
-    """The chance that a guess is right, and how often it was tried."""
+    """The estimated chance that a guess is right, and how many guesses it rests on."""
 
     chance: float
     tried: int = 1
 
     def learn(self, right: bool) -> None:
-        """One more try; the first ones count more."""
+        """One more guess was verified; early ones count more."""
         self.tried += 1
         self.chance += max(_LEARNING_TOKEN, 1 / (self.tried + 1)) * (right - self.chance)
 
@@ -325,6 +327,6 @@ class Beliefs:
         self._kinds[kind] = chance + _LEARNING * (right - chance)
 
     def _of_kind(self, kind: Kind) -> float:
-        """A longer context is a better one, as long as nothing is known."""
+        """Before anything is known, longer contexts are taken to be better."""
         found = self._kinds.get(kind)
         return min(0.3 + 0.1 * CONTEXTS[kind // _LEVELS].size, 0.8) if found is None else found

@@ -109,7 +109,7 @@ class PaddedForwards:
         return scores
 
     def _line_up(self, sequences: list[Sequence]) -> None:
-        """Make rows that catch up neighbours: those between would be computed too."""
+        """Put these rows side by side: a forward would compute rows between them too."""
         rows = sorted((self.rows[s.id] for s in sequences), key=lambda row: row.index)
         for index, row in enumerate(rows, start=self.cache.num_decoding):
             self.cache.swap(row, self.cache.rows[index])

@@ -248,7 +248,7 @@ class RequestScheduler(scheduler.ContinuousBatchScheduler):
 
 
 def __getattr__(name: str) -> type[RequestScheduler]:
-    """The documented name, which is no second class: engine/scheduler.py has one of that name."""
+    """RequestScheduler by its documented name, without defining a second class of that name."""
     if name == "ContinuousBatchScheduler":
         return RequestScheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What rides on the forwards over prompts: log-probabilities of their tokens, pooled states."""
+"""What is taken from forwards over prompts: log-probabilities of their tokens, pooled states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_parallm.engine.step import PromptScores
 
 
 class PromptRiders:
-    """Takes what sequences want of their prompts, chunk by chunk.
+    """Collects what sequences ask of their prompts, chunk by chunk.
 
     Args:
         vocab_size: columns of the logits that are tokens.

@@ -104,7 +104,7 @@ class ContinuousBatchScheduler:
         self.config = config
         self.prefixes: PrefixCache = prefixes or NaiveCache()
         self.restore: Restore | None = None
-        self.budget: Budget | None = None  # None always takes the most
+        self.budget: Budget | None = None  # None: always the most
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
@@ -308,7 +308,7 @@ class ContinuousBatchScheduler:
         sequence.num_cached = 0
         if match.num_tokens:
             sequence.num_computed = sequence.num_cached = match.num_tokens
-            self.prefixes.lock(match)  # what the step's releases store must not evict it
+            self.prefixes.lock(match)  # or rows released in this step could evict it
             plan.loads.append((sequence, match))
 
     def _match(self, sequence: Sequence, record: bool = True) -> Match:
@@ -352,7 +352,7 @@ class ContinuousBatchScheduler:
         return (sequence.namespace, *sequence.tokens[:page])
 
     def _worth_waiting(self, sequence: Sequence, leader: Sequence) -> bool:
-        """Whether the other one will give clearly more than the cache has already."""
+        """Whether waiting for the other one saves clearly more tokens than the cache does."""
         if sequence.params.prompt_logprobs is not None or sequence.pooling is not None:
             return False
         shared = _common(sequence.tokens, leader.tokens, self.prefixes.page_size)
@@ -360,7 +360,7 @@ class ContinuousBatchScheduler:
         return shared >= cached + 2 * self.prefixes.page_size
 
     def _disband(self, sequence: Sequence) -> None:
-        """A leader is gone or done: its followers wait for themselves."""
+        """A leader has ended or is computed: its followers are scheduled on their own again."""
         key = self._leader_key(sequence)
         if key is not None and self._leaders.get(key) is sequence:
             del self._leaders[key]
@@ -389,7 +389,7 @@ class ContinuousBatchScheduler:
     def _chunks(self, behind: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
         """Divide the budget, in the order of arrival.
 
-        A long head of the line leaves every other step to those behind it.
+        Every other step, a long prompt at the front lets the prompts behind it go first.
         """
         chunks = [(s, 0) for s in behind if s.num_pending <= 1]
         line = [s for s in behind if s.num_pending > 1]
@@ -475,7 +475,7 @@ def _order(sequence: Sequence) -> tuple[int, float, int]:
 
 
 def _twins(one: Sequence, other: Sequence) -> bool:
-    """Whether their rows are equal: of one group, and neither has said anything yet."""
+    """Whether their rows are equal: same group, and neither has generated a token."""
     same = one.group is not None and one.group == other.group
     return same and not one.output and not other.output
 
@@ -483,8 +483,8 @@ def _twins(one: Sequence, other: Sequence) -> bool:
 def _rectangle(lefts: list[int], budget: int, max_width: int) -> tuple[int, int]:
     """How many of the first rows to compute, and how wide.
 
-    The fewest rows that fill three quarters of the budget, since the first in the
-    line are done sooner then; where nothing fills that much, the most tokens.
+    The fewest rows that fill three quarters of the budget, so that the first ones finish
+    sooner; where no number of rows does, the one that fits the most tokens.
     """
     sizes = [(rows, min(budget // rows, max_width)) for rows in range(1, len(lefts) + 1)]
     filled = [sum(min(left, width) for left in lefts[:rows]) for rows, width in sizes]

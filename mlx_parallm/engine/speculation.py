@@ -1,4 +1,4 @@
-"""Speculation as a step sees it: guesses to verify, and what became of them."""
+"""Speculation as a step sees it: guesses to verify, and how many were accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_parallm.engine.drafter import Drafter, Proposal
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.speculative import LengthController, SpeculativeStats
 
-_PADDING_SHARE = 0.4  # of a token's time that a place of padding takes in a packed forward
+_PADDING_SHARE = 0.4  # time of a padding place in a packed forward, over that of a token
 
 
 class Speculation:

@@ -33,8 +33,8 @@ from mlx_parallm.engine.guess_decision import (
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step_costs import StepCosts, bucket
 
-_READ = 0.1  # time of a token that a drafter has to read, in a row's plain step, unmeasured
-_READ_FREE = 0.005  # the same of a drafter that is free
+_READ = 0.1  # assumed time to read a token, over a row's share of a plain step
+_READ_FREE = 0.005  # the same for a drafter that is free
 
 
 def _no_reasons() -> dict[Reason, int]:
@@ -81,7 +81,7 @@ class SpeculativeStats:
 
 @dataclass(slots=True)
 class _CatchUp:
-    """What it costs a drafter to read the tokens that it did not guess itself.
+    """What it costs a drafter to read tokens before it can guess.
 
     Attributes:
         seconds: to read one token, 0 before it was measured.
@@ -111,10 +111,10 @@ class _CatchUp:
 
 @dataclass(slots=True)
 class _PlainRun:
-    """Plain steps under one decision, which holds for some: deciding takes time too.
+    """Plain steps since a decision. It holds for several steps, since deciding takes time.
 
     Attributes:
-        rows: of the batch that was decided for, 0 where the newest step guessed.
+        rows: batch size of the decision, 0 where the newest step guessed.
         steps: since that decision.
     """
 
@@ -156,7 +156,7 @@ class LengthController:
     Attributes:
         ceiling: guesses a row at most; see `limit`.
         is_free: see Drafter.
-        padding: what a place of padding costs a step, in guesses.
+        padding: time of a padding place in a step, over that of a guess.
     """
 
     ceiling: int
@@ -241,13 +241,16 @@ class LengthController:
         return best
 
     def work(self, counts: np.ndarray) -> float:
-        """What a step has to compute for guesses: (B,) of each row, and padding by its share."""
+        """Work of a step for guesses, in guesses; counts: (B,) guesses of each row.
+
+        Padding places count with `padding`.
+        """
         return float(self._work(len(counts), counts.sum(), counts.max(initial=0)))
 
     def measured(
         self, size: int, work: float, seconds: float, *, waited: bool, alone: bool = True
     ) -> None:
-        """A step of `size` rows with so much work for guesses took so long.
+        """Note how long a step took; work: see `work`.
 
         waited: it was launched after the step before was read.
         alone: nothing else was done meanwhile.
@@ -255,11 +258,11 @@ class LengthController:
         self.costs.measured(size, work, seconds, waited=waited, alone=alone)
 
     def caught_up(self, tokens: int, seconds: float) -> None:
-        """The drafter read tokens that it had not guessed."""
+        """Note how long the drafter took to read so many tokens."""
         self._catch_up.measured(tokens, seconds)
 
     def verified(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        """A row's guesses were looked at."""
+        """A step verified a row's guesses."""
         self.stats.rows += drafted > 0
         self.stats.drafted += drafted
         self.stats.accepted += accepted
@@ -275,8 +278,8 @@ class LengthController:
         """How many guesses make the most tokens a second; 0 for none.
 
         Args:
-            odds: (n,) of all guesses, falling.
-            widest: (n,) guesses of the row with the most, up to each of them.
+            odds: (n,) of all guesses, largest first.
+            widest: (n,) entry i: most guesses of any row among the first i + 1.
         """
         if not odds.size:
             return 0

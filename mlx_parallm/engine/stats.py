@@ -59,7 +59,7 @@ class EngineStats:
 
 
 class Counter:
-    """Keeps the stats of one engine, on its thread.
+    """Updates the stats of one engine, on its thread.
 
     Args:
         stats: kept up to date.

@@ -61,7 +61,7 @@ class Guessed:
 
     Attributes:
         proposal: the guesses.
-        layout: how each row's tokens, sampled behind 0, 1, ... guesses, lie behind each other.
+        layout: which row each sampled token is of, and after how many guesses.
     """
 
     proposal: Proposal
@@ -75,7 +75,7 @@ class Guessed:
         """
         most = guesses.shape[1]
         counts = self.proposal.counts[:, None] > np.arange(most)
-        # Places behind a row's last guess do not count, whatever they hold.
+        # Places after a row's last guess are padding.
         places = np.minimum(self.layout.firsts[:, None] + np.arange(most), len(tokens) - 1)
         right = (tokens[places] == guesses) & counts
         return np.asarray(np.cumprod(right, axis=1).sum(axis=1))

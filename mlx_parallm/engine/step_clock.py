@@ -1,4 +1,4 @@
-"""The StepClock: how long a step took, from the reading of one to that of the next. No mlx here."""
+"""The StepClock: how long steps take, from one reading to the next. No mlx here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Timed:
 
     Attributes:
         seconds: how long it took.
-        tokens: that the device computed in that time.
+        tokens: computed by the device in that time.
         own: whether nothing else was done in that time.
     """
 
@@ -22,7 +22,7 @@ class Timed:
 
 
 class StepClock:
-    """Times steps, of which one may be launched before the one before it is read.
+    """Times steps; a step may be launched while the one before is still computing.
 
     Args:
         eager: launching a step computes most of it, as on a CPU; elsewhere the device
@@ -50,7 +50,7 @@ class StepClock:
 
         alone: its rows neither came nor went; besides: seconds that it took before its forward.
         """
-        # Part of the time of the step before too, while that is not read.
+        # This time also counts for the step before, if that is not read yet.
         self._launches += 1
         self._tokens = tokens
         self._besides += besides
@@ -67,10 +67,10 @@ class StepClock:
         seconds = now - (began if self._read_at is None else self._read_at)
         self._read_at = now
         self._unread -= 1
-        # A step's time has one launch in it: its own, or of the step after, where that came first.
+        # One launch is in a step's time: its own, or that of the next step if it came first.
         own = self._launches == 1 and not self._disturbed
         if waited and self._launches == 1:
-            # What came before its forward waited for nothing that was computing: known time.
+            # Time spent before its forward is known; it waited for no computation.
             seconds, own = seconds - self._besides, True
         timed = Timed(seconds, self._tokens if self._eager else tokens, own)
         self._start_again()

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _DECAY = 0.9  # of the running averages
-_COLD = 2  # steps that are not believed: the first ones after a change are slower
-_HOPED = 0.2  # time of one more guess, in a row's plain step, before any was measured
-_HOPED_FREE = 0.05  # the same of a drafter that is free
-_PLAIN = -1  # instead of a level: a step that did not wait for the one before
+_COLD = 2  # steps that are not counted: the first ones after a change are slower
+_HOPED = 0.2  # assumed time of one more guess, over a row's share of a plain step
+_HOPED_FREE = 0.05  # the same for a drafter that is free
+_PLAIN = -1  # stands for a plain step, in place of a level of work
 
 
 @dataclass(slots=True)
@@ -23,16 +23,16 @@ class _Cost:
 
     @property
     def known(self) -> bool:
-        """The first one of a shape includes allocation and tracing."""
+        """Whether it was measured twice: the first step of a shape allocates and traces."""
         return self.count >= 2
 
     def add(self, seconds: float, work: float) -> None:
         self.count += 1
         self.work += max(1 - _DECAY, 1 / self.count) * (work - self.work)
-        if self.count <= 3:  # the first ones include allocation and tracing
+        if self.count <= 3:  # the first ones allocate and trace
             self.seconds = seconds if self.count == 1 else min(self.seconds, seconds)
         else:
-            # Slow steps are mostly other processes' doing.
+            # Slow steps are mostly caused by other processes.
             seconds = min(seconds, 2 * self.seconds)
             self.seconds += (1 - _DECAY) * (seconds - self.seconds)
 
@@ -44,8 +44,8 @@ class StepCosts:
     Numbers of rows are measured together up to the next power of two.
 
     Attributes:
-        is_free: of the drafter; how much one more guess is hoped to take.
-        work_each: a guessing step's work, by row, of late.
+        is_free: whether the drafter is; decides what an unmeasured guess is assumed to take.
+        work_each: running average of a guessing step's work per row.
     """
 
     is_free: bool = False
@@ -77,12 +77,12 @@ class StepCosts:
         return sum(cost.count for cost in self._waiting(size)) >= 2
 
     def has_seen_enough(self, size: int) -> bool:
-        """Whether the run of guessing steps that goes on has told what there was to learn."""
+        """Whether the current run of guessing steps is long enough to be measured."""
         return self._waited and self._run > _COLD + 1 and self.knows_guessing(size)
 
     def guessing(self, size: int, work: np.ndarray, plain: float) -> np.ndarray:
-        """Seconds of guessing steps with so much work, falling nowhere: measured, or between
-        those that were, or hopeful beyond them.
+        """Seconds of guessing steps with so much work: interpolated between measured ones,
+        and beyond them an optimistic guess. Never falls with more work.
 
         Args:
             work: (n,), the largest last; plain: seconds of a plain step.
@@ -99,7 +99,7 @@ class StepCosts:
         return np.asarray(np.interp(work, numbers, times))
 
     def _waiting(self, size: int) -> list[_Cost]:
-        """Of steps that waited for the one before, which guessing ones do; by level."""
+        """Costs of guessing steps at this batch size, by level of work."""
         rows = bucket(size)
         return [cost for (b, level), cost in self._costs.items() if b == rows and level != _PLAIN]
 
