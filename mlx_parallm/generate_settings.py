@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypedDict, TypeVar
 
-from mlx_parallm.engine.sampler import MAX_LOGPROBS
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import InvalidRequestError
 
 _ALIASES = {"temp": "temperature"}
+_MAX_LOGPROBS = 20
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -192,7 +192,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "stop": _texts,
     "min_tokens": _whole,
     "ignore_eos": _flag,
-    "logprobs": lambda value: value is None or _whole(value, MAX_LOGPROBS),
+    "logprobs": lambda value: value is None or _whole(value, _MAX_LOGPROBS),
     "format_prompts": _flag,
     "use_speculative": lambda value: value is None or _flag(value),
 }

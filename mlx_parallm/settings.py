@@ -226,6 +226,18 @@ class Settings:
     seed: int | None = _option(
         None, integer(-(2**63), 2**63 - 1), "the same request gives the same tokens", metavar="N"
     )
+    max_logprobs: int = _option(
+        20,
+        integer(-1),
+        "alternatives per token that a request may ask for; -1 is the whole vocabulary",
+        metavar="N",
+    )
+    logprobs_mode: str = _option(
+        "raw_logprobs",
+        choice("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"),
+        "what logprobs are of: the model's distribution, or the one that was drawn from",
+        metavar="MODE",
+    )
     allow_special_tokens_in_content: bool = _option(
         False, switch, "the text of a special token in a message becomes the token"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_parallm.engine.sampler import token_logprobs
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import PromptScores
+from mlx_parallm.engine.token_logprobs import token_logprobs
 
 
 class PromptRiders:

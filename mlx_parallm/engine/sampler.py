@@ -1,7 +1,7 @@
 """Sampling: every row by its own settings, the whole batch at a time.
 
 Order (vLLM's): penalties, logit bias, forbidden tokens, a grammar's mask, temperature,
-top_k, top_p, min_p. Reported log-probabilities are those of the raw distribution.
+top_k, top_p, min_p. What is reported of them is in token_logprobs.py.
 
 Nothing here sorts a vocabulary. The cut of top_k and top_p is a threshold on
 the probabilities, found by bisection on their bit patterns, which for
@@ -27,9 +27,9 @@ from mlx_parallm.cache.span import Ragged
 from mlx_parallm.cpu import ops
 from mlx_parallm.engine.grammar.masks import Masks
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
+from mlx_parallm.engine.token_logprobs import Draw, LogprobRows, TokenScores
 from mlx_parallm.engine.token_masks import mask_logits
 
-MAX_LOGPROBS = 20
 _EXACT_HALVINGS = 31
 _NUCLEUS_HALVINGS = 21
 _BLOCK = 64  # entries that stand together where the likeliest ones are looked for
@@ -66,20 +66,17 @@ class Sampled:
     Attributes:
         tokens: (B,) int32.
         logprob_rows: rows that asked for log-probabilities, R of them.
-        chosen: (R,) float32; top_ids, top_logprobs: (R, k), best first, k >= 1.
+        scores: theirs, in this order; None where no row asked.
     """
 
     tokens: mx.array
     logprob_rows: list[int]
-    chosen: mx.array | None = None
-    top_ids: mx.array | None = None
-    top_logprobs: mx.array | None = None
+    scores: TokenScores | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
         """Everything to evaluate."""
-        optional = (self.chosen, self.top_ids, self.top_logprobs)
-        return [self.tokens, *(array for array in optional if array is not None)]
+        return [self.tokens] if self.scores is None else [self.tokens, *self.scores.arrays]
 
 
 class Sampler:
@@ -104,12 +101,8 @@ class Sampler:
             masks: of rows that keep to a grammar.
         """
         batch = self._prepare(sequences)
-        raw = logits.astype(mx.float32)
-        tokens = batch.pick(batch.process(raw, masks))
-        batch.count(tokens)
-        result = Sampled(tokens, batch.logprob_rows)
-        if batch.logprob_rows:
-            self._report(result, raw, batch)
+        result = batch.sample(logits.astype(mx.float32), masks)
+        batch.count(result.tokens)
         return result
 
     def sample_ahead(
@@ -136,11 +129,7 @@ class Sampler:
         if batch.penalties is not None:
             batch.penalties.assume(guesses, layout)
         self.forget()  # its token counts do not know what will be accepted
-        raw = logits.astype(mx.float32)
-        result = Sampled(batch.pick(batch.process(raw, masks)), batch.logprob_rows)
-        if batch.logprob_rows:
-            self._report(result, raw, batch)
-        return result
+        return batch.sample(logits.astype(mx.float32), masks)
 
     def distribution(self, logits: mx.array, sequences: Items[Sequence]) -> mx.array:
         """(B, V) probabilities that `sample` would draw from, for verification."""
@@ -155,13 +144,6 @@ class Sampler:
         if not self._batch.matches(sequences):
             self._batch = _Batch(sequences, self.vocab_size, self._batch)
         return self._batch
-
-    @staticmethod
-    def _report(result: Sampled, raw: mx.array, batch: _Batch) -> None:
-        rows = mx.array(batch.logprob_rows)
-        result.chosen, result.top_ids, result.top_logprobs = token_logprobs(
-            raw[rows], result.tokens[rows], batch.max_logprobs
-        )
 
     @staticmethod
     def greedy_sampling(logits: mx.array) -> mx.array:
@@ -211,11 +193,12 @@ class _Batch:
         self.vocab_size = vocab_size
         params = [s.params for s in sequences]
         self.sampled_rows = [r for r, p in enumerate(params) if not p.is_greedy]
-        self.logprob_rows = [r for r, p in enumerate(params) if p.logprobs is not None]
-        self.max_logprobs = max([p.logprobs or 0 for p in params] + [1])
+        self._place_of = {row: place for place, row in enumerate(self.sampled_rows)}
+        self._logprobs = LogprobRows(params)
         self.min_tokens_rows = [r for r, p in enumerate(params) if p.min_tokens > 0]
         biases = [(r, p.logit_bias) for r, p in enumerate(params) if p.logit_bias]
         self._bias = _sparse(biases, vocab_size)
+        self._allowed = _Allowed.of(params, vocab_size)
         self._penalties = _Penalties.of(self.sequences, vocab_size, previous)
         self._settings = _Settings.of([params[r] for r in self.sampled_rows])
         self._seeds = np.array(
@@ -234,6 +217,14 @@ class _Batch:
         """Token counts of the rows that need them."""
         return self._penalties
 
+    def sample(self, raw: mx.array, masks: Masks | None) -> Sampled:
+        """A token for each row of (B, V) float32 logits, and what is reported of it."""
+        processed = self.process(raw, masks)
+        chances = self.chances(processed)
+        tokens = self.pick(processed, chances)
+        draw = Draw(raw, processed, chances, self._place_of, tokens)
+        return Sampled(tokens, self._logprobs.rows, self._logprobs.score(draw))
+
     def process(self, logits: mx.array, masks: Masks | None = None) -> mx.array:
         """(B, V) logits after penalties, bias, forbidden tokens and masks."""
         if self._penalties is not None:
@@ -246,26 +237,35 @@ class _Batch:
         if forbidden is not None:
             rows, ids, values = forbidden
             logits = logits.at[rows, ids].add(values)
+        if self._allowed is not None:
+            logits = self._allowed.apply(logits)
         return logits if masks is None else mask_logits(logits, masks)
 
-    def pick(self, logits: mx.array) -> mx.array:
-        """(B,) int32 tokens: argmax or a draw, row by row's own setting."""
+    def chances(self, logits: mx.array) -> mx.array | None:
+        """(S, V) what the rows that are not greedy draw from, not normalised."""
         if not self.sampled_rows:
+            return None
+        if len(self.sampled_rows) < len(self.sequences):
+            logits = logits[mx.array(self.sampled_rows)]
+        return self._settings.probabilities(logits)
+
+    def pick(self, logits: mx.array, chances: mx.array | None) -> mx.array:
+        """(B,) int32 tokens: argmax or a draw, row by row's own setting."""
+        if chances is None:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         if len(self.sampled_rows) == len(self.sequences):
-            return self._draw(logits)
+            return self._draw(chances)
         tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
-        rows = mx.array(self.sampled_rows)
-        tokens[rows] = self._draw(logits[rows])
+        tokens[mx.array(self.sampled_rows)] = self._draw(chances)
         return tokens
 
     def probabilities(self, logits: mx.array) -> mx.array:
         """(B, V) what each row draws from; one-hot for greedy rows."""
         best = mx.argmax(logits, axis=-1, keepdims=True)
         result = (mx.arange(self.vocab_size)[None] == best).astype(mx.float32)
-        if self.sampled_rows:
+        kept = self.chances(logits)
+        if kept is not None:
             rows = mx.array(self.sampled_rows)
-            kept = self._settings.probabilities(logits[rows])
             result[rows] = kept / kept.sum(axis=-1, keepdims=True)
         return result
 
@@ -274,10 +274,9 @@ class _Batch:
         if self._penalties is not None:
             self._penalties.count(tokens)
 
-    def _draw(self, logits: mx.array) -> mx.array:
+    def _draw(self, p: mx.array) -> mx.array:
         positions = np.array([self._position(r) for r in self.sampled_rows])
         u = mx.array(uniforms(self._seeds, positions))[:, None]
-        p = self._settings.probabilities(logits)
         cumulative = mx.cumsum(p, axis=-1)
         # Only tokens that were kept: a parallel sum may round to less behind one of them.
         # Where a broken model left none (NaN), this is token 0.
@@ -308,6 +307,33 @@ def _sparse(
         return None
     rows, ids, values = zip(*flat, strict=True)
     return mx.array(rows), mx.array(ids), mx.array(values, dtype=mx.float32)
+
+
+@dataclass(slots=True)
+class _Allowed:
+    """Rows that may sample some tokens only.
+
+    Attributes:
+        rows: (R,) their indices. mask: (R, V), 0 for allowed tokens, else minus infinity.
+    """
+
+    rows: mx.array
+    mask: mx.array
+
+    @classmethod
+    def of(cls, params: Items[SamplingParams], vocab_size: int) -> _Allowed | None:
+        """None where no row is limited."""
+        rows = [row for row, p in enumerate(params) if p.allowed_token_ids]
+        if not rows:
+            return None
+        mask = np.full((len(rows), vocab_size), -np.inf, dtype=np.float32)
+        for place, row in enumerate(rows):
+            mask[place, list(params[row].allowed_token_ids)] = 0.0
+        return cls(mx.array(rows), mx.array(mask))
+
+    def apply(self, logits: mx.array) -> mx.array:
+        """(B, V) logits with all other tokens forbidden."""
+        return logits.at[self.rows].add(self.mask)
 
 
 @dataclass(slots=True)
@@ -520,28 +546,3 @@ def _token_counts(sequence: Sequence, vocab_size: int) -> tuple[np.ndarray, np.n
     seen = counts[:vocab_size] > 0
     seen[np.array(sequence.prompt, dtype=np.int64)] = True
     return seen, counts[:vocab_size].astype(np.float32)
-
-
-def token_logprobs(
-    logits: mx.array, tokens: mx.array, top: int
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Log-probabilities of tokens, and of the most likely ones.
-
-    Args:
-        logits: (..., V) float32.
-        tokens: (...) int.
-        top: how many alternatives, k >= 1.
-
-    Returns:
-        (...) chosen, (..., k) ids and (..., k) log-probabilities, best first.
-    """
-    total = ops.logsumexp(logits)
-    chosen = mx.take_along_axis(logits, tokens[..., None], axis=-1) - total
-    if top == 1:
-        ids = mx.argmax(logits, axis=-1, keepdims=True)
-    else:
-        ids = mx.argpartition(-logits, kth=top - 1, axis=-1)[..., :top]
-        order = mx.argsort(-mx.take_along_axis(logits, ids, axis=-1), axis=-1)
-        ids = mx.take_along_axis(ids, order, axis=-1)
-    values = mx.take_along_axis(logits, ids, axis=-1) - total
-    return chosen[..., 0], ids, values

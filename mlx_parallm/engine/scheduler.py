@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
@@ -300,6 +301,7 @@ class ContinuousBatchScheduler:
     def _start(self, sequence: Sequence, plan: Plan) -> None:
         self._num_waiting -= 1
         sequence.status = Status.PREFILL
+        sequence.begun = sequence.begun or time.perf_counter()
         self.running.append(sequence)
         plan.admit.append(sequence)
         if self.restore is not None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.grammar.constraint import Constraint
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
+
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+LOGPROBS_MODES: tuple[LogprobsMode, ...] = get_args(LogprobsMode)
 
 _EMPTY: Mapping[int, float] = MappingProxyType({})
 _counter = itertools.count(1)
@@ -64,8 +67,13 @@ class SamplingParams:
         eos_token_ids: the model's own end tokens, off with ignore_eos.
         ignore_eos: generate on through the model's end tokens.
         min_tokens: end tokens cannot be sampled before this many tokens.
-        logprobs: alternatives per generated token (0..20); None is off.
-        prompt_logprobs: the same for the prompt's tokens; None is off.
+        allowed_token_ids: only these can be sampled; empty is off.
+        logprobs: alternatives per generated token; None is off.
+        logprob_token_ids: the alternatives are these, whatever their chances, instead of
+            the likeliest; empty is off.
+        logprobs_mode: of which distribution, see token_logprobs.py. The prompt's are
+            always raw_logprobs.
+        prompt_logprobs: alternatives for the prompt's tokens; None is off.
         speculative: False never guesses ahead for this sequence; None is the
             engine's choice.
     """
@@ -84,7 +92,10 @@ class SamplingParams:
     eos_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     min_tokens: int = 0
+    allowed_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    logprobs_mode: LogprobsMode = "raw_logprobs"
     prompt_logprobs: int | None = None
     speculative: bool | None = None
 
@@ -99,6 +110,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def has_cuts(self) -> bool:
+        """Whether unlikely tokens cannot be drawn."""
+        return self.top_k != 0 or self.top_p != 1 or self.min_p != 0
+
+    @property
     def has_penalties(self) -> bool:
         """Whether the logits depend on the tokens so far."""
         return (
@@ -110,10 +126,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability of one token, in nats, under the model's raw distribution.
+    """Log-probability of one token, in nats; of which distribution, its request says.
 
     Attributes:
-        top: the most likely tokens, best first, as (token id, logprob).
+        top: the most likely tokens, best first, as (token id, logprob), or those that the
+            request named, in its order.
     """
 
     token_id: int
@@ -161,6 +178,7 @@ class Sequence:
             computes it, the others fork its row. None for a loner.
         priority: lower is served first (vLLM's meaning); ties by arrival.
         in_flight: tokens that a launched step is sampling for it.
+        begun: when the scheduler took it in for the first time; None while it waits.
         prompt_scores: log-probabilities of the prompt so far, entry 0 None.
         namespace: everything besides tokens that changes K and V (adapter and
             version, memories and settings), and whose they are (cache_salt, API key);
@@ -186,6 +204,7 @@ class Sequence:
     num_cached: int = 0
     finish_reason: FinishReason | None = None
     in_flight: int = 0
+    begun: float | None = None
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     memory: MemoryRequest | None = None
     pooling: str | None = None

@@ -124,13 +124,19 @@ def read_logprobs(
     sampled: Sampled, tokens: list[int], sequences: list[Sequence]
 ) -> dict[int, TokenLogprob]:
     """Row -> the log-probabilities of its token, where asked for."""
-    if sampled.chosen is None or sampled.top_ids is None or sampled.top_logprobs is None:
+    scores = sampled.scores
+    if scores is None:
         return {}
-    chosen = np.array(sampled.chosen).tolist()
-    ids, values = np.array(sampled.top_ids).tolist(), np.array(sampled.top_logprobs).tolist()
+    chosen = np.array(scores.chosen).tolist()
+    ids, values = np.array(scores.top_ids).tolist(), np.array(scores.top_values).tolist()
+    asked = None if scores.asked is None else np.array(scores.asked).tolist()
     found = {}
     for place, row in enumerate(sampled.logprob_rows):
-        k = sequences[row].params.logprobs or 0
+        params = sequences[row].params
+        k = params.logprobs or 0
         top = tuple(zip(ids[place][:k], values[place][:k], strict=True))
+        if asked is not None and params.logprob_token_ids:
+            # A shorter row is filled up to the longest one.
+            top = tuple(zip(params.logprob_token_ids, asked[place], strict=False))
         found[row] = TokenLogprob(tokens[row], chosen[place], top)
     return found

@@ -14,9 +14,9 @@ from mlx_parallm.server.answer import (
     Reasoning,
     Text,
 )
-from mlx_parallm.server.formats import Events, compact, escaped, usage_of
+from mlx_parallm.server.formats import Events, compact, escaped
 from mlx_parallm.server.generation import Track
-from mlx_parallm.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from mlx_parallm.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs, shown_at_most
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 
 
@@ -25,7 +25,7 @@ class ChatFormat:
 
     def __init__(self, body: ChatCompletionRequest, model: str, tokenizer: Any) -> None:
         self._body = body
-        self._top = (body.top_logprobs or 0) if body.logprobs else None
+        self._top = shown_at_most(body.top_logprobs or 0) if body.logprobs else None
         self._names = TokenNames(tokenizer, body.return_tokens_as_token_ids)
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         self._events = Events("chatcmpl", kind, model, body)
@@ -48,11 +48,14 @@ class ChatFormat:
     def whole(self, tracks: Sequence[Track]) -> dict[str, Any]:
         """The response."""
         choices = [self._choice(track) for track in tracks]
-        response = {**self._events.head, "choices": choices, "usage": usage_of(tracks)}
-        if self._body.prompt_logprobs is not None:
+        response = self._events.whole(choices, tracks)
+        wanted = self._body.prompt_logprobs
+        if wanted is not None:
             response["prompt_logprobs"] = prompt_logprobs(
-                tracks[0].prompt_logprobs, self._names, self._body.prompt_logprobs
+                tracks[0].prompt_logprobs, self._names, shown_at_most(wanted)
             )
+        if self._body.return_token_ids:
+            response["prompt_token_ids"] = tracks[0].prompt.ids
         return response
 
     def _choice(self, track: Track) -> dict[str, Any]:
@@ -73,12 +76,15 @@ class ChatFormat:
             "finish_reason": track.finish_reason,
             "stop_reason": track.stop_reason,
         }
+        if self._body.return_token_ids:
+            choice["token_ids"] = track.token_ids
         return choice if track.cited is None else {**choice, "citations": track.cited}
 
     def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:
         if self._top is None:
             return None
-        return {"content": chat_logprobs(entries, self._names, self._top), "refusal": None}
+        named = bool(self._body.logprob_token_ids)
+        return {"content": chat_logprobs(entries, self._names, self._top, named), "refusal": None}
 
     # Events
 
@@ -86,15 +92,14 @@ class ChatFormat:
         """The events for something new; the first one carries the role."""
         events = ""
         if track.index not in self._begun:
-            self._begun.add(track.index)
-            events = self._event(track, self._opening, "null", None)
+            events = self._first_event(track)
         logprobs = "null"
         if self._top is not None and delta.logprobs:
             logprobs = compact(self._logprobs(delta.logprobs))
         shown = [piece for event in said if (piece := self._piece(track, event))]
         if not shown:
-            # Tokens whose text is held back still have logprobs, and an end is always told.
-            if logprobs != "null":
+            # Tokens whose text is held back still have logprobs and ids, and an end is always told.
+            if logprobs != "null" or (self._body.return_token_ids and delta.token_ids):
                 shown = [_content("")]
             elif delta.finish_reason is not None:
                 shown = ["{}"]
@@ -103,7 +108,9 @@ class ChatFormat:
         # All of a step's tokens go with the last of its events.
         for piece in shown[:-1]:
             events += self._event(track, piece, "null", None)
-        return (events + self._event(track, shown[-1], logprobs, track.finish_reason)).encode()
+        ids = delta.token_ids if self._body.return_token_ids else None
+        last = self._event(track, shown[-1], logprobs, track.finish_reason, ids)
+        return (events + last).encode()
 
     def _piece(self, track: Track, event: Event) -> str:
         """The delta for one event; empty where there is nothing to show."""
@@ -128,15 +135,33 @@ class ChatFormat:
         place = places.setdefault(id(call), len(places))
         return compact({"tool_calls": [{"index": place, **shown}]})
 
-    def _event(self, track: Track, delta: str, logprobs: str, finish: str | None) -> str:
+    def _first_event(self, track: Track) -> str:
+        """The role; the request's first event has the prompt's tokens, where they are wanted."""
+        beside = ""
+        if self._body.return_token_ids and not self._begun:
+            beside = f',"prompt_token_ids":{compact(track.prompt.ids)}'
+        self._begun.add(track.index)
+        return self._event(track, self._opening, "null", None, None, beside)
+
+    def _event(
+        self,
+        track: Track,
+        delta: str,
+        logprobs: str,
+        finish: str | None,
+        token_ids: Sequence[int] | None = None,
+        beside: str = "",
+    ) -> str:
         choice = f'{{"index":{track.index},"delta":{delta},"logprobs":{logprobs},'
+        if token_ids is not None:
+            choice += f'"token_ids":{compact(token_ids)},'
         if finish is None:
             choice += '"finish_reason":null}'
         else:
             cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
             stop = compact(track.stop_reason)
             choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
-        return self._events.event(choice, self._tracks)
+        return self._events.event(choice, self._tracks, beside)
 
     def end(self, tracks: Sequence[Track]) -> bytes:
         """The events after the last token."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.engine.sequence import TokenLogprob
 from mlx_parallm.server.answer import Event
-from mlx_parallm.server.formats import Events, compact, escaped, usage_of
+from mlx_parallm.server.formats import Events, compact, escaped
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.logprobs import (
     Offsets,
     TokenNames,
     completion_logprobs,
     prompt_logprobs,
+    shown_at_most,
 )
 from mlx_parallm.server.schemas.completions import CompletionRequest
 
@@ -24,13 +26,15 @@ class CompletionFormat:
 
     def __init__(self, body: CompletionRequest, model: str, tokenizer: Any) -> None:
         self._body = body
-        self._top = body.logprobs
+        self._top = None if body.logprobs is None else shown_at_most(body.logprobs)
         self._names = TokenNames(tokenizer, body.return_tokens_as_token_ids)
         self._events = Events("cmpl", "text_completion", model, body)
         self._tracks: Sequence[Track] = ()
         self._shown: dict[int, int] = {}
         self._offsets: dict[int, Offsets] = {}
         self._held: dict[int, list[TokenLogprob]] = {}
+        self._held_ids: dict[int, list[int]] = {}
+        self._told: set[int] = set()
 
     def follow(self, tracks: Sequence[Track]) -> None:
         """Say which tracks the events are about, before the first one."""
@@ -44,7 +48,7 @@ class CompletionFormat:
         groups = [tracks[at : at + candidates] for at in range(0, len(tracks), candidates)]
         chosen = [track for group in groups for track in self._best(group)]
         choices = [self._choice(index, track) for index, track in enumerate(chosen)]
-        return {**self._events.head, "choices": choices, "usage": usage_of(tracks)}
+        return self._events.whole(choices, tracks)
 
     def _best(self, group: Sequence[Track]) -> Sequence[Track]:
         if len(group) == self._body.n:
@@ -67,7 +71,12 @@ class CompletionFormat:
             choice["citations"] = track.cited
         wanted = self._body.prompt_logprobs
         if wanted is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(track.prompt_logprobs, self._names, wanted)
+            choice["prompt_logprobs"] = prompt_logprobs(
+                track.prompt_logprobs, self._names, shown_at_most(wanted)
+            )
+        if self._body.return_token_ids:
+            choice["prompt_token_ids"] = track.prompt.ids
+            choice["token_ids"] = track.token_ids
         return choice
 
     def _whole_logprobs(self, track: Track, prompt: str, text: str, top: int) -> dict[str, Any]:
@@ -76,14 +85,14 @@ class CompletionFormat:
         offsets = Offsets()
         if self._body.echo:
             ids += track.prompt.ids
-            entries += track.prompt_logprobs
+            entries += [_first(entry, top) for entry in track.prompt_logprobs]
         places = [offsets.place(self._names.text(token), prompt) for token in ids]
         own = Offsets(len(prompt))
         places += [
             own.place(self._names.text(token), text, len(prompt)) for token in track.token_ids
         ]
         return completion_logprobs(
-            ids + track.token_ids, [*entries, *track.logprobs], self._names, top, places
+            ids + track.token_ids, [*entries, *track.logprobs], self._names, places
         )
 
     def _echoed(self, track: Track) -> str:
@@ -100,6 +109,8 @@ class CompletionFormat:
                 events = self._echo_event(track)
         if self._top is not None:
             self._held.setdefault(track.index, []).extend(delta.logprobs or ())
+        if self._body.return_token_ids:
+            self._held_ids.setdefault(track.index, []).extend(delta.token_ids)
         # A token whose text is held back waits for it, so that each event's tokens and its
         # text belong together.
         if delta.text or delta.finish_reason is not None:
@@ -114,7 +125,10 @@ class CompletionFormat:
             places = [offsets.place(self._names.text(id_), text) for id_ in track.prompt.ids]
             logprobs = compact(
                 completion_logprobs(
-                    track.prompt.ids, track.prompt_logprobs, self._names, self._top, places
+                    track.prompt.ids,
+                    [_first(entry, self._top) for entry in track.prompt_logprobs],
+                    self._names,
+                    places,
                 )
             )
         self._shown[track.index] = len(text)
@@ -123,21 +137,23 @@ class CompletionFormat:
     def _text_event(self, track: Track, delta: TextDelta) -> str:
         logprobs = "null"
         if self._top is not None and self._held[track.index]:
-            logprobs = self._held_logprobs(track, delta.text, self._top)
+            logprobs = self._held_logprobs(track, delta.text)
         self._shown[track.index] += len(delta.text)
         return self._event(track, delta.text, logprobs, track.finish_reason)
 
-    def _held_logprobs(self, track: Track, text: str, top: int) -> str:
+    def _held_logprobs(self, track: Track, text: str) -> str:
         base = self._shown[track.index]
         entries, self._held[track.index] = self._held[track.index], []
         ids = [entry.token_id for entry in entries]
         offsets = self._offsets.setdefault(track.index, Offsets(base))
         places = [offsets.place(self._names.text(token), text, base) for token in ids]
-        return compact(completion_logprobs(ids, entries, self._names, top, places))
+        return compact(completion_logprobs(ids, entries, self._names, places))
 
     def _event(self, track: Track, text: str, logprobs: str, finish: str | None) -> str:
         # The common case is a token in the middle; every byte of it is made here.
         choice = f'{{"index":{track.index},"text":{escaped(text)},"logprobs":{logprobs},'
+        if self._body.return_token_ids:
+            choice += self._ids_part(track)
         if finish is None:
             choice += '"finish_reason":null}'
         else:
@@ -146,6 +162,20 @@ class CompletionFormat:
             choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks)
 
+    def _ids_part(self, track: Track) -> str:
+        """The tokens of an event; the choice's first one has the prompt's too."""
+        first = track.index not in self._told
+        self._told.add(track.index)
+        prompt = f'"prompt_token_ids":{compact(track.prompt.ids)},' if first else ""
+        return f'{prompt}"token_ids":{compact(self._held_ids.pop(track.index, []))},'
+
     def end(self, tracks: Sequence[Track]) -> bytes:
         """The events after the last token."""
         return self._events.end(tracks)
+
+
+def _first(entry: TokenLogprob | None, top: int) -> TokenLogprob | None:
+    """A prompt token's entry with no more alternatives than are shown."""
+    if entry is None or len(entry.top) <= top:
+        return entry
+    return replace(entry, top=entry.top[:top])

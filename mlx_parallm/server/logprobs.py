@@ -13,11 +13,18 @@ from mlx_parallm.engine.sequence import TokenLogprob
 _LOWEST = -9999.0
 # How far beyond its expected place a token's text is looked for.
 _SLACK = 8
+# More alternatives than any vocabulary has.
+_ALL = 1 << 31
 
 
 def finite(logprob: float) -> float:
     """The value, or the lowest one that is sent."""
     return logprob if math.isfinite(logprob) else _LOWEST
+
+
+def shown_at_most(asked: int) -> int:
+    """How many alternatives an answer shows where a request asked for so many; -1 is all."""
+    return _ALL if asked < 0 else asked
 
 
 class TokenNames:
@@ -65,46 +72,58 @@ def completion_logprobs(
     token_ids: Sequence[int],
     entries: Sequence[TokenLogprob | None],
     names: TokenNames,
-    top: int,
     offsets: Sequence[int],
 ) -> dict[str, Any]:
     """The `logprobs` of one choice of /v1/completions, or of one of its chunks.
 
     Args:
         token_ids: (T,) the tokens.
-        entries: (T,) theirs; None for a first prompt token.
-        top: alternatives wanted; the token itself is always among them.
+        entries: (T,) theirs; None for a first prompt token. All of their alternatives are
+            shown, the token itself among them.
         offsets: (T,) where each begins in the text.
     """
     return {
         "tokens": [names(token_id) for token_id in token_ids],
         "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in entries],
         "top_logprobs": [
-            None if entry is None else _top_by_name(entry, names, top) for entry in entries
+            None if entry is None else _top_by_name(entry, names) for entry in entries
         ],
         "text_offset": list(offsets),
     }
 
 
-def _top_by_name(entry: TokenLogprob, names: TokenNames, top: int) -> dict[str, float]:
+def _top_by_name(entry: TokenLogprob, names: TokenNames) -> dict[str, float]:
     by_name: dict[str, float] = {}
-    for token_id, logprob in [*entry.top[:top], (entry.token_id, entry.logprob)]:
+    for token_id, logprob in [*entry.top, (entry.token_id, entry.logprob)]:
         # Two tokens can look the same; the likelier one comes first and stays.
         by_name.setdefault(names(token_id), finite(logprob))
     return by_name
 
 
 def chat_logprobs(
-    entries: Sequence[TokenLogprob], names: TokenNames, top: int
+    entries: Sequence[TokenLogprob], names: TokenNames, top: int, named: bool = False
 ) -> list[dict[str, Any]]:
-    """The `content` of a chat choice's logprobs, one object a token."""
+    """The `content` of a chat choice's logprobs, one object a token.
+
+    Args:
+        top: alternatives that are shown.
+        named: the request named them: all are shown, behind the token itself.
+    """
     return [
         {
             **_one(entry.token_id, entry.logprob, names),
-            "top_logprobs": [_one(token_id, value, names) for token_id, value in entry.top[:top]],
+            "top_logprobs": [
+                _one(token_id, value, names)
+                for token_id, value in (_with_itself(entry) if named else entry.top[:top])
+            ],
         }
         for entry in entries
     ]
+
+
+def _with_itself(entry: TokenLogprob) -> list[tuple[int, float]]:
+    others = [(token_id, value) for token_id, value in entry.top if token_id != entry.token_id]
+    return [(entry.token_id, entry.logprob), *others]
 
 
 def _one(token_id: int, logprob: float, names: TokenNames) -> dict[str, Any]:

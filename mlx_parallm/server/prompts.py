@@ -17,9 +17,10 @@ from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.chat_template import Conversation, conversation_of, render
+from mlx_parallm.server.custom_roles import refuse_lost_roles
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
 from mlx_parallm.server.schemas.completions import CompletionRequest
-from mlx_parallm.server.schemas.sampling import SamplingFields
+from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS, ReportFields, SamplingFields
 from mlx_parallm.server.special_text import SpecialText
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Prompts:
         executor: one thread for long texts.
         special_text_is_text: in messages; False lets clients write special tokens there.
         default_max_tokens: the server's own, for requests that give none.
+        max_logprobs: alternatives that a request may ask for; -1 is the whole vocabulary.
+        logprobs_mode: for requests that give none.
     """
 
     def __init__(
@@ -61,12 +64,16 @@ class Prompts:
         executor: ThreadPoolExecutor,
         special_text_is_text: bool = True,
         default_max_tokens: int | None = None,
+        max_logprobs: int = MAX_LOGPROBS,
+        logprobs_mode: str = "raw_logprobs",
     ) -> None:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._executor = executor
         self._special = SpecialText(loaded.tokenizer) if special_text_is_text else None
         self._default_max_tokens = default_max_tokens
+        self._max_logprobs = loaded.vocab_size if max_logprobs == -1 else max_logprobs
+        self._logprobs_mode = logprobs_mode
 
     @property
     def tokenizer(self) -> Any:
@@ -142,7 +149,7 @@ class Prompts:
             body, tools, body.add_special_tokens, body.reasoning_effort, limited=True
         )
         self._check_ids(before, "context")
-        ids = self._truncated([*before, *made.ids], body.truncate_prompt_tokens)
+        ids = self._truncated([*before, *made.ids], body)
         return Prompt(self._checked(ids, "messages"), made.text)
 
     async def conversation(
@@ -163,6 +170,7 @@ class Prompts:
         if self._loaded.is_encoder:
             raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
         asked = conversation_of(self._tokenizer, self.dialect, body, tools, reasoning_effort)
+        refuse_lost_roles(self._tokenizer, asked)
         special = self._special
         if special is not None and not special.may_be_in(asked.said):
             special = None
@@ -227,6 +235,8 @@ class Prompts:
         """
         self._check_ids(list(body.logit_bias), "logit_bias")
         self._check_ids(body.stop_token_ids, "stop_token_ids")
+        allowed = body.allowed_token_ids or []
+        self._check_ids(allowed, "allowed_token_ids")
         if body.min_tokens > max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({body.min_tokens}) is above max_tokens ({max_tokens}).",
@@ -248,10 +258,39 @@ class Prompts:
             eos_token_ids=self._loaded.eos_token_ids,
             ignore_eos=body.ignore_eos,
             min_tokens=body.min_tokens,
+            allowed_token_ids=tuple(allowed),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             speculative=body.use_speculative,
+            **self._reports(body),
         )
+
+    def _reports(self, body: SamplingFields) -> dict[str, Any]:
+        """Of which tokens and which distribution log-probabilities are."""
+        if not isinstance(body, ReportFields):
+            return {}
+        self._check_ids(body.logprob_token_ids, "logprob_token_ids")
+        return {
+            "logprob_token_ids": tuple(dict.fromkeys(body.logprob_token_ids)),
+            "logprobs_mode": body.logprobs_mode or self._logprobs_mode,
+        }
+
+    def num_logprobs(self, asked: int | None, param: str) -> int | None:
+        """How many alternatives a request means; None where it wants no log-probabilities.
+
+        Raises:
+            InvalidRequestError: more than the server gives.
+        """
+        if asked is None:
+            return None
+        wanted = self._loaded.vocab_size if asked == -1 else asked
+        if wanted > self._max_logprobs:
+            raise InvalidRequestError(
+                f"{param} asks for {wanted} alternatives; this server gives "
+                f"{self._max_logprobs} at most (--max-logprobs).",
+                param=param,
+            )
+        return min(wanted, self._loaded.vocab_size)
 
     def max_tokens(
         self,
@@ -306,7 +345,7 @@ class Prompts:
         else:
             self._check_ids(prompt, "prompt")
             ids, text = prompt, None
-        kept = self._truncated(ids, body.truncate_prompt_tokens)
+        kept = self._truncated(ids, body)
         self._checked(kept, "prompt")
         if body.echo and (text is None or len(kept) < len(ids)):
             text = self.text_of(kept, body.skip_special_tokens)
@@ -328,12 +367,13 @@ class Prompts:
     def _ids_of(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
-    def _truncated(self, ids: list[int], keep: int | None) -> list[int]:
+    def _truncated(self, ids: list[int], body: SamplingFields) -> list[int]:
+        keep = body.truncate_prompt_tokens
         if keep is None:
             return ids
         # -1: what leaves room for one token.
         keep = self.max_model_len - 1 if keep == -1 else keep
-        return ids[max(len(ids) - keep, 0) :]
+        return ids[:keep] if body.truncation_side == "right" else ids[max(len(ids) - keep, 0) :]
 
     def _checked(self, ids: list[int], param: str) -> list[int]:
         if not ids:

@@ -73,6 +73,8 @@ class ServerState:
                 self.executor,
                 not self.settings.allow_special_tokens_in_content,
                 self.settings.max_tokens,
+                self.settings.max_logprobs,
+                self.settings.logprobs_mode,
             )
         return self._prompts
 

@@ -44,11 +44,14 @@ async def completion_tracks(
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
     """
-    scored = body.logprobs
+    scored = prompts.num_logprobs(body.logprobs, "logprobs")
     if scored is None and body.num_candidates > body.n:
         # best_of ranks by them.
         scored = 0
-    asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    asked = [
+        prompts.num_logprobs(body.prompt_logprobs, "prompt_logprobs"),
+        scored if body.echo and body.logprobs is not None else None,
+    ]
     of_prompt = max((value for value in asked if value is not None), default=None)
     tracks: list[Track] = []
     for prompt in await prompts.completion(body):
@@ -118,8 +121,10 @@ async def chat_tracks(
     params = prompts.sampling(
         body,
         max_tokens=prompts.max_tokens(asked, None, prompt, context, at_most),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        prompt_logprobs=body.prompt_logprobs,
+        logprobs=prompts.num_logprobs(body.top_logprobs or 0, "top_logprobs")
+        if body.logprobs
+        else None,
+        prompt_logprobs=prompts.num_logprobs(body.prompt_logprobs, "prompt_logprobs"),
     )
     tools = _readable_tools(body)
     shown = prompts.dialect.shown_tokens(with_calls=tools is not None)

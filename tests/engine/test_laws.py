@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import (
+    LOGPROBS_MODES,
     FinishReason,
     Output,
     SamplingParams,
@@ -85,6 +86,9 @@ some_params = st.builds(
     ignore_eos=st.booleans(),
     min_tokens=st.sampled_from([0, 0, 3]),
     logprobs=st.sampled_from([None, 0, 3]),
+    logprobs_mode=st.sampled_from(LOGPROBS_MODES),
+    logprob_token_ids=st.sampled_from([(), (), (4, 9)]),
+    allowed_token_ids=st.sampled_from([(), (), (), tuple(range(3, 30))]),
     prompt_logprobs=st.sampled_from([None, None, 2]),
 )
 some_requests = st.lists(

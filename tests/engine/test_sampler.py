@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_parallm.engine.sampler import Sampler, token_logprobs, uniforms
+from mlx_parallm.engine.sampler import Sampler, uniforms
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
+from mlx_parallm.engine.token_logprobs import token_logprobs
 
 V = 40
 
@@ -394,8 +395,8 @@ def test_logprobs_are_of_the_raw_distribution_and_only_where_asked() -> None:
     assert sampled.tokens[1].item() == 5
     wide = np.array(logits, dtype=np.float64)
     wanted = wide[1, 5] - np.log(np.exp(wide[1]).sum())
-    assert sampled.chosen is not None
-    assert sampled.chosen[0].item() == pytest.approx(wanted, abs=1e-5)
+    assert sampled.scores is not None
+    assert sampled.scores.chosen[0].item() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_greedy_without_logprobs_does_no_more_than_argmax() -> None:

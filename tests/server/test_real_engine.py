@@ -84,6 +84,39 @@ def test_echoed_logprobs_are_the_models(
                 assert max(table.values()) == pytest.approx(best, abs=1e-4)
 
 
+def test_reports_are_of_the_distribution_that_was_drawn_from(real: Any, model: LoadedModel) -> None:
+    prompt, named = [50, 60, 70], [200, 7, 100]
+    raw = np.array(logprobs_of(model, [*prompt, 5]))[-1].astype(np.float64)
+    allowed = sorted({*np.argsort(raw)[-40:].tolist(), *named})
+    drawn = np.full(len(raw), -np.inf)
+    drawn[allowed] = raw[allowed] / 0.7
+    drawn[drawn < np.sort(drawn)[-30]] = -np.inf
+    request: dict[str, Any] = {
+        "prompt": prompt,
+        "max_tokens": 1,
+        "temperature": 0.7,
+        "top_k": 30,
+        "allowed_token_ids": allowed,
+        "return_tokens_as_token_ids": True,
+        "return_token_ids": True,
+        "n": 4,
+        "seed": 3,
+    }
+    log_sum = float(np.log(np.exp(drawn).sum()))
+    for mode, table in (("raw_logprobs", raw), ("processed_logprobs", drawn - log_sum)):
+        answer = real.ok(
+            COMPLETIONS, **request, logprobs=0, logprobs_mode=mode, logprob_token_ids=named
+        )
+        for choice in answer["choices"]:
+            found = choice["logprobs"]["top_logprobs"][0]
+            token = choice["token_ids"][0]
+            assert set(found) == {f"token_id:{i}" for i in [*named, token]}
+            assert drawn[token] > -np.inf
+            for place in [*named, token]:
+                wanted = max(table[place], -9999.0)
+                assert found[f"token_id:{place}"] == pytest.approx(wanted, abs=1e-4)
+
+
 def one(real: Any, place: int) -> tuple[Any, ...]:
     """A request that depends on its place, whole or as a stream, and what came of it."""
     request: dict[str, Any] = {

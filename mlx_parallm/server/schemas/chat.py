@@ -24,8 +24,8 @@ from mlx_parallm.server.schemas.base import (
     unsupported,
     wrong,
 )
-from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS, SamplingFields
-from mlx_parallm.server.schemas.usage import Usage
+from mlx_parallm.server.schemas.sampling import NumLogprobs, ReportFields
+from mlx_parallm.server.schemas.usage import RequestMetrics, Usage
 
 _TEXT_PARTS = {"text": "text", "refusal": "refusal"}
 
@@ -140,7 +140,12 @@ class ChatMessage(RequestModel):
         },
     )
 
-    role: Literal["developer", "system", "user", "assistant", "tool"]
+    role: str = Field(
+        min_length=1,
+        max_length=64,
+        description="developer, system, user, assistant, tool, or one that the template knows.",
+        json_schema_extra={"enum": ["developer", "system", "user", "assistant", "tool"]},
+    )
     content: Content | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] = Field(default_factory=list)
@@ -205,7 +210,7 @@ class ChatTemplateFields(RequestModel):
         return self
 
 
-class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
+class ChatCompletionRequest(ChatTemplateFields, ReportFields):
     """A conversation in, the next message out."""
 
     max_tokens: int | None = Field(
@@ -215,8 +220,8 @@ class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
         None, ge=1, le=MAX_TOKEN_ID, description="Default: what is left of the context."
     )
     logprobs: bool = False
-    top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Alternatives per token; needs logprobs: true."
+    top_logprobs: NumLogprobs | None = Field(
+        None, description="Alternatives per token; needs logprobs: true."
     )
     tool_choice: Annotated[
         Literal["none", "auto"],
@@ -268,8 +273,9 @@ class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
     def _check_together(self) -> ChatCompletionRequest:
         if self.stream_options is not None and not self.stream:
             raise wrong("stream_options is only allowed when stream is true", "stream_options")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise wrong("top_logprobs needs logprobs to be true", "top_logprobs")
+        self.check_named_tokens(reports=self.logprobs, generates=True)
         if self.stream and self.prompt_logprobs is not None:
             raise unsupported("prompt_logprobs cannot be streamed", "prompt_logprobs")
         both = self.max_tokens is not None and self.max_completion_tokens is not None
@@ -335,6 +341,7 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
     citations: list[dict[str, Any]] | None = None
 
 
@@ -349,3 +356,5 @@ class ChatCompletionResponse(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_token_ids: list[int] | None = None
+    metrics: RequestMetrics | None = None

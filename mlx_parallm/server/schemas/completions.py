@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
 from mlx_parallm.server.schemas.base import MAX_TOKEN_ID, Unsupported, unsupported, wrong
-from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS, MAX_SEQUENCES, SamplingFields
-from mlx_parallm.server.schemas.usage import Usage
+from mlx_parallm.server.schemas.sampling import MAX_SEQUENCES, NumLogprobs, ReportFields
+from mlx_parallm.server.schemas.usage import RequestMetrics, Usage
 
 
 def _prompt_list(value: Any) -> list[str | list[int]]:
@@ -64,7 +64,7 @@ PromptList = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(ReportFields):
     """Text or token ids in, their continuation out."""
 
     prompt: PromptList = Field(description="String, token ids, or a list of either.")
@@ -75,8 +75,8 @@ class CompletionRequest(SamplingFields):
         None, ge=1, le=MAX_SEQUENCES, description="Generate so many, return the n likeliest."
     )
     echo: bool = Field(False, description="Return the prompt before the text.")
-    logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Alternatives per token; with echo the prompt's."
+    logprobs: NumLogprobs | None = Field(
+        None, description="Alternatives per token; with echo the prompt's."
     )
     add_special_tokens: bool = Field(True, description="Add the tokenizer's BOS to a text.")
     suffix: Unsupported = None
@@ -95,6 +95,7 @@ class CompletionRequest(SamplingFields):
             raise unsupported(
                 "prompt_logprobs cannot be streamed; use echo with logprobs", "prompt_logprobs"
             )
+        self.check_named_tokens(reports=self.logprobs is not None, generates=self.max_tokens != 0)
         if len(self.prompt) * self.num_candidates > MAX_SEQUENCES:
             raise wrong(f"n times the number of prompts must be at most {MAX_SEQUENCES}", "n")
         return self
@@ -131,6 +132,8 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
     citations: list[dict[str, Any]] | None = None
 
 
@@ -144,3 +147,4 @@ class CompletionResponse(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    metrics: RequestMetrics | None = None

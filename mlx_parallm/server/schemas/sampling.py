@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from mlx_parallm.engine.sequence import LogprobsMode
 from mlx_parallm.server.schemas.base import (
     MAX_TOKEN_ID,
     CacheSalt,
     FalseOnly,
     RequestModel,
     Unsupported,
+    unsupported,
     wrong,
 )
 from mlx_parallm.server.schemas.collections import MemoryFields
 
 MAX_SEQUENCES = 128
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 20  # where --max-logprobs says nothing else
+MAX_NAMED_TOKENS = 1024
 MAX_STOPS = 16
 
 
@@ -78,6 +81,21 @@ LogitBias = Annotated[
     ),
 ]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+# The server's own limit is checked when the model is known; -1 is the whole vocabulary.
+NumLogprobs = Annotated[
+    int,
+    Field(ge=-1, le=MAX_TOKEN_ID),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}),
+]
+
+
+def _no_beams(value: Any) -> Any:
+    if value is not False:
+        raise unsupported(
+            "beam search is not offered: its rows depend on each other, and here each row is "
+            "what it is alone; best_of returns the likeliest of several samples"
+        )
+    return value
 
 
 class StreamOptions(RequestModel):
@@ -110,14 +128,20 @@ class SamplingFields(RequestModel):
     ignore_eos: bool = Field(False, description="Go on through the model's end tokens.")
     min_tokens: int = Field(0, ge=0, le=MAX_TOKEN_ID)
     skip_special_tokens: bool = True
-    prompt_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Alternatives per prompt token, vLLM's shape."
+    allowed_token_ids: list[TokenId] | None = Field(
+        None, min_length=1, description="Only these tokens can be sampled."
+    )
+    prompt_logprobs: NumLogprobs | None = Field(
+        None, description="Alternatives per prompt token, vLLM's shape."
     )
     return_tokens_as_token_ids: bool = Field(
         False, description='Tokens in logprobs are written as "token_id:17".'
     )
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, le=MAX_TOKEN_ID, description="Keep this many last tokens; -1: what fits."
+        None, ge=-1, le=MAX_TOKEN_ID, description="Keep so many tokens; -1: what fits."
+    )
+    truncation_side: Literal["left", "right"] = Field(
+        "left", description="Where a prompt is cut: left keeps its end, right its beginning."
     )
     memory: MemoryFields | None = Field(None, description="Extended Mind memories to attend to.")
     cache_salt: CacheSalt = None
@@ -129,9 +153,10 @@ class SamplingFields(RequestModel):
     user: str = Field("", description="Accepted; has no effect.")
 
     # vLLM's that cannot be honoured here.
-    use_beam_search: FalseOnly = False
+    use_beam_search: Annotated[
+        bool, BeforeValidator(_no_beams), WithJsonSchema({"type": "boolean", "const": False})
+    ] = False
     length_penalty: Unsupported = None
-    allowed_token_ids: Unsupported = None
     bad_words: Unsupported = None
     logits_processors: Unsupported = None
     guided_json: Unsupported = None
@@ -139,3 +164,29 @@ class SamplingFields(RequestModel):
     guided_choice: Unsupported = None
     guided_grammar: Unsupported = None
     structured_outputs: Unsupported = None
+
+
+class ReportFields(SamplingFields):
+    """What is told about the tokens besides their text; names and meanings are vLLM's."""
+
+    logprobs_mode: LogprobsMode | None = Field(
+        None,
+        description="raw: as the model gave them; processed: of the distribution that was drawn "
+        "from. Default: the server's --logprobs-mode. A prompt's are always raw_logprobs.",
+    )
+    logprob_token_ids: list[TokenId] = Field(
+        default_factory=list,
+        max_length=MAX_NAMED_TOKENS,
+        description="The alternatives are these tokens, not the likeliest; needs logprobs.",
+    )
+    return_token_ids: bool = Field(False, description="prompt_token_ids and token_ids.")
+    include_metrics: bool = Field(False, description="Times of this request, in ms.")
+
+    def check_named_tokens(self, *, reports: bool, generates: bool) -> None:
+        """logprob_token_ids belong to reported log-probabilities of generated tokens."""
+        if not self.logprob_token_ids:
+            return
+        if not reports:
+            raise wrong("logprob_token_ids needs logprobs", "logprob_token_ids")
+        if not generates:
+            raise wrong("nothing is generated that has other tokens", "logprob_token_ids")

@@ -5,6 +5,16 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 
+class RequestMetrics(BaseModel):
+    """Times of one answer in milliseconds, with include_metrics; null where there is none."""
+
+    time_to_first_token_ms: float | None
+    generation_time_ms: float | None
+    queue_time_ms: float | None
+    mean_itl_ms: float | None
+    tokens_per_second: float | None
+
+
 class PromptTokensDetails(BaseModel):
     """Where prompt tokens came from."""
 
