@@ -144,8 +144,10 @@ def _path(error: ErrorDetails, body: Any) -> str:
     """
     parts: list[str] = []
     at = body
-    for part in error["loc"]:
-        if isinstance(at, dict) and (part in at or error["type"] == "missing"):
+    last = len(error["loc"]) - 1
+    for place, part in enumerate(error["loc"]):
+        is_missing = error["type"] == "missing" and place == last
+        if isinstance(at, dict) and (part in at or is_missing):
             at = at.get(part)
         elif isinstance(at, list) and isinstance(part, int) and part < len(at):
             at = at[part]

@@ -151,6 +151,11 @@ def thinking_variables(tokenizer: Any, effort: str) -> dict[str, Any]:
     )
 
 
+def has_variable(tokenizer: Any, name: str) -> bool:
+    """Whether the chat template speaks of this variable."""
+    return name in _source(tokenizer)
+
+
 def _source(tokenizer: Any) -> str:
     return json.dumps(tokenizer.chat_template) if tokenizer.chat_template else ""
 

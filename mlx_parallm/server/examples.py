@@ -15,6 +15,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ClassifyRequest": {"input": ["What a fine day.", "What a dull day."]},
     "CompletionRequest": {"prompt": _PROMPT, "max_tokens": 16, "temperature": 0},
     "ConfigureRequest": {"use_speculative_decoding": True, "max_batch_size": 16},
+    "DecisionsRequest": {
+        "input": "I was charged twice.",
+        "questions": [
+            {"type": "predicate", "name": "refund", "instructions": "Is a refund due?"},
+            {
+                "type": "choice",
+                "instructions": "Which team?",
+                "choices": [{"value": "billing"}, {"value": "support"}],
+            },
+        ],
+    },
     "DetokenizeRequest": {"tokens": [5, 6, 7]},
     "EmbeddingRequest": {"input": ["a river", "a bank"]},
     "EngineGenerateRequest": {"prompt": _PROMPT, "max_tokens": 16},
@@ -31,5 +42,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "RerankRequest": {"query": "Where is the key?", "documents": ["Under the mat.", "It rains."]},
     "ScoreRequest": {"prompt": _PROMPT, "continuations": [" Paris", " Rome"]},
     "SearchMemoriesRequest": {"query": "Where is the key?", "collections": ["notes"]},
+    "SystemOneRequest": {
+        "state": {"ticket": "I was charged twice."},
+        "questions": {
+            "urgent": {"type": "noul", "instructions": "Is it urgent?"},
+            "team": {
+                "type": "choice",
+                "instructions": "Which team?",
+                "criteria": {"billing": "Payments", "support": None},
+            },
+        },
+    },
     "TokenizeRequest": {"prompt": "Hello"},
 }

@@ -14,6 +14,7 @@ from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.collections import AddMemoriesRequest, SearchMemoriesRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.configure import ConfigureRequest
+from mlx_parallm.server.schemas.decisions import DecisionsRequest, SystemOneRequest
 from mlx_parallm.server.schemas.errors import ErrorResponse
 from mlx_parallm.server.schemas.generate import (
     EngineGenerateRequest,
@@ -48,6 +49,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     ClassifyRequest,
     CompletionRequest,
     ConfigureRequest,
+    DecisionsRequest,
     DetokenizeRequest,
     EmbeddingRequest,
     EngineGenerateRequest,
@@ -64,6 +66,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     RerankRequest,
     ScoreRequest,
     SearchMemoriesRequest,
+    SystemOneRequest,
     TokenizeRequest,
 )
 _REF = "#/components/schemas/{model}"

@@ -48,6 +48,11 @@ class Client:
         ]
         return logprobs
 
+    def decisions(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The response of /v1/decisions."""
+        response: dict[str, Any] = self._post("/v1/decisions", body)
+        return response
+
     def _get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as response:
             return json.load(response)

@@ -14,9 +14,11 @@ from mlx_parallm.server.body import parse_json, read_bytes
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.routes.chat import create_chat_completion
 from mlx_parallm.server.routes.completions import create_completion
+from mlx_parallm.server.routes.decisions import decisions, system_one
 from mlx_parallm.server.routes.pooling import embeddings, rerank, score
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
+from mlx_parallm.server.schemas.decisions import DecisionsRequest, SystemOneRequest
 from mlx_parallm.server.schemas.pooling import EmbeddingRequest, RerankRequest, ScoreRequest
 from mlx_parallm.server.state import state_of
 
@@ -29,6 +31,8 @@ _HANDLERS: tuple[tuple[frozenset[str], _Handler], ...] = (
     (frozenset({"prompt", "continuations"}), score),
     (frozenset({"prompt"}), create_completion),
     (frozenset({"query", "documents"}), rerank),
+    (frozenset({"input", "questions"}), decisions),
+    (frozenset({"state", "questions"}), system_one),
     (frozenset({"input"}), embeddings),
 )
 
@@ -38,7 +42,13 @@ _HANDLERS: tuple[tuple[frozenset[str], _Handler], ...] = (
     summary="Any request, told by its fields",
     responses={200: EVENTS, **GENERATION_ERRORS},
     openapi_extra=body_of(
-        ChatCompletionRequest, CompletionRequest, ScoreRequest, RerankRequest, EmbeddingRequest
+        ChatCompletionRequest,
+        CompletionRequest,
+        ScoreRequest,
+        RerankRequest,
+        DecisionsRequest,
+        SystemOneRequest,
+        EmbeddingRequest,
     ),
 )
 async def invocations(request: Request) -> Response:

@@ -1,0 +1,1 @@
+"""What scripts/eval_decisions.py asks, and how it judges probabilities."""
