@@ -487,7 +487,7 @@ def test_a_cache_may_attend_itself(mlx_lm_as_imported: None) -> None:
     install_attention(model)
     caches: list[Any] = [make() for _ in model.layers]
     model(mx.array([[1, 2, 3]]), cache=caches)
-    assert caches[1].seen == ((1, 2, 3, 16), ["mask", "plain", "scale", "sinks"])
+    assert caches[1].seen == ((1, 2, 3, 16), ["compute", "mask", "scale", "sinks"])
     uninstall_attention(model)
     assert llama.scaled_dot_product_attention is scaled_dot_product_attention
 
