@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,16 @@ class StoredCollection:
     name: str
     version: int
     documents: tuple[Document, ...] = field(default_factory=tuple)
+
+
+def collections_of(
+    versions: Iterable[tuple[str, int]], documents: Iterable[Document]
+) -> list[StoredCollection]:
+    """Collections from their names and versions, and from the documents of all of them."""
+    by_name: dict[str, list[Document]] = {}
+    for document in documents:
+        by_name.setdefault(document.collection, []).append(document)
+    return [StoredCollection(name, n, tuple(by_name.get(name, ()))) for name, n in versions]
 
 
 class MemoryBackend(ABC):

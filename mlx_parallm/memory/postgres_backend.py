@@ -10,6 +10,7 @@ from typing import Any
 from mlx_parallm.memory.backend import (
     MemoryBackend,
     StoredCollection,
+    collections_of,
     failed,
     need,
     parts_of,
@@ -88,11 +89,7 @@ class PostgresBackend(MemoryBackend):
                 "SELECT header, collection, id, uid FROM memory_documents ORDER BY place"
             )
             rows = cursor.fetchall()
-        documents: dict[str, list[Document]] = {}
-        for row in rows:
-            document = Document.from_header(*row)
-            documents.setdefault(document.collection, []).append(document)
-        return [StoredCollection(n, v, tuple(documents.get(n, ()))) for n, v in versions]
+        return collections_of(versions, (Document.from_header(*row) for row in rows))
 
     def delete_document(self, collection: str, document_id: str) -> bool:
         with self._transaction() as cursor:

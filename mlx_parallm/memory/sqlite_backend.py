@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from mlx_parallm.memory.backend import MemoryBackend, StoredCollection
+from mlx_parallm.memory.backend import MemoryBackend, StoredCollection, collections_of
 from mlx_parallm.memory.disk_reserve import DiskReserve
 from mlx_parallm.memory.document import Document, DocumentFiles
 from mlx_parallm.memory.store_errors import DiskFullError, MemoryStoreError
@@ -93,11 +93,7 @@ class SQLiteBackend(MemoryBackend):
             rows = db.execute(
                 "SELECT header, collection, id, uid FROM documents ORDER BY place"
             ).fetchall()
-        documents: dict[str, list[Document]] = {}
-        for row in rows:
-            document = Document.from_header(*row)
-            documents.setdefault(document.collection, []).append(document)
-        return [StoredCollection(n, v, tuple(documents.get(n, ()))) for n, v in versions]
+        return collections_of(versions, (Document.from_header(*row) for row in rows))
 
     def delete_document(self, collection: str, document_id: str) -> bool:
         def delete() -> list[str]:

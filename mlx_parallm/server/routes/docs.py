@@ -30,27 +30,33 @@ _POLICY = (
 @router.get("/docs")
 async def docs() -> Response:
     """Swagger UI, in which requests can be tried."""
-    page = get_swagger_ui_html(
-        openapi_url=_DOCUMENT,
-        title=_TITLE,
-        swagger_js_url="/docs/swagger-ui-bundle.js",
-        swagger_css_url="/docs/swagger-ui.css",
-        swagger_favicon_url=_NO_ICON,
+    return _sealed(
+        get_swagger_ui_html(
+            openapi_url=_DOCUMENT,
+            title=_TITLE,
+            swagger_js_url="/docs/swagger-ui-bundle.js",
+            swagger_css_url="/docs/swagger-ui.css",
+            swagger_favicon_url=_NO_ICON,
+        )
     )
-    page.headers["content-security-policy"] = _POLICY
-    return page
 
 
 @router.get("/redoc")
 async def redoc() -> Response:
     """Redoc, for reading."""
-    page = get_redoc_html(
-        openapi_url=_DOCUMENT,
-        title=_TITLE,
-        redoc_js_url="/docs/redoc.standalone.js",
-        redoc_favicon_url=_NO_ICON,
-        with_google_fonts=False,
+    return _sealed(
+        get_redoc_html(
+            openapi_url=_DOCUMENT,
+            title=_TITLE,
+            redoc_js_url="/docs/redoc.standalone.js",
+            redoc_favicon_url=_NO_ICON,
+            with_google_fonts=False,
+        )
     )
+
+
+def _sealed(page: Response) -> Response:
+    """A page that may load nothing from elsewhere."""
     page.headers["content-security-policy"] = _POLICY
     return page
 
