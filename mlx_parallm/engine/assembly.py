@@ -13,10 +13,10 @@ from mlx_parallm.cache.page_spill import model_fingerprint
 from mlx_parallm.cache.prefix_contract import PAGE_SIZE
 from mlx_parallm.cache.prefix_store import PrefixStore
 from mlx_parallm.engine.config import EngineConfig
-from mlx_parallm.engine.draft_model import ModelDrafter
-from mlx_parallm.engine.drafter import Drafter
+from mlx_parallm.engine.guessing.draft_model import ModelDrafter
+from mlx_parallm.engine.guessing.drafter import Drafter
+from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.model_runner import ModelRunner
-from mlx_parallm.engine.ngram import NgramDrafter
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
 from mlx_parallm.engine.token_budget import TokenBudget
 from mlx_parallm.engine.warm_up import warm_up

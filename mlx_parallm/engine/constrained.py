@@ -6,8 +6,8 @@ from collections.abc import Sequence as Items
 
 import numpy as np
 
-from mlx_parallm.engine.drafter import Proposal
 from mlx_parallm.engine.grammar.masks import Wanted
+from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
 
 

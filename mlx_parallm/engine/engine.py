@@ -25,11 +25,11 @@ from mlx_parallm.cache.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
 from mlx_parallm.engine.assembly import assemble
 from mlx_parallm.engine.config import EngineConfig
+from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
+from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.model_runner import ModelRunner
-from mlx_parallm.engine.ngram import NgramDrafter
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
-from mlx_parallm.engine.speculative import SpeculativeStats
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result
 from mlx_parallm.errors import (

@@ -18,7 +18,7 @@ from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.extended_mind import Cited
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Ragged, Row
-from mlx_parallm.engine.drafter import Proposal
+from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import PromptScores
 

@@ -20,16 +20,16 @@ from mlx_parallm.cache.packing import can_pack
 from mlx_parallm.cache.prefix_store import PrefixStore
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.engine.constrained import is_constrained, wanted_masks
-from mlx_parallm.engine.drafter import Drafter
 from mlx_parallm.engine.forwards import Computed, Forwards, Work
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
+from mlx_parallm.engine.guessing.drafter import Drafter
+from mlx_parallm.engine.guessing.speculation import Speculation
 from mlx_parallm.engine.packed_forwards import PackedForwards
 from mlx_parallm.engine.padded_forwards import PaddedForwards
 from mlx_parallm.engine.riders import PromptRiders
 from mlx_parallm.engine.sampler import Sampled, Sampler
 from mlx_parallm.engine.scheduler import Plan
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.speculation import Speculation
 from mlx_parallm.engine.step import Guessed, Launched, Result, keep_scores, read_logprobs
 from mlx_parallm.engine.step_clock import StepClock
 from mlx_parallm.engine.step_curve import StepCurve

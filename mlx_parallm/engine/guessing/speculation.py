@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from mlx_parallm.engine.constrained import keep_to_grammars
-from mlx_parallm.engine.drafter import Drafter, Proposal
+from mlx_parallm.engine.guessing.drafter import Drafter, Proposal
+from mlx_parallm.engine.guessing.length_controller import LengthController, SpeculativeStats
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.speculative import LengthController, SpeculativeStats
 
 _PADDING_SHARE = 0.4  # time of a padding place in a packed forward, over that of a token
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_parallm.engine.guess_decision import (
+from mlx_parallm.engine.guessing.decision import (
     LOOK_STEPS,
     MOST_TRIES,
     Decision,

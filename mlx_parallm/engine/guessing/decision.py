@@ -1,6 +1,6 @@
 """Whether the next step guesses, how far, and why: a pure function of what was measured.
 
-What is measured, and the state that goes from step to step, is `speculative`'s.
+What is measured, and the state that goes from step to step, is in length_controller.py.
 """
 
 from __future__ import annotations

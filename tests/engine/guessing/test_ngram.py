@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_parallm.engine.ngram import (
+from mlx_parallm.engine.guessing.ngram import (
     CONTEXTS,
     Beliefs,
     Context,

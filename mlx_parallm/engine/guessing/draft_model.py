@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
 from mlx_parallm.cache.span import Row
-from mlx_parallm.engine.drafter import Proposal
+from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models import replacements
 from mlx_parallm.models.adapt import adapt

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
-from mlx_parallm.engine.drafter import Proposal
+from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
 
 

@@ -8,7 +8,7 @@ a deterministic guess this accepts exactly as often as rejection sampling
 accept token x with the probability that the target gives it.
 
 The LengthController measures what guessing costs and gains, step by step. From that
-`guess_decision` says how far to guess. Where it does not pay, nothing is guessed.
+`decision` says how far to guess. Where it does not pay, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mlx_parallm.engine.acceptance import Acceptance
-from mlx_parallm.engine.drafter import Proposal
-from mlx_parallm.engine.guess_decision import (
+from mlx_parallm.engine.guessing.acceptance import Acceptance
+from mlx_parallm.engine.guessing.decision import (
     LOOK_STEPS,
     Decision,
     Promise,
@@ -30,8 +29,9 @@ from mlx_parallm.engine.guess_decision import (
     budget_after,
     decide,
 )
+from mlx_parallm.engine.guessing.drafter import Proposal
+from mlx_parallm.engine.guessing.step_costs import StepCosts, bucket
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.step_costs import StepCosts, bucket
 
 _READ = 0.1  # assumed time to read a token, over a row's share of a plain step
 _READ_FREE = 0.005  # the same for a drafter that is free
