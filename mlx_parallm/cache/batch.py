@@ -131,7 +131,8 @@ class BatchedCache:
     def fork(self, row: Row) -> Row:
         """A new row with the contents of another one."""
         copy = self.join()
-        copy.length, copy.shift, copy.memory = row.length, row.shift, row.memory
+        copy.length, copy.shift = row.length, row.shift
+        copy.memory, copy.adapter = row.memory, row.adapter
         self._put(copy.index, self._take(row))
         return copy
 
@@ -225,6 +226,8 @@ class BatchedCache:
             span.shifts = np.array([row.shift for row in rows], dtype=np.int32)
             working = zip(rows, span.counts, strict=True)
             span.memory = MemoryForward.of([r.memory if n else None for r, n in working])
+        if any(row.adapter for row in rows):
+            span.adapters = np.array([row.adapter for row in rows])
         return span
 
     def cited(self) -> list[Cited]:

@@ -75,6 +75,17 @@ class PackedSpan:
         positions = np.concatenate([group.span.positions() for group in self.groups])
         return mx.array(np.pad(positions, (0, self.padded - len(positions))))
 
+    @cached_property
+    def adapters(self) -> np.ndarray | None:
+        """(padded,) the slot of each token's adapter; None where no row has one."""
+        if all(group.span.adapters is None for group in self.groups):
+            return None
+        slots = np.zeros(self.padded, dtype=np.int64)
+        for group in self.groups:
+            if group.span.adapters is not None:
+                slots[group.tokens] = group.span.adapters[group.span.layout.rows]
+        return slots
+
     def handle(self, window: int | None) -> mx.array:
         """An array that stands for the masks of this window, on its way through the model."""
         if window not in self._handles:

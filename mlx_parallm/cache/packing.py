@@ -59,19 +59,16 @@ def packed_logits(
         tokens: (padded,) token ids.
         wanted: (M,) their places; None is all.
     """
-    if wanted is None:
-        everything: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
-        return everything
-    index = mx.array(wanted.astype(np.int32))
-    if not body.selects:
-        logits: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0][index]
-        return logits
-    body.select(index)
+    if wanted is not None and body.selects:
+        body.select(wanted)
     try:
-        chosen: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
+        with body.routing.over(cache.span.adapters):
+            logits: mx.array = model(tokens[:, None], cache=cache.layers)[:, 0]
     finally:
         body.select(None)
-    return chosen
+    if wanted is not None and not body.selects:
+        return logits[mx.array(wanted.astype(np.int32))]
+    return logits
 
 
 def _agree(padded: mx.array, packed: mx.array) -> bool:

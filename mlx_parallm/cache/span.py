@@ -21,6 +21,7 @@ class Row:
         expected: tokens that it will soon hold, where that is known.
         shift: added to its tokens' positions; columns and masks stay on `length`.
         memory: what it attends to besides its own tokens (a MemoryRequest).
+        adapter: the slot of the adapter that its tokens are computed with; 0 is none.
         home: the batch of rows that it lies in (a BatchedCache).
     """
 
@@ -29,6 +30,7 @@ class Row:
     expected: int = 0
     shift: int = 0
     memory: Any = None
+    adapter: int = 0
     home: Any = None
 
 
@@ -60,6 +62,7 @@ class Span:
         counts: (B,) int32, real new tokens per row, at most T.
         shifts: (B,) int32, added to positions; None is 0.
         memory: the memories that its rows attend to (a MemoryForward).
+        adapters: (B,) the rows' slots of adapters; None where none has one.
     """
 
     start: int
@@ -69,6 +72,7 @@ class Span:
     counts: np.ndarray
     shifts: np.ndarray | None = None
     memory: Any = None
+    adapters: np.ndarray | None = None
     _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_parallm.cache.page_spill import model_fingerprint
 from mlx_parallm.cache.prefix_contract import PAGE_SIZE
 from mlx_parallm.cache.prefix_store import PrefixStore
+from mlx_parallm.engine.adapter_pool import AdapterPool
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.guessing.draft_model import ModelDrafter
 from mlx_parallm.engine.guessing.drafter import Drafter
@@ -24,6 +25,7 @@ from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.device_memory import available_kv_bytes, use_wired_memory
 from mlx_parallm.models.limits import MAX_WIDTH
 from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
+from mlx_parallm.models.lora.slots import AdapterSlots
 
 log = logging.getLogger(__name__)
 LoadDraft = Callable[[], LoadedModel]
@@ -65,6 +67,10 @@ def assemble(
     if prefixes is not None and prefixes.disk is not None:
         scheduler.restore = prefixes.disk.restore
     if not loaded.is_encoder:
+        runner.adapters = AdapterPool(
+            AdapterSlots(loaded.model, runner.body.routing, config.max_loras)
+        )
+        scheduler.admit_adapter = runner.adapters.admit
         first, most, idle = _tokens()
         scheduler.budget = TokenBudget(
             runner.curve, first=first, most=most, idle=idle, max_gap=config.max_gap

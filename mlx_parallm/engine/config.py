@@ -28,6 +28,8 @@ class EngineConfig:
         speculative: "ngram" guesses tokens from the text so far, "draft" with a
             draft model; None decodes one token a step.
         num_draft_tokens: the most tokens to guess.
+        max_loras: adapters on the device at once.
+        max_lora_rank: a larger one is refused.
     """
 
     max_batch_size: int = 32
@@ -41,3 +43,5 @@ class EngineConfig:
     prefix_cache_disk: int = 4 << 30
     speculative: str | None = None
     num_draft_tokens: int = 12
+    max_loras: int = 8
+    max_lora_rank: int = 64

@@ -113,6 +113,8 @@ def room_for(sequence: Sequence) -> int:
 
 
 def prepare_row(row: Row, sequence: Sequence) -> None:
-    """Give a new row its sequence's memories."""
+    """Give a new row its sequence's memories and adapter."""
     if sequence.memory is not None:
         row.memory, row.shift = sequence.memory, sequence.memory.shift
+    if sequence.adapter is not None:
+        row.adapter = sequence.adapter.slot

@@ -19,6 +19,7 @@ from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.packing import can_pack
 from mlx_parallm.cache.prefix_store import PrefixStore
 from mlx_parallm.cache.row_cache import RowCache
+from mlx_parallm.engine.adapter_pool import AdapterPool
 from mlx_parallm.engine.constrained import is_constrained, wanted_masks
 from mlx_parallm.engine.forwards import Computed, Forwards, Work
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
@@ -85,6 +86,7 @@ class ModelRunner:
         self.forwards = self._new_forwards()
         self.prefixes: PrefixStore | None = None
         self.speculation: Speculation | None = None
+        self.adapters: AdapterPool | None = None
         self.curve = StepCurve()
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._clock = self._new_clock()

@@ -88,11 +88,13 @@ class PaddedForwards:
             row = self.rows[sequence.id]
             inputs[index - start, :count] = sequence.tokens_between(row.length, row.length + count)
             row.expected = sequence.num_tokens
-        self.cache.begin(start, stop, width, [by_row[r][1] for r in range(start, stop)])
+        counts = [by_row[r][1] for r in range(start, stop)]
+        span = self.cache.begin(start, stop, width, counts)
         pooled = [(index - start, s, n) for index, (s, n) in by_row.items() if s.pooling]
         if pooled:
             self.body.open()
-        logits = self.model(mx.array(inputs), cache=self.cache.layers)
+        with self.body.routing.over(span.adapters):
+            logits = self.model(mx.array(inputs), cache=self.cache.layers)
         if pooled:
             hidden = self.body.take()
             for place, sequence, count in pooled:
@@ -128,7 +130,8 @@ class PaddedForwards:
             grid = grid[mx.array(order.astype(np.int32))]
         slots = counts[order]
         span = self.cache.begin(0, self.cache.num_decoding, int(counts.max()), slots.tolist())
-        logits = mx.flatten(self.model(grid, cache=self.cache.layers), 0, 1)
+        with self.body.routing.over(span.adapters):
+            logits = mx.flatten(self.model(grid, cache=self.cache.layers), 0, 1)
         computed.cited = self.cache.cited()
         self.cache.commit()
         computed.layout = Ragged(counts)

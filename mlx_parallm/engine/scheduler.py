@@ -27,6 +27,8 @@ from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
 Restore = Callable[[tuple[object, ...], list[int], int], int]
+# (sequence, running ones) -> whether its adapter is, or now was put, where forwards find it.
+AdmitAdapter = Callable[[Sequence, Items[Sequence]], bool]
 # (tokens that decode, rows that catch up) -> prompt tokens of the next step.
 Budget = Callable[[int, int], int]
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
@@ -106,6 +108,7 @@ class ContinuousBatchScheduler:
         self.prefixes: PrefixCache = prefixes or NaiveCache()
         self.restore: Restore | None = None
         self.budget: Budget | None = None  # None: always the most
+        self.admit_adapter: AdmitAdapter | None = None  # None: there are no adapters
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
@@ -288,15 +291,23 @@ class ContinuousBatchScheduler:
         self.add(sequence)
 
     def _admit(self, plan: Plan) -> None:
+        passed: list[Sequence] = []  # their adapters have no slot as long as rows use all
         while len(self.running) < self.config.max_batch_size:
             sequence = self._peek()
             if sequence is None or not self._may_join:
-                return
+                break
             if not self._fits_beside(sequence):
-                return
+                break
             heapq.heappop(self._waiting)
-            if not self._follows(sequence):
+            if not self._has_adapter(sequence):
+                passed.append(sequence)
+            elif not self._follows(sequence):
                 self._start(sequence, plan)
+        for sequence in passed:
+            self._push(sequence)
+
+    def _has_adapter(self, sequence: Sequence) -> bool:
+        return self.admit_adapter is None or self.admit_adapter(sequence, self.running)
 
     def _start(self, sequence: Sequence, plan: Plan) -> None:
         self._num_waiting -= 1

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlx_parallm.engine.adapter import Adapter
     from mlx_parallm.engine.grammar.constraint import Constraint
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
@@ -185,6 +186,8 @@ class Sequence:
             part of the prefix-cache key.
         memory: memories that it attends to, None for none; their part of the
             namespace is added when the sequence is made.
+        adapter: that its tokens are computed with, None for the base model; its part of the
+            namespace is added as well.
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
@@ -207,10 +210,13 @@ class Sequence:
     begun: float | None = None
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     memory: MemoryRequest | None = None
+    adapter: Adapter | None = None
     pooling: str | None = None
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.adapter.namespace not in self.namespace:
+            self.namespace = (*self.namespace, self.adapter.namespace)
         if self.memory is not None and self.memory.namespace not in self.namespace:
             self.namespace = (*self.namespace, self.memory.namespace)
 
@@ -221,6 +227,7 @@ class Sequence:
         pooling: str,
         priority: int = 0,
         namespace: tuple[object, ...] = (),
+        adapter: Adapter | None = None,
     ) -> Sequence:
         """A sequence that is pooled and samples nothing.
 
@@ -234,6 +241,7 @@ class Sequence:
             params,
             priority=priority,
             namespace=namespace,
+            adapter=adapter,
             pooling=pooling,
         )
 

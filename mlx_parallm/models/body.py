@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+
+from mlx_parallm.models.lora.routing import Routing
 
 _PATHS = (
     ("language_model", "model"),
@@ -30,12 +33,14 @@ class BodyTap:
     Attributes:
         available: whether the body was found.
         selects: whether the head can be given some hidden states only.
+        routing: which adapters the rows of a forward have.
     """
 
     def __init__(self, model: Any) -> None:
+        self.routing = Routing()
         self._open = False
         self._last: mx.array | None = None
-        self._wanted: mx.array | None = None
+        self._wanted: np.ndarray | None = None
         body = _body(model)
         self.available = self.selects = body is not None
         if body is not None:
@@ -56,8 +61,8 @@ class BodyTap:
             raise RuntimeError("this model's hidden states cannot be reached")
         return last
 
-    def select(self, wanted: mx.array | None) -> None:
-        """Give the head these rows of the next forwards' first axis only; None is all."""
+    def select(self, wanted: np.ndarray | None) -> None:
+        """Give the head these places of the next forwards' first axis only; None is all."""
         self._wanted = wanted
 
     def _attach(self, body: Any) -> None:
@@ -74,7 +79,8 @@ class BodyTap:
             self._last = hidden
         if self._wanted is None:
             return out
-        hidden = hidden[self._wanted]
+        hidden = hidden[mx.array(self._wanted.astype(np.int32))]
+        self.routing.narrow(self._wanted)
         return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
 

@@ -1,0 +1,78 @@
+"""Reads safetensors without MLX, so that any thread may, and says what is wrong with a file.
+
+The format: 8 bytes of length, a JSON header, the data; see
+https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mlx_parallm.errors import InvalidRequestError
+
+Tensors = dict[str, np.ndarray]
+
+_MOST_HEADER = 100 << 20
+_DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def read_tensors(data: bytes | memoryview) -> Tensors:
+    """Every tensor of a safetensors file, as float32.
+
+    Raises:
+        InvalidRequestError: truncated, damaged, of another type than floats, or not finite.
+    """
+    view = memoryview(data)
+    header, start = _header(view)
+    return {
+        name: _tensor(name, entry, view[start:])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _header(view: memoryview) -> tuple[dict[str, Any], int]:
+    if len(view) < 8:
+        raise InvalidRequestError("The weights are truncated: there is no safetensors header.")
+    size = int.from_bytes(view[:8], "little")
+    if size > min(_MOST_HEADER, len(view) - 8):
+        raise InvalidRequestError("The weights are truncated, or no safetensors.")
+    try:
+        header = json.loads(bytes(view[8 : 8 + size]))
+    except ValueError:
+        raise InvalidRequestError("The weights are damaged: the header is not JSON.") from None
+    if not isinstance(header, dict):
+        raise InvalidRequestError("The weights are damaged: the header is no JSON object.")
+    return header, 8 + size
+
+
+def _tensor(name: str, entry: Any, data: memoryview) -> np.ndarray:
+    shown = name[:200]
+    try:
+        kind, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+        first, stop = (int(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise InvalidRequestError(f"{shown}: the header's entry is damaged.") from None
+    if kind not in _DTYPES:
+        raise InvalidRequestError(f"{shown}: its type is {kind}; floats are supported.")
+    dtype = np.dtype(_DTYPES[kind])
+    if not 0 <= first <= stop <= len(data):
+        raise InvalidRequestError(f"{shown}: the weights are truncated.")
+    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != stop - first:
+        raise InvalidRequestError(f"{shown}: its shape does not fit its bytes.")
+    raw = np.frombuffer(data[first:stop], dtype).reshape(shape)
+    values = _float32(raw, is_bfloat=kind == "BF16")
+    if not np.isfinite(values).all():
+        raise InvalidRequestError(f"{shown}: there are values that are not finite.")
+    return values
+
+
+def _float32(raw: np.ndarray, *, is_bfloat: bool) -> np.ndarray:
+    if is_bfloat:
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32)
