@@ -23,16 +23,8 @@ from mlx_parallm.errors import (
     UnavailableError,
 )
 from mlx_parallm.memory.citations import CitedAnswer
-from mlx_parallm.server.answer import (
-    Call,
-    CallEnd,
-    CallLost,
-    CallStart,
-    Event,
-    Reader,
-    Reasoning,
-    Text,
-)
+from mlx_parallm.server.answer import Call, CallEnd, Event, Reader, Text
+from mlx_parallm.server.answer.blocks import Blocks
 from mlx_parallm.server.answer.thought_counter import ThoughtCounter
 from mlx_parallm.server.prompts import Prompt
 
@@ -50,16 +42,14 @@ class Track:
         one_call: end after the first tool call.
 
     Attributes:
-        content, reasoning: pieces of the text and of the thinking so far.
-        calls: those that have begun.
+        blocks: what was said so far.
     """
 
     __slots__ = (
         "begun_at",
+        "blocks",
         "cached_tokens",
-        "calls",
         "cited_answer",
-        "content",
         "ended_at",
         "finish_reason",
         "first_token_at",
@@ -70,7 +60,6 @@ class Track:
         "prompt",
         "prompt_logprobs",
         "reader",
-        "reasoning",
         "sequence",
         "stop_reason",
         "stream",
@@ -98,9 +87,7 @@ class Track:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob | None] = []
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.calls: list[Call] = []
+        self.blocks = Blocks()
         self.cited_answer = CitedAnswer(sequence.memory)
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
@@ -125,12 +112,17 @@ class Track:
     @property
     def text(self) -> str:
         """The text so far, without thinking and what became tool calls."""
-        return "".join(self.content)
+        return self.blocks.text
 
     @property
     def thought(self) -> str:
         """The thinking so far."""
-        return "".join(self.reasoning)
+        return self.blocks.thought
+
+    @property
+    def calls(self) -> list[Call]:
+        """The tool calls that have begun."""
+        return self.blocks.calls
 
     @property
     def reasoning_tokens(self) -> int:
@@ -187,22 +179,9 @@ class Track:
         return events
 
     def _note(self, event: Event) -> None:
-        if isinstance(event, Text):
-            self.content.append(event.text)
-            self._let_thinking_begin(False)
-        elif isinstance(event, Reasoning):
-            self.reasoning.append(event.text)
-        elif isinstance(event, CallStart):
-            self.calls.append(event.call)
-        elif isinstance(event, CallLost):
-            self.calls.remove(event.call)
-            self.content.append(event.text)
-        elif isinstance(event, CallEnd):
-            self._let_thinking_begin(True)
-
-    def _let_thinking_begin(self, may_begin: bool) -> None:
-        if self.thoughts is not None:
-            self.thoughts.may_begin = may_begin
+        self.blocks.add(event)
+        if self.thoughts is not None and isinstance(event, (Text, CallEnd)):
+            self.thoughts.may_begin = isinstance(event, CallEnd)
 
     def _take(self, output: Output, delta: TextDelta) -> None:
         self.token_ids.extend(delta.token_ids)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from mlx_parallm.errors import InvalidRequestError, ParallmError, SequenceError
-from mlx_parallm.server.compat.error_shapes import shaped
+from mlx_parallm.server.compat.error_shapes import shaped, status_for
 from mlx_parallm.server.json_text import FiniteJSONResponse
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def error_response(error: ParallmError, scope: Scope) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return FiniteJSONResponse(envelope_for(error, scope), status_code=error.status, headers=headers)
+    status = status_for(scope["path"], error.status)
+    return FiniteJSONResponse(envelope_for(error, scope), status_code=status, headers=headers)
 
 
 def envelope_for(error: ParallmError, scope: Scope) -> dict[str, Any]:

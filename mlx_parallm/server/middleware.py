@@ -101,7 +101,10 @@ class Gate:
         if not self._keys or scope["path"] in _OPEN_PATHS or scope["path"].startswith("/docs/"):
             return False
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        return not self._keys.match(token.strip()) or scheme.lower() != b"bearer"
+        if scheme.lower() == b"bearer" and self._keys.match(token.strip()):
+            return False
+        # Anthropic's clients send their key in a header of its own.
+        return not self._keys.match(_header(scope, b"x-api-key").strip())
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]

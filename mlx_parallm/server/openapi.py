@@ -26,6 +26,7 @@ from mlx_parallm.server.schemas.llama_cpp import (
     LlamaCompletionRequest,
     LlamaTokenizeRequest,
 )
+from mlx_parallm.server.schemas.messages import CountTokensRequest, MessagesRequest
 from mlx_parallm.server.schemas.ollama import (
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
@@ -50,6 +51,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     CompletionRequest,
     ConfigureRequest,
     DecisionsRequest,
+    CountTokensRequest,
     DetokenizeRequest,
     EmbeddingRequest,
     EngineGenerateRequest,
@@ -57,6 +59,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     GenerateRequest,
     LlamaCompletionRequest,
     LlamaTokenizeRequest,
+    MessagesRequest,
     OllamaChatRequest,
     OllamaEmbedRequest,
     OllamaEmbeddingsRequest,

@@ -43,6 +43,8 @@ class Framing:
 
 
 EVENTS = Framing(b"text/event-stream; charset=utf-8", b"data: ", b"\n\n")
+# Anthropic's; the formats write the names of their own events.
+MESSAGE_EVENTS = Framing(EVENTS.media_type, b"event: error\ndata: ", b"\n\n")
 LINES = Framing(b"application/x-ndjson", b"", b"\n")
 
 # Log-probabilities up to this many are written on the event loop: about 2 ms.

@@ -8,9 +8,9 @@
 Every API is a format over these events; whole answers and streams are read the same way. What no
 parser can read is text: nothing is lost.
 
-What is where: events, dialect (a model's markers), reader (markers in a text), harmony (gpt-oss's
-channels), call_formats (which parser has which form), call_body and tagged_body (the inside of
-calls), thought_counter (tokens of thinking).
+What is where: events, blocks (an answer so far), dialect (a model's markers), reader (markers in a
+text), harmony (gpt-oss's channels), call_formats (which parser has which form), call_body,
+json_body and tagged_body (the inside of calls), thought_counter (tokens of thinking).
 """
 
 from mlx_parallm.server.answer.dialect import Dialect

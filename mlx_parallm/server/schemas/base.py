@@ -56,6 +56,12 @@ class RequestModel(BaseModel):
         return json_schema
 
 
+class LenientModel(RequestModel):
+    """A JSON object of an API whose clients send fields that only its owner's server knows."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
     outer: dict[str, Any] = {
         key: schema[key] for key in ("title", "description", "default") if key in schema

@@ -1,0 +1,200 @@
+"""Anthropic's messages as chats of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mlx_parallm.errors import UnsupportedError
+from mlx_parallm.server.chat_template import NO_EFFORT, thinking_variables
+from mlx_parallm.server.compat.translation import translated
+from mlx_parallm.server.generation import Track
+from mlx_parallm.server.prefix_namespace import Namespace
+from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.request_defaults import with_defaults
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest
+from mlx_parallm.server.schemas.messages import (
+    Block,
+    CountTokensRequest,
+    Message,
+    MessagesRequest,
+    MessageTool,
+)
+from mlx_parallm.server.tracks import chat_tracks
+from mlx_parallm.settings import Settings
+
+# Claude Code begins its system prompt with a hash that is another one in every request: with it
+# no two prompts would begin alike.
+_BILLING = "x-anthropic-billing-header"
+
+_NAMES = {"response_format": "output_config.format", "stop": "stop_sequences"}
+_SAMPLING = ("temperature", "top_p", "top_k")
+
+
+async def message_tracks(
+    body: MessagesRequest, prompts: Prompts, settings: Settings, namespace: Namespace
+) -> list[Track]:
+    """The one track of a request.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    request = _chat(body, prompts, settings, _sampling(body))
+    return await chat_tracks(
+        request, prompts, prompts.tokenizer, namespace=namespace, at_most=body.max_tokens
+    )
+
+
+async def count_tokens(body: CountTokensRequest, prompts: Prompts, settings: Settings) -> int:
+    """Tokens of the prompt.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request cannot be served.
+    """
+    return len((await prompts.chat(_chat(body, prompts, settings, {}))).ids)
+
+
+def _chat(
+    body: CountTokensRequest, prompts: Prompts, settings: Settings, sampling: dict[str, Any]
+) -> ChatCompletionRequest:
+    choice = body.tool_choice
+    fields = {
+        **sampling,
+        "messages": list(chat_messages(body.system, body.messages)),
+        "tools": [_tool(tool) for tool in body.tools if tool.input_schema is not None],
+        "tool_choice": _tool_choice(body),
+        "parallel_tool_calls": choice is None or not choice.disable_parallel_tool_use,
+        "continue_final_message": body.messages[-1].role == "assistant",
+        "chat_template_kwargs": _thinking(body, prompts),
+        "response_format": _response_format(body),
+    }
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return translated(
+        ChatCompletionRequest, with_defaults(fields, ChatCompletionRequest, settings), _NAMES
+    )
+
+
+def _sampling(body: MessagesRequest) -> dict[str, Any]:
+    given = {name: getattr(body, name) for name in _SAMPLING}
+    return {**given, "stop": body.stop_sequences, "stream": body.stream}
+
+
+def chat_messages(system: list[Block], messages: list[Message]) -> Iterator[dict[str, Any]]:
+    """Messages as chat templates know them: the system's first, turns of one role put together."""
+    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    leading = [*system, *(block for message in messages[:first] for block in message.content)]
+    prompt = _joined(
+        block
+        for block in leading
+        if block["type"] == "text" and not block["text"].startswith(_BILLING)
+    )
+    if prompt:
+        yield {"role": "system", "content": prompt}
+    waiting: dict[str, Any] | None = None
+    for turn in _turns(messages[first:]):
+        if waiting is not None and waiting["role"] == turn["role"] == "user":
+            waiting["content"] += "\n" + turn["content"]
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = turn
+    if waiting is not None:
+        yield waiting
+
+
+def _turns(messages: Iterable[Message]) -> Iterator[dict[str, Any]]:
+    names: dict[str, str] = {}
+    for message in messages:
+        if message.role == "assistant":
+            turn = _assistant(message.content)
+            names |= {call["id"]: call["function"]["name"] for call in turn["tool_calls"]}
+            yield turn
+        else:
+            # Templates have the system's message only at the beginning.
+            yield from _user(message.content, names)
+
+
+def _assistant(blocks: list[Block]) -> dict[str, Any]:
+    calls = [block for block in blocks if block["type"] == "tool_use"]
+    turn: dict[str, Any] = {
+        "role": "assistant",
+        "content": _joined(block for block in blocks if block["type"] == "text"),
+        "tool_calls": [
+            {
+                "id": str(call.get("id") or ""),
+                "type": "function",
+                "function": {"name": call["name"], "arguments": call["input"]},
+            }
+            for call in calls
+        ],
+    }
+    thought = "\n".join(block["thinking"] for block in blocks if block["type"] == "thinking")
+    return {**turn, "reasoning_content": thought} if thought else turn
+
+
+def _user(blocks: list[Block], names: dict[str, str]) -> Iterator[dict[str, Any]]:
+    texts: list[Block] = []
+    for block in blocks:
+        if block["type"] == "text":
+            texts.append(block)
+        if block["type"] == "tool_result":
+            if texts:
+                yield {"role": "user", "content": _joined(texts)}
+                texts = []
+            yield _tool_result(block, names)
+    if texts:
+        yield {"role": "user", "content": _joined(texts)}
+
+
+def _tool_result(block: Block, names: dict[str, str]) -> dict[str, Any]:
+    shown = {
+        "role": "tool",
+        "tool_call_id": block["tool_use_id"],
+        "content": _joined(block["content"]),
+    }
+    name = names.get(block["tool_use_id"])
+    return {**shown, "name": name} if name else shown
+
+
+def _joined(blocks: Iterable[Block]) -> str:
+    return "\n".join(block["text"] for block in blocks)
+
+
+def _tool(tool: MessageTool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(body: CountTokensRequest) -> Any:
+    choice = body.tool_choice
+    if choice is None or not any(tool.input_schema is not None for tool in body.tools):
+        return None
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name}}
+    return "required" if choice.type == "any" else choice.type
+
+
+def _thinking(body: CountTokensRequest, prompts: Prompts) -> dict[str, Any]:
+    """Variables for the chat template; where it has none, how much to think is the model's own."""
+    effort = body.output_config.effort if body.output_config is not None else None
+    kind = body.thinking.type if body.thinking is not None else None
+    if kind == "disabled":
+        effort = NO_EFFORT
+    elif kind == "enabled" and effort is None:
+        effort = "high"
+    try:
+        return {} if effort is None else thinking_variables(prompts.tokenizer, effort)
+    except UnsupportedError:
+        return {}
+
+
+def _response_format(body: CountTokensRequest) -> dict[str, Any] | None:
+    wanted = body.output_config.format if body.output_config is not None else None
+    if wanted is None:
+        return None
+    schema = {"name": "answer", "schema": wanted.get("schema"), "strict": True}
+    return {"type": wanted.get("type"), "json_schema": schema}
