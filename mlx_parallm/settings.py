@@ -165,6 +165,12 @@ class Settings:
     prefill_chunk: int | None = _option(
         None, integer(1), "prompt tokens that one step adds at most; default: by device"
     )
+    max_gap: float = _option(
+        2.0,
+        number(1),
+        "how long running rows wait for a step with prompt tokens, in steps without any; "
+        "more where many rows wait for their prompts",
+    )
     use_extended_mind: bool = _option(
         False, switch, "refuse to start with a model that cannot use memories; they are always on"
     )

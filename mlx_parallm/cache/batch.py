@@ -133,6 +133,7 @@ class BatchedCache:
         copy = self.join()
         copy.length, copy.shift = row.length, row.shift
         copy.memory, copy.adapter = row.memory, row.adapter
+        copy.expected = row.expected
         self._put(copy.index, self._take(row))
         return copy
 
@@ -166,7 +167,7 @@ class BatchedCache:
         home._put(copy.index, taken)
         length = row.length
         self.leave(row)
-        row.index, row.length, row.home = copy.index, length, home
+        row.index, row.length, row.home = copy.index, length, home  # the rest stays as it is
         home.rows[row.index] = row
         if decodes:
             home.to_decoding(row)

@@ -20,7 +20,8 @@ def capacity_for(tokens: int) -> int:
 
 
 def slots_for(rows: int, held: int) -> int:
-    """Slots to have for so many rows, where `held` are allocated: an eighth to spare."""
+    """Slots to have for so many rows, where `held` are allocated: an eighth to spare when they
+    become more, a quarter when they become fewer."""
     if rows > held:
         return max(rows, held + held // _SPARE)
-    return rows if rows <= held // 2 else held
+    return rows if rows <= held * 3 // 4 else held

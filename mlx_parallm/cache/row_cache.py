@@ -160,14 +160,16 @@ class RowCache:
         self._span = None
 
     def make_room(self, work: Work) -> None:
-        """Move rows whose class is too small for so many new tokens, and one row of each class
-        that will soon be: the longest."""
+        """Move rows whose class is too small for so many new tokens, and of each class the
+        longest row that it soon will be too small for."""
         for row, count in work:
             if row.length + count > row.home.capacity:
                 self._move(row, row.length + count)
         for home in list(self._homes()):
-            soon = max(home.rows, key=lambda row: row.length, default=None)
-            if soon is not None and soon.length + _AHEAD > (home.capacity or 0):
+            staying = home.capacity or 0
+            growing = [row for row in home.rows if row.expected > staying]
+            soon = max(growing, key=lambda row: row.length, default=None)
+            if soon is not None and soon.length + _AHEAD > staying:
                 self._move(soon, soon.length + _AHEAD)
 
     def _move(self, row: Row, tokens: int) -> None:

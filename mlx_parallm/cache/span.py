@@ -18,7 +18,7 @@ class Row:
     Attributes:
         index: its slot now; the cache keeps it up to date.
         length: tokens whose K and V (or state) are held.
-        expected: tokens that it will soon hold, where that is known.
+        expected: tokens that it may come to hold, as far as that is known.
         shift: added to its tokens' positions; columns and masks stay on `length`.
         memory: what it attends to besides its own tokens (a MemoryRequest).
         adapter: the slot of the adapter that its tokens are computed with; 0 is none.

@@ -44,6 +44,7 @@ class PackedForwards:
         if sequence.id not in self.rows:
             row = self.rows[sequence.id] = self.cache.join(room_for(sequence))
             prepare_row(row, sequence)
+            row.expected = len(sequence.prompt) + sequence.params.max_tokens
         return self.rows[sequence.id]
 
     def release(self, sequence: Sequence) -> None:

@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("presence_penalty", "frequency_penalty", "seed", "chat_template_kwargs"),
     ),
     "batch and memory": (
-        *("gpu_memory_utilization", "prefill_chunk", "batch_timeout_ms", "max_queue"),
+        *("gpu_memory_utilization", "prefill_chunk", "max_gap", "batch_timeout_ms", "max_queue"),
         *("prefix_cache_memory", "prefix_cache_dir", "prefix_cache_disk", "prefix_isolation"),
     ),
     "guessing ahead": ("draft_model", "num_draft_tokens"),

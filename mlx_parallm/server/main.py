@@ -145,6 +145,7 @@ def build_engine(settings: Settings) -> Engine:
         max_batch_size=settings.max_batch_size,
         max_queue=settings.max_queue,
         prefill_chunk=settings.prefill_chunk,
+        max_gap=settings.max_gap,
         kv_cache_memory=settings.kv_cache_memory,
         memory_utilization=settings.gpu_memory_utilization,
         prefix_cache_memory=settings.prefix_cache_memory,

@@ -121,7 +121,7 @@ def memory(bench: Bench) -> Rows:
             "bytes / needed": found,
             "worst": round(max(shares), 2),
         }
-        rows.append(row | judge(found, 1.3, at_least=False))
+        rows.append(row | judge(found, 1.2 if name == "equal lengths" else 1.35, at_least=False))
     return rows
 
 
