@@ -20,6 +20,8 @@ FLOORS = {
     "cpu": 0,
 }
 WITHOUT_MLX = (
+    "engine.guessing.decision",
+    "engine.guessing.step_costs",
     "engine.scheduler",
     "cache.page_pool",
     "cache.prefix_cache",

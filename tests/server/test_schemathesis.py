@@ -42,9 +42,15 @@ def real(llama_factory: Callable[..., LoadedModel], helpers: Any) -> Iterator[An
 
 @pytest.fixture(autouse=True)
 def as_at_the_start(real: Any) -> Iterator[None]:
-    """Undo what /v1/configure was asked for: prompts of one token a step take very long."""
+    """Undo what /v1/configure was asked for, such as waiting ten seconds for more requests."""
     yield
-    real.engine.configure(max_batch_size=32, prefill_chunk=256, speculate=False).result(60)
+    real.ok(
+        "/v1/configure",
+        use_speculative_decoding=False,
+        max_batch_size=32,
+        prefill_chunk=256,
+        batch_timeout_ms=0,
+    )
 
 
 @pytest.mark.parametrize(("path", "method", "valid"), KINDS)
