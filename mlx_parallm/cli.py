@@ -82,6 +82,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         # which would stop all streams for a moment each time.
         gc.collect()
         gc.freeze()
+        if not state.loaded().is_encoder:
+            state.prompts().compiler.start()
         _greet(_greeting(state, listener, time.perf_counter() - began))
 
     def on_failure(error: Exception) -> None:

@@ -239,4 +239,4 @@ async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> Non
             await task
     await asyncio.to_thread(state.close_memories)
     await asyncio.to_thread(state.engine.stop)
-    state.executor.shutdown(wait=False, cancel_futures=True)
+    state.close_prompts()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlx_parallm.engine.grammar import Compiler, Constraint, Gate
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.answer import Dialect
@@ -21,7 +22,9 @@ from mlx_parallm.server.custom_roles import refuse_lost_roles
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS, ReportFields, SamplingFields
+from mlx_parallm.server.schemas.structured import StructuredFields
 from mlx_parallm.server.special_text import SpecialText
+from mlx_parallm.server.structured import Structure, structure_of
 
 if TYPE_CHECKING:
     from mlx_parallm.models.loader import LoadedModel
@@ -79,6 +82,42 @@ class Prompts:
     def tokenizer(self) -> Any:
         """mlx-lm's TokenizerWrapper."""
         return self._tokenizer
+
+    @cached_property
+    def compiler(self) -> Compiler:
+        """Compiles grammars for the model. Reads its vocabulary in a thread."""
+        loaded = self._loaded
+        return Compiler(self._tokenizer, loaded.vocab_size, loaded.eos_token_ids)
+
+    def close(self) -> None:
+        """End the compiler, if there is one."""
+        if "compiler" in self.__dict__:
+            self.compiler.close()
+
+    async def structure(self, body: StructuredFields) -> Structure | None:
+        """The grammar that a request asks for; None for free text.
+
+        Raises:
+            InvalidRequestError: it is too large, or cannot be read.
+        """
+        size = _INLINE_CHARACTERS + 1 if body.asks_for_grammar else 0
+        return await self._maybe_in_thread(size, lambda: structure_of(body, self._tokenizer))
+
+    async def constraint(
+        self, structure: Structure | None, gate: Gate | None = None
+    ) -> Constraint | None:
+        """A constraint for one sequence; its copies are for others. None for free text.
+
+        Args:
+            gate: free text that may come before the structure.
+
+        Raises:
+            InvalidRequestError: the grammar is wrong, cannot be enforced or is too expensive.
+        """
+        if structure is None:
+            return None
+        made = self.compiler.constraint(structure.grammar, gate, param=structure.param)
+        return await asyncio.wrap_future(made)
 
     @cached_property
     def dialect(self) -> Dialect:

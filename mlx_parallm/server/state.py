@@ -109,6 +109,12 @@ class ServerState:
         )
         return MemoryManager(self.engine, backend, settings.memory_budget)
 
+    def close_prompts(self) -> None:
+        """End what makes prompts and grammars."""
+        if self._prompts is not None:
+            self._prompts.close()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
     def close_memories(self) -> None:
         """Stop making memories; before the engine stops."""
         with self._memories_lock:

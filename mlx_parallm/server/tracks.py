@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextStream
+from mlx_parallm.engine.grammar import Constraint
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
 from mlx_parallm.memory.request import MemoryRequest
@@ -19,6 +20,7 @@ from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.generate import GenerateFields
 from mlx_parallm.server.schemas.sampling import SamplingFields
+from mlx_parallm.server.structured import gate_before_answer
 
 
 async def completion_tracks(
@@ -53,6 +55,7 @@ async def completion_tracks(
         scored if body.echo and body.logprobs is not None else None,
     ]
     of_prompt = max((value for value in asked if value is not None), default=None)
+    constraint = await prompts.constraint(await prompts.structure(body))
     tracks: list[Track] = []
     for prompt in await prompts.completion(body):
         max_tokens = prompts.max_tokens(
@@ -62,7 +65,7 @@ async def completion_tracks(
             body, max_tokens=max_tokens, logprobs=scored, prompt_logprobs=of_prompt
         )
         for sequence in _sequences(
-            prompt, params, body.num_candidates, body.priority, memory, namespace
+            prompt, params, body.num_candidates, body.priority, memory, namespace, constraint
         ):
             stream = _stream(tokenizer, sequence, body)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
@@ -83,6 +86,7 @@ async def text_tracks(
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
     """
+    constraint = await prompts.constraint(await prompts.structure(body))
     tracks: list[Track] = []
     for prompt in await prompts.texts(texts):
         max_tokens = prompts.max_tokens(body.max_tokens, None, prompt)
@@ -91,7 +95,7 @@ async def text_tracks(
         )
         if params.seed is not None and tracks:
             params = replace(params, seed=(params.seed + len(tracks)) % 2**64)
-        for sequence in _sequences(prompt, params, 1, body.priority, memory, namespace):
+        for sequence in _sequences(prompt, params, 1, body.priority, memory, namespace, constraint):
             stream = _stream(prompts.tokenizer, sequence, body)
             tracks.append(Track(sequence, stream, len(tracks), prompt))
     return tracks
@@ -129,13 +133,27 @@ async def chat_tracks(
     tools = _readable_tools(body)
     shown = prompts.dialect.shown_tokens(with_calls=tools is not None)
     make = _answer_reading(body, prompts.dialect, prompt, tools)
+    constraint = await _chat_constraint(body, prompts, prompt)
     tracks: list[Track] = []
-    for sequence in _sequences(prompt, params, body.n, body.priority, memory, namespace):
+    for sequence in _sequences(
+        prompt, params, body.n, body.priority, memory, namespace, constraint
+    ):
         stream = _stream(tokenizer, sequence, body, shown)
         reader, thoughts = make()
         one_call = not body.parallel_tool_calls
         tracks.append(Track(sequence, stream, len(tracks), prompt, reader, thoughts, one_call))
     return tracks
+
+
+async def _chat_constraint(
+    body: ChatCompletionRequest, prompts: Prompts, prompt: Prompt
+) -> Constraint | None:
+    """What the answer keeps to, once the model has thought."""
+    structure = await prompts.structure(body)
+    if structure is None:
+        return None
+    gate = gate_before_answer(prompts.dialect, prompts.tokenizer, prompt.text or "", body.continued)
+    return await prompts.constraint(structure, gate)
 
 
 def _readable_tools(body: ChatCompletionRequest) -> list[dict[str, Any]] | None:
@@ -155,7 +173,7 @@ def _answer_reading(
     if tools is None and not dialect.marks_text:
         return lambda: (None, None)
     text = prompt.text or ""
-    continued = None if body.writes_new_message else body.messages[-1].content
+    continued = body.continued
     return lambda: (
         dialect.reader(text, continued=continued, tools=tools),
         dialect.thought_counter(text, continued),
@@ -169,6 +187,7 @@ def _sequences(
     priority: int,
     memory: MemoryRequest | None,
     namespace: Namespace,
+    constraint: Constraint | None = None,
 ) -> Iterator[EngineSequence]:
     """`count` sequences that share one prefill; with a seed each has its own, counted up."""
     group: int | None = None
@@ -177,7 +196,13 @@ def _sequences(
         if params.seed is not None and place:
             own = replace(params, seed=(params.seed + place) % 2**64)
         sequence = EngineSequence(
-            prompt.ids, own, group=group, priority=priority, namespace=namespace, memory=memory
+            prompt.ids,
+            own,
+            group=group,
+            priority=priority,
+            namespace=namespace,
+            memory=memory,
+            constraint=None if constraint is None else constraint.copy(),
         )
         if count > 1 and group is None:
             # A number that no other request has.

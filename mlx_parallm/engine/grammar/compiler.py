@@ -72,6 +72,11 @@ class Compiler:
             self._find(grammar).add_done_callback(lambda found: _make(made, found, gate, param))
         return made
 
+    def start(self) -> None:
+        """Start the processes now, and not with the first grammar."""
+        for _ in range(_WORKERS):
+            self._pool.submit(self._start_trial)
+
     def close(self) -> None:
         """End the threads and their processes."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -95,8 +100,10 @@ class Compiler:
 
     def _start_worker(self) -> None:
         self._own.trial = Trial(self._vocab_size, self._special, MAX_SECONDS)
-        self._own.trial.start()
         self._trials.append(self._own.trial)
+
+    def _start_trial(self) -> None:
+        self._own.trial.start()
 
     def _compile(self, grammar: Grammar) -> LLMatcher | str:
         found: LLMatcher | str | None = None
@@ -116,7 +123,7 @@ class Compiler:
         error = self._own.trial.error(grammar.source)
         if error is None:
             return (
-                f"This {grammar.noun} is too expensive: compiling it and computing what may "
+                f"this {grammar.noun} is too expensive: compiling it and computing what may "
                 f"come first takes over {MAX_SECONDS * 1000:.0f} ms."
             )
         if not error:
@@ -124,7 +131,7 @@ class Compiler:
             if not matcher.is_error():
                 return matcher
             error = matcher.get_error()
-        return f"This {grammar.noun} cannot be enforced: {_plain(error)}"
+        return f"this {grammar.noun} cannot be enforced: {_plain(error)}"
 
 
 def _special(tokenizer: Any, vocab_size: int) -> list[tuple[int, str]]:
@@ -167,6 +174,7 @@ def _make(
         return
     matcher = found.result()
     if isinstance(matcher, str):
-        made.set_exception(InvalidRequestError(matcher, param=param))
+        message = f"Invalid value for '{param}': {matcher}"
+        made.set_exception(InvalidRequestError(message, param=param))
     else:
         made.set_result(Constraint(matcher.deep_copy(), gate))

@@ -10,7 +10,7 @@ from typing import Any
 import llguidance
 from llguidance import LLMatcher
 
-from mlx_parallm.engine.grammar.limits import check_schema, check_text
+from mlx_parallm.engine.grammar.limits import check_text, schema_text
 from mlx_parallm.errors import InvalidRequestError
 
 # White space between two parts of a JSON text: a model that would write it for ever cannot.
@@ -41,19 +41,17 @@ class Grammar:
         Raises:
             InvalidRequestError: the schema is too large or too deep.
         """
-        check_schema(schema)
         if isinstance(schema, bool):
             schema = {"allOf": [schema]}
         # Options of the library, which are not for clients.
-        schema = {key: value for key, value in schema.items() if key != "x-guidance"}
+        text = schema_text({key: value for key, value in schema.items() if key != "x-guidance"})
         options: dict[str, Any] = {"whitespace_pattern": _WHITESPACE}
         if not strict:
             options |= {"lenient": True, "coerce_one_of": True}
-        text = json.dumps(schema, ensure_ascii=False)
         try:
             source = LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
         except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"This JSON schema cannot be read: {error}") from None
+            raise InvalidRequestError(f"this JSON schema cannot be read: {error}") from None
         return cls(source, "JSON schema")
 
     @classmethod
@@ -88,10 +86,10 @@ class Grammar:
         try:
             return cls(llguidance.grammar_from("gbnf", text))
         except ValueError as error:
-            raise InvalidRequestError(f"This grammar cannot be read: {error}") from None
+            raise InvalidRequestError(f"this grammar cannot be read: {error}") from None
 
     def after_text(self, marker: str) -> Grammar:
-        """This grammar behind any text that ends with the first `marker`."""
+        """this grammar behind any text that ends with the first `marker`."""
         head = f"start: free @held\nfree[suffix={json.dumps(marker)}]: /(.|\\n)*/\n"
         inner = json.loads(self.source)["grammars"]
         first = {**inner[0], "name": "held"}

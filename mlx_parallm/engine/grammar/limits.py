@@ -25,15 +25,15 @@ def check_text(text: str) -> str:
     size = len(text.encode("utf8", "surrogatepass"))
     if size > MAX_BYTES:
         raise InvalidRequestError(
-            f"This grammar has {size} bytes; at most {MAX_BYTES} are compiled."
+            f"this grammar has {size} bytes; at most {MAX_BYTES} are compiled."
         )
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InvalidRequestError("This grammar is no valid text: it has half of a surrogate pair.")
+        raise InvalidRequestError("this grammar is no valid text: it has half of a surrogate pair.")
     return text
 
 
-def check_schema(schema: Any) -> None:
-    """Look at a JSON schema without recursion.
+def schema_text(schema: Any) -> str:
+    """A JSON schema as text, if it is not too large. Looked at without recursion.
 
     Raises:
         InvalidRequestError: it is too large, too deep or has too many properties.
@@ -44,25 +44,26 @@ def check_schema(schema: Any) -> None:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise InvalidRequestError(
-                f"This JSON schema is nested too deeply: at most {MAX_DEPTH} levels are compiled."
+                f"this JSON schema is nested too deeply: at most {MAX_DEPTH} levels are compiled."
             )
         if isinstance(value, dict):
             named = value.get("properties")
             properties += len(named) if isinstance(named, dict) else 0
-            multiple = math.lcm(multiple, _multiple(value.get("multipleOf")))
-            waiting.extend((inner, depth + 1) for inner in value.values())
+            if "multipleOf" in value:
+                multiple = math.lcm(multiple, _multiple(value["multipleOf"]))
+            waiting += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list):
-            waiting.extend((inner, depth + 1) for inner in value)
+            waiting += [(inner, depth + 1) for inner in value]
     if properties > MAX_PROPERTIES:
         raise InvalidRequestError(
-            f"This JSON schema has {properties} properties; at most {MAX_PROPERTIES} are compiled."
+            f"this JSON schema has {properties} properties; at most {MAX_PROPERTIES} are compiled."
         )
     if multiple > MAX_MULTIPLE:
         raise InvalidRequestError(
-            f"This JSON schema has too large numbers for multipleOf: their least common multiple "
+            f"this JSON schema has too large numbers for multipleOf: their least common multiple "
             f"is over {MAX_MULTIPLE}."
         )
-    check_text(json.dumps(schema, ensure_ascii=False))
+    return check_text(json.dumps(schema, ensure_ascii=False))
 
 
 def _multiple(value: Any) -> int:

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 _PROGRAM = Path(__file__).with_name("trial_worker.py")
@@ -27,11 +28,14 @@ class Trial:
         self._vocabulary = json.dumps({"size": size, "special": list(special)})
         self._command = [sys.executable, "-P", str(_PROGRAM), str(max_seconds)]
         self._process: subprocess.Popen[str] | None = None
+        self._is_closed = False
 
     def start(self) -> None:
         """Start the process, if there is none."""
+        if self._is_closed:
+            return
         if self._process is None or self._process.poll() is not None:
-            self.close()
+            self._end()
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(
                 self._command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
@@ -41,23 +45,36 @@ class Trial:
     def error(self, source: str) -> str | None:
         """Why a grammar cannot be used, "" for no reason; None where it takes too long."""
         self.start()
-        assert self._process is not None and self._process.stdout is not None
+        process = self._process
+        if process is None or process.stdout is None:
+            return None
         self._say(json.dumps(source))
-        answer = self._process.stdout.readline()
+        answer = process.stdout.readline()
         if answer:
             return str(json.loads(answer))
+        self._end()
         self.start()
         return None
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            with self._process:
-                self._process = None
+        """End the process, for good. Any thread may do so; whoever waits is answered."""
+        self._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def _say(self, line: str) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        if self._process is None or self._process.stdin is None:
+            return
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()

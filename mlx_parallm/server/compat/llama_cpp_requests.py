@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mlx_parallm.server.compat.translation import (
     answer_limit,
-    response_format,
     seed_of,
     translated,
 )
@@ -17,8 +16,6 @@ from mlx_parallm.server.tracks import completion_tracks
 
 _NAMES = {
     "repetition_penalty": "repeat_penalty",
-    "guided_grammar": "grammar",
-    "response_format": "json_schema",
     "n": "n_cmpl",
 }
 
@@ -48,8 +45,8 @@ async def completion(
         "logit_bias": await _biases(body, prompts),
         "ignore_eos": body.ignore_eos,
         "logprobs": body.n_probs or None,
-        "response_format": response_format(body.json_schema),
-        "guided_grammar": body.grammar or None,
+        "json_schema": body.json_schema,
+        "grammar": body.grammar,
     }
     request = translated(CompletionRequest, fields, _NAMES)
     return await completion_tracks(

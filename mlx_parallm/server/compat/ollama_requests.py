@@ -9,6 +9,7 @@ from mlx_parallm.errors import ContextLengthError, InvalidRequestError, Unsuppor
 from mlx_parallm.server.chat_template import NO_EFFORT, thinking_variables
 from mlx_parallm.server.compat.translation import (
     answer_limit,
+    named,
     response_format,
     seed_of,
     translated,
@@ -27,7 +28,11 @@ from mlx_parallm.server.schemas.ollama import (
 )
 from mlx_parallm.server.tracks import chat_tracks, completion_tracks
 
-_NAMES = {"response_format": "format", "repetition_penalty": "options.repeat_penalty"}
+_NAMES = {
+    "response_format": "format",
+    "response_format.json_schema.schema": "format",
+    "repetition_penalty": "options.repeat_penalty",
+}
 
 
 async def chat(body: OllamaChatRequest, prompts: Prompts, namespace: Namespace) -> list[Track]:
@@ -37,9 +42,11 @@ async def chat(body: OllamaChatRequest, prompts: Prompts, namespace: Namespace) 
         InvalidRequestError, ContextLengthError: the request cannot be served.
     """
     request = _chat_request(body, prompts, [_message(message) for message in body.messages])
-    return await chat_tracks(
-        request, prompts, prompts.tokenizer, namespace=namespace, **_lengths(body, prompts)
-    )
+    lengths = _lengths(body, prompts)
+    with named(_NAMES):
+        return await chat_tracks(
+            request, prompts, prompts.tokenizer, namespace=namespace, **lengths
+        )
 
 
 async def generate(
@@ -65,14 +72,16 @@ async def generate(
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
     }
     request = translated(CompletionRequest, fields, {**_NAMES, "prompt": "context"})
-    return await completion_tracks(
-        request,
-        prompts,
-        prompts.tokenizer,
-        namespace=namespace,
-        default_max_tokens=None,
-        **_lengths(body, prompts),
-    )
+    lengths = _lengths(body, prompts)
+    with named(_NAMES):
+        return await completion_tracks(
+            request,
+            prompts,
+            prompts.tokenizer,
+            namespace=namespace,
+            default_max_tokens=None,
+            **lengths,
+        )
 
 
 async def _turn(body: OllamaGenerateRequest, prompts: Prompts, namespace: Namespace) -> list[Track]:
@@ -80,14 +89,16 @@ async def _turn(body: OllamaGenerateRequest, prompts: Prompts, namespace: Namesp
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
     request = _chat_request(body, prompts, messages)
-    return await chat_tracks(
-        request,
-        prompts,
-        prompts.tokenizer,
-        namespace=namespace,
-        before=body.context,
-        **_lengths(body, prompts),
-    )
+    lengths = _lengths(body, prompts)
+    with named(_NAMES):
+        return await chat_tracks(
+            request,
+            prompts,
+            prompts.tokenizer,
+            namespace=namespace,
+            before=body.context,
+            **lengths,
+        )
 
 
 def _chat_request(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mlx_parallm.errors import InvalidRequestError
@@ -24,26 +25,31 @@ def translated(model: type[_Model], fields: Mapping[str, Any], names: Mapping[st
     Raises:
         InvalidRequestError: with the client's name as `param`.
     """
-    try:
+    with named(names):
         return validate(model, dict(fields))
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors within name the client's own fields; `names` as in translated()."""
+    try:
+        yield
     except InvalidRequestError as error:
         ours = error.param or ""
         first, dot, rest = ours.partition(".")
-        theirs = names.get(first, first) + dot + rest
+        theirs = names.get(ours) or names.get(first, first) + dot + rest
         message = error.message.replace(f"'{ours}'", f"'{theirs}'")
         raise type(error)(message, param=theirs or None, code=error.code) from None
 
 
 def response_format(schema: Any) -> dict[str, Any] | None:
-    """OpenAI's response_format for "json", a JSON schema, or nothing.
-
-    Whether it can be honoured is decided where OpenAI's requests are validated.
-    """
+    """OpenAI's response_format for "json", a JSON schema, or nothing."""
     if schema is None or schema == "":
         return None
     if schema == "json":
         return {"type": "json_object"}
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    named_schema = {"name": "answer", "schema": schema, "strict": True}
+    return {"type": "json_schema", "json_schema": named_schema}
 
 
 def seed_of(seed: int | None) -> int | None:

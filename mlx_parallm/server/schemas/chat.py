@@ -71,14 +71,6 @@ def _tool_choice(value: Any) -> Any:
     raise wrong('expected "auto" or "none"')
 
 
-def _response_format(value: Any) -> Any:
-    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-        raise wrong("expected an object with a type")
-    if value["type"] != "text":
-        raise unsupported('only {"type": "text"} is supported')
-    return value
-
-
 def _verbosity(value: Any) -> Any:
     return only("medium", '"medium"')(value)
 
@@ -198,6 +190,11 @@ class ChatTemplateFields(RequestModel):
         """Whether the answer is a message of its own, and not the rest of the last one."""
         return self.add_generation_prompt and not self.continue_final_message
 
+    @property
+    def continued(self) -> str | None:
+        """The message that the answer goes on with; None for one of its own."""
+        return None if self.writes_new_message else self.messages[-1].content
+
     @model_validator(mode="after")
     def _one_ending(self) -> ChatTemplateFields:
         # add_generation_prompt is on by default, so only an explicit one is a contradiction.
@@ -229,13 +226,6 @@ class ChatCompletionRequest(ChatTemplateFields, ReportFields):
         WithJsonSchema({"enum": ["none", "auto"]}),
     ] = "auto"
     parallel_tool_calls: bool = Field(True, description="false: end after the first call.")
-    response_format: Annotated[
-        dict[str, Any] | None,
-        BeforeValidator(_response_format),
-        WithJsonSchema(
-            {"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]}
-        ),
-    ] = None
     reasoning_effort: str | None = Field(
         None, max_length=64, description="A variable of the chat template; `none` does not think."
     )

@@ -81,7 +81,6 @@ class CompletionRequest(ReportFields):
     add_special_tokens: bool = Field(True, description="Add the tokenizer's BOS to a text.")
     suffix: Unsupported = None
     prompt_embeds: Unsupported = None
-    response_format: Unsupported = None
 
     @model_validator(mode="after")
     def _check_together(self) -> CompletionRequest:

@@ -17,6 +17,7 @@ from mlx_parallm.server.schemas.base import (
     wrong,
 )
 from mlx_parallm.server.schemas.collections import MemoryFields
+from mlx_parallm.server.schemas.structured import StructuredFields
 
 MAX_SEQUENCES = 128
 MAX_LOGPROBS = 20  # where --max-logprobs says nothing else
@@ -106,7 +107,7 @@ class StreamOptions(RequestModel):
     include_obfuscation: FalseOnly = False
 
 
-class SamplingFields(RequestModel):
+class SamplingFields(StructuredFields):
     """How to sample, when to stop, and what to report."""
 
     model: str = Field("", description="A name from /v1/models; empty means the served model.")
@@ -159,11 +160,6 @@ class SamplingFields(RequestModel):
     length_penalty: Unsupported = None
     bad_words: Unsupported = None
     logits_processors: Unsupported = None
-    guided_json: Unsupported = None
-    guided_regex: Unsupported = None
-    guided_choice: Unsupported = None
-    guided_grammar: Unsupported = None
-    structured_outputs: Unsupported = None
 
 
 class ReportFields(SamplingFields):
