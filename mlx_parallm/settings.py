@@ -1,4 +1,4 @@
-"""How the server is started: command line, environment and config file, read here only.
+"""Settings of the server, from command line, environment and config file; read only here.
 
 A value is looked for in that order: `--max-queue 64`, then `MLX_PARALLM_MAX_QUEUE=64`, then
 `max-queue = 64` in the file named by `--config`, then the default. Every option is one field

@@ -129,7 +129,7 @@ def info() -> BlasInfo:
 
 
 def loaded() -> list[ctypes.CDLL]:
-    """The libraries that MLX calls; where both have a function, the first one's."""
+    """The libraries that MLX calls; where both have a function, the first one is called."""
     return [library for library in (_products and _products.library, _library) if library]
 
 
@@ -166,7 +166,7 @@ def fit_threads(largest: int) -> None:
 
 
 def follow_load() -> None:
-    """Called once a step: no thread of the BLAS waits for one whose CPU others have taken.
+    """Called once a step: fewer BLAS threads while other processes use this process's CPUs.
 
     Costs next to nothing where there is nothing to do: where the products are our own, where the
     user has set the number of threads, and where there is only one.

@@ -33,7 +33,7 @@ _FAR = 200.0  # e^-200 is 0 and e^200 is inf in float32
 _FOLD, _FOLD_FROM = 32, 256
 _LARGE = 1 << 20  # beyond the cache, the product with ones is slower than folding
 
-# Data and not operations: whichever thread computes may use them.
+# Evaluated arrays, since lazy ones belong to the thread that made them.
 _VECTOR, _BITS, _SCALAR = mx.array([1.0] * 8), mx.array([1] * 8), mx.array(1.0)
 _POSITIVE, _NEGATIVE, _UNSCALED = mx.array(LOG2E), mx.array(-LOG2E), mx.array(1.0)
 

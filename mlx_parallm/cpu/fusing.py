@@ -57,7 +57,7 @@ def fused(*arguments: mx.array, also: Samples = ()) -> Callable[[Callable[..., A
 
 
 def sample(*shapes: tuple[int, ...]) -> tuple[mx.array, ...]:
-    """Arguments for `fused`. Data and not operations: whichever thread computes may use them."""
+    """Arguments for `fused`. Evaluated, since lazy arrays belong to the thread that made them."""
     return tuple(mx.array(np.ones(shape, np.float32)) for shape in shapes)
 
 
@@ -71,7 +71,7 @@ def compile_kernels() -> bool:
     global _compiled
     if _compiled:
         return True
-    if shutil.which("g++") is None:  # what MLX calls, whatever CXX says
+    if shutil.which("g++") is None:  # MLX always calls g++, whatever CXX says
         logger.info("no g++: some operations run unfused")
         return False
     try:

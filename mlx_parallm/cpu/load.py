@@ -9,12 +9,12 @@ from pathlib import Path
 
 _STAT = Path("/proc/stat")
 _WINDOW_S = 0.3
-# CPUs that others use: above the one a thread is given up, below the other it is tried again.
+# CPUs used by others: above the first a thread is given up, below the second it comes back.
 _TAKEN, _FREE = 0.6, 0.35
 
 
 class LoadFollower:
-    """How many threads may spin for each other, by what others use of this process's CPUs.
+    """How many threads to compute with, by what other processes use of this process's CPUs.
 
     Args:
         most: threads where nothing else runs.
@@ -47,7 +47,7 @@ class LoadFollower:
         return self.threads
 
     def _suited(self, used: float) -> int:
-        """One thread less for each CPU that is taken; none back before it is free."""
+        """One thread less for each CPU in use by others; it comes back when the CPU is free."""
         fewest = self._most - int(used + 1 - _TAKEN)
         highest = self._most - int(used + 1 - _FREE)
         return max(1, highest, min(self.threads, fewest))

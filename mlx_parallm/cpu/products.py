@@ -74,7 +74,7 @@ class Products:
         self.library = ctypes.CDLL(str(file), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
 
     def start(self, blas: ctypes.CDLL) -> None:
-        """Name the BLAS for all products that are not ours; it must compute with one thread."""
+        """Set the BLAS for all other products; it must compute with one thread."""
         self.library.mlx_parallm_products_start(ctypes.cast(blas.cblas_sgemm, ctypes.c_void_p))
 
     @property

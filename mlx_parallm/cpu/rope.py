@@ -68,7 +68,7 @@ class RotaryTable:
             return None
         key = (start.tobytes(), width)
         if key not in self._rows:
-            # Left padding has negative positions; nobody looks at what they become.
+            # Left padding has negative positions; the results are masked.
             positions = np.maximum(start[:, None] + np.arange(width), 0)
             if not self._reserve(int(positions.max()) + 1):
                 return None

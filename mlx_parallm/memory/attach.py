@@ -32,7 +32,7 @@ class ModelMemories:
     """The memories of a model that was loaded in Python.
 
     Args:
-        folder: where they outlive the process; None is nowhere.
+        folder: keeps them after the process has ended; None keeps them in memory only.
         store: an address as for `--memory-store`.
         budget: bytes held ready at most.
 

@@ -46,7 +46,7 @@ def collections_of(
 
 
 class MemoryBackend(ABC):
-    """Keeps documents; every method is atomic, also against the end of the process.
+    """Keeps documents; every method is atomic, even if the process is killed.
 
     A document is stored whole or not at all. Methods may be called from any
     thread, and raise MemoryStoreError where the store fails.

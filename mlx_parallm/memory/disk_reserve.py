@@ -1,6 +1,6 @@
-"""DiskReserve: room on a disk that is given up when it is full, so that things can be removed.
+"""DiskReserve: disk space held back, and freed when the disk is full.
 
-Removing rows from a database takes room too, for its journal.
+Removing rows from a database needs space too, for its journal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ RESERVED_BYTES = 1 << 20
 
 
 class DiskReserve:
-    """A file that nobody reads.
+    """A file of zeros whose space can be freed.
 
     Args:
         folder: on the disk in question.

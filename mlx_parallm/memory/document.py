@@ -29,10 +29,10 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What is known of a document without its K and V.
+    """Everything about a document except its K and V.
 
     Attributes:
-        uid: names this very content, for ever; id: the client's name for it.
+        uid: identifies this content; never used again. id: the client's name for it.
         text: the tokens' text; offsets: (num_memories, 2) characters of each memory.
         indices: (num_memories,) each memory's place among the document's tokens.
         num_tokens: of the document, special ones included.
@@ -42,7 +42,7 @@ class Document:
         nbytes: of K and V; created: seconds since 1970.
         content: a hash of the text and its tokens; "" where it was not noted.
         checksum: CRC-32 of the payload; None where it was not noted.
-        problem: what is wrong with what is stored of this; the rest is then made up.
+        problem: why the stored document cannot be used; other fields are then placeholders.
     """
 
     id: str

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _IDLE_CHUNK = 512
-_BUSY_CHUNK = {"cpu": 64, "gpu": 512}  # what a step may be held up by; as for prompts
+_BUSY_CHUNK = {"cpu": 64, "gpu": 512}  # tokens of a forward, so that decode steps go on
 _KEPT_JOBS = 256
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
@@ -63,7 +63,7 @@ class NewDocument:
 
 @dataclass(eq=False)
 class MemoryJob:
-    """Documents on their way into a collection.
+    """Documents that are being made into memories of a collection.
 
     Attributes:
         status: "queued", "running", "done", "failed" or "cancelled".
@@ -110,13 +110,13 @@ class DocumentStore(Protocol):
     """Where a job's documents go."""
 
     def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
-        """The collection where it holds this very document already."""
+        """The collection, if it holds this same document already."""
 
     def store(self, new: NewDocument, job: MemoryJob, layers: Layers) -> StoredCollection:
         """The collection with the document as its last one."""
 
     def ended(self, job: MemoryJob) -> None:
-        """The job needs not go on any more."""
+        """The job no longer has to be continued after a restart."""
 
 
 class JobRunner:

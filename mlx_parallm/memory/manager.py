@@ -190,7 +190,7 @@ class MemoryManager:
         return window, stride
 
     def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
-        """For jobs: the collection where it holds this very document, whole."""
+        """For jobs: the collection, if it holds this same document undamaged."""
         if self.backend.shared:
             self._reload()  # another process may have removed it
         collection = self._known(job.collection)
@@ -201,7 +201,7 @@ class MemoryManager:
         return None
 
     def ended(self, job: MemoryJob) -> None:
-        """For jobs: one that needs not go on any more."""
+        """For jobs: one that no longer has to be continued after a restart."""
         try:
             self.backend.drop_job(job.id)
         except MemoryStoreError as error:

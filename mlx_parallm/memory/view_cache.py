@@ -1,4 +1,4 @@
-"""The views that are held in memory: made when they are needed, least recently used out."""
+"""The views that are held in memory: made when needed; the least recently used are dropped."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ReadLayer = Callable[["Document", int], tuple["np.ndarray", "np.ndarray"]]
 class ViewCache:
     """Views by their documents and position policy, within a budget of bytes.
 
-    A view that is put out stays with the requests that use it, and is made again
-    from the documents' files when it is asked for. The newest one always stays.
+    A dropped view stays alive while requests use it, and is made again from the
+    documents' files when it is next needed. The newest one is never dropped.
 
     Args:
         read: K and V of one layer of a document.

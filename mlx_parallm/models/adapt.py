@@ -63,7 +63,7 @@ def adapt(model: Any) -> Any:
 
 
 def _name(kind: type) -> str:
-    """Such as "gemma2.Attention"; nothing that mlx-lm's models did not define."""
+    """Such as "gemma2.Attention"; empty for a class that mlx-lm does not define."""
     package, _, module = kind.__module__.rpartition(".")
     return f"{module}.{kind.__name__}" if package == "mlx_lm.models" else ""
 

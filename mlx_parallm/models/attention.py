@@ -1,4 +1,4 @@
-"""One way into every attention: a cache may compute it itself, or a faster function.
+"""A hook in every attention: the cache may compute it itself, or a faster function may.
 
 mlx-lm's models import `scaled_dot_product_attention` by name into their own modules.
 `install_attention` replaces it there with a hook:

@@ -90,7 +90,7 @@ def _instead(what: str) -> Callable[[str], Answer]:
 
 
 def _only(*values: str, otherwise: str) -> Callable[[str], Answer]:
-    """Fine with these values, which are what happens anyway."""
+    """Accepted with these values, which describe what happens anyway."""
 
     def answer(value: str) -> Answer:
         if value.lower() not in values:

@@ -1,4 +1,4 @@
-"""MemoryMeter: what the process's memory did while one request was answered.
+"""MemoryMeter: the process's memory use while one request was answered.
 
 MLX counts for the whole process, so what runs beside a request is in its figures; they say
 so with "scope". Its highest use is of the request's own time: MLX's counter is reset for each
@@ -50,7 +50,7 @@ class MemoryMeter:
             "peak_memory": max(peak, current) / _MB,
             "memory_used": max(0, current - self._initial) / _MB,
             "resident_memory": None if resident is None else resident / _MB,
-            # A model is loaded: no bytes in use means that nobody counts.
+            # A model is loaded, so 0 bytes in use mean that MLX does not count on this device.
             "tracking_available": current > 0,
             "scope": "process",
         }

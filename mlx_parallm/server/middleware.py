@@ -1,4 +1,4 @@
-"""The gate every request passes: an id, the key, one log line, and no exception gets out."""
+"""The gate that every request passes: request id, key, one log line; exceptions become 500s."""
 
 from __future__ import annotations
 

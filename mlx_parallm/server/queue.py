@@ -79,7 +79,7 @@ class RequestQueue:
             if self.batch_timeout_s and self._dispatcher.idle:
                 await self._wait_for_more(group)
         except asyncio.CancelledError:
-            # Shutting down while these were in our hands: they still get an answer.
+            # Cancelled between taking these and submitting them: they still get an answer.
             for request in group:
                 request.generation.fail(UnavailableError("The server is shutting down."))
             raise

@@ -1,4 +1,4 @@
-"""All connections of a server: how many there may be, and which one gives way to a new one."""
+"""All connections of a server: how many there may be, and which one is closed for a new one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""So many requests are parsed in one turn of the event loop, however many arrive in it."""
+"""A bound on how many requests are parsed in one turn of the event loop."""
 
 from __future__ import annotations
 

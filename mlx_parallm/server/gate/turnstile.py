@@ -1,4 +1,4 @@
-"""One request a turn of the event loop: a crowd of them holds up nobody else."""
+"""One request per turn of the event loop, so that many at once do not delay other work."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _compare(
     reference: Items[Answer],
     tolerance: float,
 ) -> Finding:
-    """Same tokens, but where the two likeliest ones are as good as equal."""
+    """Whether tokens agree, except where the two likeliest ones are nearly tied."""
     worst, wrong, ties = 0.0, 0, 0
     for ours, theirs, known in zip(found, expected, reference, strict=True):
         same = _same(ours.tokens, theirs.tokens)
