@@ -20,6 +20,7 @@ from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.hub import TORCH_FILE
 from mlx_parallm.models.predictor import Predictor
+from mlx_parallm.models.quantize import check_cuda_shapes
 from mlx_parallm.models.quantize import quantize as quantize_weights
 from mlx_parallm.models.sources import BUNDLED as BUNDLED
 from mlx_parallm.models.sources import BUNDLED_DRAFT as BUNDLED_DRAFT
@@ -128,6 +129,8 @@ def load_model(
     _convert(model, dtype, quantization)
     if quantize is not None:
         config = quantize_weights(model, config, quantize)
+    if _on_cuda():
+        check_cuda_shapes(model)
     mx.eval(model.parameters())
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.pooling = _pooling(folder, loaded.is_encoder)
@@ -291,6 +294,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _sentence(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no further details'}"
+
+
+def _on_cuda() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu and not mx.metal.is_available()
 
 
 def _on_cpu() -> bool:

@@ -29,6 +29,28 @@ QUANTIZATIONS: Mapping[str, Quantization] = {
 }
 
 
+_CUDA_WIDTH = 64  # at least; weights packed in larger groups need a multiple of these
+
+
+def check_cuda_shapes(model: Any) -> None:
+    """Refuse packed layers that MLX cannot multiply on CUDA: it would fail in the middle of a
+    request, once eight rows are in the batch.
+
+    Raises:
+        ModelLoadError: the first such layer, by name.
+    """
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "bits") or not hasattr(layer, "scales"):
+            continue
+        width = layer.weight.shape[-1] * 32 // layer.bits
+        least = max(_CUDA_WIDTH, layer.group_size)
+        if width % least:
+            raise ModelLoadError(
+                f"{name}: {width} columns of packed weights are no multiple of {least}, which "
+                "MLX needs on CUDA; serve the model unpacked"
+            )
+
+
 def quantize(model: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
     """Quantise a loaded model's linear layers and embeddings in place.
 

@@ -10,13 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import load_model
-from mlx_parallm.models.quantize import QUANTIZATIONS
+from mlx_parallm.models.quantize import QUANTIZATIONS, check_cuda_shapes
 from mlx_parallm.settings import SettingsError, load_settings
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy, oracle
@@ -172,3 +173,15 @@ def test_a_shard_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="Missing"):
         load_model(path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "qwen3"
+
+
+@pytest.mark.parametrize(("width", "group", "fits"), [(128, 64, True), (96, 32, False)])
+def test_packed_layers_that_cuda_cannot_multiply_are_refused(
+    width: int, group: int, fits: bool
+) -> None:
+    model = nn.Sequential(nn.QuantizedLinear(width, 32, group_size=group, bits=4))
+    if fits:
+        check_cuda_shapes(model)
+        return
+    with pytest.raises(ModelLoadError, match=f"{width} columns.* no multiple of 64"):
+        check_cuda_shapes(model)
