@@ -12,6 +12,7 @@
     │   └── OutOfMemoryError         503  insufficient_memory    Retry-After
     ├── RequestTimeoutError          408  request_timeout
     ├── RequestCancelledError        409  request_cancelled
+    ├── ConflictError                409  conflict
     ├── SequenceError                500  internal_error
     └── ModelLoadError               (start-up)
 
@@ -113,6 +114,14 @@ class RequestCancelledError(ParallmError):
     status = 409
     type = "invalid_request_error"
     code = "request_cancelled"
+
+
+class ConflictError(ParallmError):
+    """Another change of the same thing is under way."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class QueueFullError(ParallmError):

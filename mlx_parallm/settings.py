@@ -24,6 +24,7 @@ from mlx_parallm.options.values import (
     filled,
     integer,
     json_object,
+    named_path,
     number,
     parse_bytes,
     parse_bytes_or_off,
@@ -87,6 +88,18 @@ class Settings:
         many=True,
         metavar="FOLDER",
     )
+    adapter_path: str | None = _option(
+        None, filled, "folder of an adapter that every request uses", metavar="FOLDER"
+    )
+    lora_modules: tuple[str, ...] = _option(
+        (),
+        named_path,
+        "adapter that requests name as their model",
+        many=True,
+        metavar="NAME=FOLDER",
+    )
+    max_loras: int = _option(8, integer(1, 1024), "adapters that rows of one batch can mix")
+    max_lora_rank: int = _option(64, integer(1, 4096), "largest rank of an adapter")
     max_batch_size: int = _option(32, integer(1, 4096), "sequences computed together at most")
     batch_timeout_ms: float = _option(
         2.0, number(0), "an idle engine waits this long for more requests to start with"

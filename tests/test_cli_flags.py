@@ -104,8 +104,7 @@ def test_what_is_not_needed_is_said(typed: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("--adapter-path x", "adapters are not built yet"),
-        ("--enable-lora", "adapters are not built yet"),
+        ("--lora x", "adapters in GGUF are not read"),
         ("--tensor-parallel-size 2", "one device computes"),
         ("--prompt-cache-size 10", "--prefix-cache-memory SIZE"),
         ("--quantization awq", "--quantize 4bit"),

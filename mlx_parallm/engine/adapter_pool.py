@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from mlx_parallm.engine.adapter import Adapter
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.models.lora.slots import AdapterSlots
+from mlx_parallm.models.lora.slots import AdapterSlots, Prepared
 
 
 class AdapterPool:
@@ -42,8 +42,12 @@ class AdapterPool:
 
     def preparing(self, adapter: Adapter) -> list[Callable[[], None]]:
         """Steps that make `admit` quick, each of them short."""
-        adapter.prepared = {}
-        return self.slots.preparing(adapter.weights, adapter.prepared)
+        prepared: Prepared = {}
+
+        def done() -> None:
+            adapter.prepared = prepared
+
+        return [*self.slots.preparing(adapter.weights, prepared), done]
 
     def forget(self, adapter: Adapter) -> None:
         """Free an adapter's slot; no row may use it."""

@@ -23,6 +23,8 @@ import numpy as np
 
 from mlx_parallm.cache.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
+from mlx_parallm.engine.adapter import Adapter
+from mlx_parallm.engine.adapter_pool import AdapterPool
 from mlx_parallm.engine.assembly import assemble
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
@@ -43,6 +45,7 @@ from mlx_parallm.errors import (
     UnsupportedError,
 )
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.lora.modules import Modules
 
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
 
@@ -215,6 +218,29 @@ class Engine:
 
         self.config = replace(self.config, **given)  # type: ignore[arg-type]
         return self.call(apply)
+
+    def adapter_modules(self) -> Modules:
+        """The model's modules by the names that adapters have for them; any thread may read.
+
+        Raises:
+            UnsupportedError: this model takes no adapters.
+        """
+        return self._adapter_pool.slots.modules
+
+    def prepare_adapter(self, adapter: Adapter) -> list[Callable[[], None]]:
+        """Short steps for `call` that copy an adapter's weights to the device.
+
+        Raises:
+            UnsupportedError: this model takes no adapters.
+        """
+        return self._adapter_pool.preparing(adapter)
+
+    @property
+    def _adapter_pool(self) -> AdapterPool:
+        pool = None if self.loaded is None else self.runner.adapters
+        if pool is None:
+            raise UnsupportedError("This model takes no adapters.", param="model")
+        return pool
 
     def stats(self) -> EngineStats:
         """A copy of the newest counters."""

@@ -215,10 +215,16 @@ class Sequence:
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
-        if self.adapter is not None and self.adapter.namespace not in self.namespace:
-            self.namespace = (*self.namespace, self.adapter.namespace)
+        if self.adapter is not None:
+            self.use(self.adapter)
         if self.memory is not None and self.memory.namespace not in self.namespace:
             self.namespace = (*self.namespace, self.memory.namespace)
+
+    def use(self, adapter: Adapter) -> None:
+        """Compute with an adapter; before the sequence is submitted."""
+        self.adapter = adapter
+        if adapter.namespace not in self.namespace:
+            self.namespace = (*self.namespace, adapter.namespace)
 
     @classmethod
     def pooled(

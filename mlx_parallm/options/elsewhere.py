@@ -129,9 +129,8 @@ def _flag(names: str, values: Literal[0, 1, "?"], answer: Callable[[str], Answer
     return Flag(tuple(names.split()), values, answer)
 
 
-_NO_ADAPTERS = (
-    "adapters are not built yet; merge it into its model (mlx_lm.fuse --save-path FOLDER) and "
-    "serve that folder"
+_NO_GGUF_ADAPTERS = (
+    "adapters in GGUF are not read; type --adapter-path FOLDER for one of PEFT or mlx-lm"
 )
 _ONE_DEVICE = (
     "one device computes; type 1 or leave it out, and --quantize 4bit for a model that does not fit"
@@ -169,8 +168,8 @@ _MODEL = (
             "packed checkpoints are recognised; to pack the weights here type --quantize 4bit"
         ),
     ),
-    _flag("--adapter-path --lora --lora-modules", 1, _instead(_NO_ADAPTERS)),
-    _flag("--enable-lora", 0, _instead(_NO_ADAPTERS)),
+    _flag("--lora", 1, _instead(_NO_GGUF_ADAPTERS)),
+    _flag("--enable-lora", 0, _not_needed("adapters can always be loaded")),
     _flag(
         "--task --runner --convert --pooling",
         1,

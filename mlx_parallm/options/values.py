@@ -47,6 +47,18 @@ def size(count: int) -> str:
     return f"{count} bytes" if count < 1000 else f"{count / 1000**3:.2f}GB"
 
 
+def named_path(text: str) -> str:
+    """ "name=path", with both.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    name, _, path = text.partition("=")
+    if not name.strip() or not path.strip():
+        raise ValueError("expected NAME=FOLDER")
+    return text
+
+
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """A parser of whole numbers from `low` to `high`."""
     limits = f"of at least {low}" if high is None else f"from {low} to {high}"

@@ -57,6 +57,15 @@ async def read_bytes(request: Request, limit: int) -> bytearray:
     return await _read(request, limit)
 
 
+async def read_raw(request: Request, limit: int) -> bytes:
+    """The request's body, whatever its type.
+
+    Raises:
+        BodyTooLargeError: longer than the limit.
+    """
+    return bytes(await _read(request, limit))
+
+
 def parse_json(body: bytes | bytearray) -> Any:
     """JSON as RFC 8259 has it: UTF-8, no NaN, no Infinity, bounded nesting and digits.
 

@@ -16,6 +16,7 @@ from mlx_parallm.errors import ParallmError, SequenceError, UnavailableError
 from mlx_parallm.server.generation import Generation
 
 if TYPE_CHECKING:
+    from mlx_parallm.engine.adapter import Adapter
     from mlx_parallm.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Dispatcher:
         self._loop = loop
         self._on_end = on_end
         self._owner: dict[int, Generation] = {}
+        self.default_adapter: Adapter | None = None  # of sequences that have none
         # One object: the engine groups the outputs of a step by their sink's identity.
         self._sink = self._on_engine_thread
 
@@ -57,6 +59,10 @@ class Dispatcher:
             ParallmError: the engine has no room or does not run.
         """
         sequences = [sequence for one in generations for sequence in one.sequences]
+        if self.default_adapter is not None:
+            for sequence in sequences:
+                if sequence.adapter is None:
+                    sequence.use(self.default_adapter)
         # First: an output may come back before submit() returns.
         for generation in generations:
             self._owner.update(dict.fromkeys(generation.open_ids, generation))

@@ -9,6 +9,10 @@ _PROMPT = "The capital of France is"
 
 # By the name of the schema.
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "AddAdapterRequest": {"name": "policy", "path": "/adapters/policy"},
+    "LoadLoraRequest": {"lora_name": "policy", "lora_path": "/adapters/policy"},
+    "RollBackRequest": {"version": 1},
+    "UnloadLoraRequest": {"lora_name": "policy"},
     "AddMemoriesRequest": {"collection": "notes", "text": "The key is under the mat.", "id": "a"},
     "ApplyTemplateRequest": {"messages": _MESSAGES},
     "ChatCompletionRequest": {"messages": _MESSAGES, "max_tokens": 64, "temperature": 0.7},

@@ -25,6 +25,7 @@ from mlx_parallm.server.middleware import Gate
 from mlx_parallm.server.openapi import use_own_openapi
 from mlx_parallm.server.queue import RequestQueue
 from mlx_parallm.server.routes import (
+    adapters,
     advanced,
     chat,
     collections,
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 _FAMILIES = (
+    adapters,
     docs,
     health,
     collections,
@@ -153,6 +155,8 @@ def build_engine(settings: Settings) -> Engine:
         prefix_cache_disk=settings.prefix_cache_disk,
         speculative=settings.speculation,
         num_draft_tokens=settings.num_draft_tokens,
+        max_loras=settings.max_loras,
+        max_lora_rank=settings.max_lora_rank,
     )
     return Engine(load, config, load_draft)
 
@@ -211,6 +215,7 @@ async def _watch_loading(
     try:
         state.engine.wait_ready(0)
         await _check_memories(state)
+        await _load_adapters(state)
     except (ParallmError, TimeoutError) as error:
         if on_failure is not None:
             on_failure(error)
@@ -219,6 +224,14 @@ async def _watch_loading(
         return
     if on_ready is not None:
         on_ready(state)
+
+
+async def _load_adapters(state: ServerState) -> None:
+    """Read the adapters that the options name: what is wrong with them is said at the start."""
+    for entry in state.adapters.entries:
+        await state.adapters.get(entry.name)
+    if state.adapters.default is not None:
+        state.dispatcher.default_adapter = await state.adapters.get(state.adapters.default)
 
 
 async def _check_memories(state: ServerState) -> None:
@@ -237,6 +250,7 @@ async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> Non
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+    state.adapters.close()
     await asyncio.to_thread(state.close_memories)
     await asyncio.to_thread(state.engine.stop)
     state.close_prompts()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.memory.manager import MemorySettings
 from mlx_parallm.memory.store_errors import DamagedMemoriesError
+from mlx_parallm.server.adapters import refuse_memory
 from mlx_parallm.server.schemas.collections import MemoryFields
 from mlx_parallm.server.state import ServerState
 
@@ -31,7 +32,10 @@ async def memory_of(state: ServerState, fields: MemoryFields | None) -> MemoryRe
         InvalidRequestError: one of another model, or a layer that there is not.
         DamagedMemoriesError: one that was lost or changed on the disk.
     """
-    return None if fields is None else await pinned(state, fields)
+    if fields is None:
+        return None
+    refuse_memory(state.dispatcher.default_adapter, fields)
+    return await pinned(state, fields)
 
 
 async def pinned(

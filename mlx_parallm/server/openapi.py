@@ -10,6 +10,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mlx_parallm.server.examples import EXAMPLES
+from mlx_parallm.server.schemas.adapters import (
+    AddAdapterRequest,
+    LoadLoraRequest,
+    RollBackRequest,
+    UnloadLoraRequest,
+)
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.collections import AddMemoriesRequest, SearchMemoriesRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
@@ -44,6 +50,10 @@ from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 BODIES: tuple[type[BaseModel], ...] = (
+    AddAdapterRequest,
+    LoadLoraRequest,
+    RollBackRequest,
+    UnloadLoraRequest,
     AddMemoriesRequest,
     ApplyTemplateRequest,
     ChatCompletionRequest,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError
+from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError, UnsupportedError
+from mlx_parallm.server.adapters import Adapters, named_adapters
 from mlx_parallm.server.dispatch import Dispatcher
 from mlx_parallm.server.gate.turnstile import Turnstile
 from mlx_parallm.server.metrics import Metrics
@@ -21,6 +22,7 @@ from mlx_parallm.server.registry import Registry
 from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
+    from mlx_parallm.engine.adapter import Adapter
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.manager import MemoryManager
     from mlx_parallm.models.loader import LoadedModel
@@ -48,6 +50,7 @@ class ServerState:
     _predictions: PredictionQueue | None = None
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
+    _adapters: Adapters | None = None
 
     def loaded(self) -> LoadedModel:
         """The model, once it is there.
@@ -58,7 +61,14 @@ class ServerState:
         loaded = self.engine.loaded
         if self.engine.state != "ready" or loaded is None:
             raise UnavailableError(f"The server cannot take requests now: {self.engine.reason}.")
+        if self.waits_for_adapter:
+            raise UnavailableError("The server cannot take requests now: the adapter is loading.")
         return loaded
+
+    @property
+    def waits_for_adapter(self) -> bool:
+        """Whether the adapter of all requests is not there yet."""
+        return self.settings.adapter_path is not None and self.dispatcher.default_adapter is None
 
     def prompts(self) -> Prompts:
         """The maker of prompts for the model.
@@ -122,6 +132,26 @@ class ServerState:
                 self._memories.close()
         self.memory_executor.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def adapters(self) -> Adapters:
+        """What can be added to the model."""
+        if self._adapters is None:
+            settings = self.settings
+            named, default = named_adapters(settings.lora_modules, settings.adapter_path)
+            self._adapters = Adapters(self.engine, named, default, settings.model_names)
+        return self._adapters
+
+    async def model_of(self, name: str) -> tuple[str, Adapter | None]:
+        """The served name that a request's `model` means, and its adapter where it is one's.
+
+        Raises:
+            NotFoundError: no such model is served.
+            InvalidRequestError: the adapter cannot be read.
+        """
+        if name in self.settings.model_names or name not in self.adapters:
+            return self.check_model(name), None
+        return name, await self.adapters.get(name)
+
     def check_model(self, name: str) -> str:
         """The served name that a request's `model` means; empty means the first.
 
@@ -133,6 +163,11 @@ class ServerState:
         names = self.settings.model_names
         if name not in names:
             name = name.removesuffix(":latest")
+        if name in self.adapters:
+            raise UnsupportedError(
+                f"This endpoint answers with the base model only, not with {name[:200]!r}.",
+                param="model",
+            )
         if name and name not in names:
             raise NotFoundError(
                 f"The model {name[:200]!r} does not exist; this server has {names[0]!r}.",

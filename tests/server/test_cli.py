@@ -177,7 +177,7 @@ def test_a_terminated_server_ends(start: Start, model_folder: Path) -> None:
         (["{empty}"], 1, "config.json"),
         (["{file}"], 1, "folder"),
         (["{model}", "--gpu-memory-utilization", "1e-9"], 1, "--gpu-memory-utilization"),
-        (["{model}", "--adapter-path", "x"], 2, "adapters are not built yet"),
+        (["{model}", "--lora", "x"], 2, "adapters in GGUF are not read"),
         (["--port", "abc"], 2, "--port"),
         (["--frobnicate"], 2, "--frobnicate"),
     ],

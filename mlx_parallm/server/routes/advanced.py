@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from mlx_parallm.errors import AuthenticationError, InvalidRequestError, UnsupportedError
+from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.server.adapters import refuse_memory, use_adapter
+from mlx_parallm.server.admin import check_admin
 from mlx_parallm.server.body import read_body
-from mlx_parallm.server.gate.keys import Keys
 from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.handlers import request_id_of
 from mlx_parallm.server.memories import memory_of
@@ -45,10 +46,12 @@ async def generate(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, EngineGenerateRequest, state.settings.max_body_size)
-    state.check_model(body.model)
+    _, adapter = await state.model_of(body.model)
+    refuse_memory(adapter, body.memory)
     memory = await memory_of(state, body.memory)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await text_tracks([body.prompt], body, prompts, memory=memory, namespace=namespace)
+    use_adapter(tracks, adapter)
     request_id = request_id_of(request.scope)
     generation: Generation
     if body.stream:
@@ -74,10 +77,12 @@ async def generate_batch(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, GenerateBatchRequest, state.settings.max_body_size)
-    state.check_model(body.model)
+    _, adapter = await state.model_of(body.model)
+    refuse_memory(adapter, body.memory)
     memory = await memory_of(state, body.memory)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await text_tracks(body.prompts, body, prompts, memory=memory, namespace=namespace)
+    use_adapter(tracks, adapter)
     request_id, generation = request_id_of(request.scope), Collected(tracks)
     state.registry.add(request_id, generation)
 
@@ -116,7 +121,7 @@ async def configure(request: Request, query: Annotated[ConfigureQuery, Query()])
     """
     state = state_of(request)
     state.loaded()
-    _check_admin(request, state)
+    check_admin(request, state, anywhere=True)
     options = await _options(request, query, state.settings.max_body_size)
     if options.get("use_speculative_decoding") and not state.engine.can_speculate:
         raise UnsupportedError(
@@ -162,15 +167,6 @@ async def _options(request: Request, query: ConfigureQuery, limit: int) -> dict[
                 raise InvalidRequestError(f"{name} is in the query and in the body.", param=name)
         asked |= body
     return asked
-
-
-def _check_admin(request: Request, state: ServerState) -> None:
-    """With --admin-key, changes need it."""
-    keys = Keys(state.settings.admin_key)
-    # As it was sent: Starlette reads headers as Latin-1, and back it goes.
-    given = request.headers.get("x-admin-key", "").encode("latin-1")
-    if keys and not keys.match(given):
-        raise AuthenticationError("This needs the admin key in x-admin-key.")
 
 
 def _result(request_id: str, generation: Generation, track: Track) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlx_parallm.server.adapters import refuse_memory, use_adapter
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.chat_format import ChatFormat
 from mlx_parallm.server.generation import Collected, Streamed
@@ -31,11 +32,13 @@ async def create_chat_completion(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, ChatCompletionRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
+    refuse_memory(adapter, body.memory)
     tokenizer = state.loaded().tokenizer
     memory = await memory_of(state, body.memory)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await chat_tracks(body, prompts, tokenizer, memory=memory, namespace=namespace)
+    use_adapter(tracks, adapter)
     style = ChatFormat(body, model, tokenizer)
     if body.stream:
         return event_answer(state, Streamed(tracks, style))

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from mlx_parallm.cpu import blas
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
+from mlx_parallm.server.adapters import refuse_memory, use_adapter
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.generate_format import GenerateFormat
 from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
@@ -44,7 +45,8 @@ async def generate(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, GenerateRequest, state.settings.max_body_size)
-    state.check_model(body.model)
+    _, adapter = await state.model_of(body.model)
+    refuse_memory(adapter, body.memory)
     candidates = body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES
     shown = min(candidates, state.loaded().vocab_size) if body.include_top_k_candidates else 0
     memory = await memory_of(state, body.memory)
@@ -52,6 +54,7 @@ async def generate(request: Request) -> Response:
     tracks = await text_tracks(
         [body.prompt], body, prompts, logprobs=shown, memory=memory, namespace=namespace
     )
+    use_adapter(tracks, adapter)
     request_id = request_id_of(request.scope)
     style = GenerateFormat(body, request_id, state.loaded().tokenizer)
     generation: Generation

@@ -43,10 +43,12 @@ async def version() -> Response:
 )
 async def health(request: Request) -> Response:
     """200 when requests are answered; 503 with the reason while loading, draining, or stopped."""
-    engine = state_of(request).engine
-    ready = engine.state == "ready"
+    state = state_of(request)
+    engine, waits = state.engine, state.waits_for_adapter
+    ready = engine.state == "ready" and not waits
+    status = "loading" if engine.state == "ready" else engine.state
     answer = {
-        "status": "healthy" if ready else engine.state,
+        "status": "healthy" if ready else status,
         "model_loaded": engine.loaded is not None,
         "tokenizer_loaded": engine.loaded is not None,
         "scheduler_ready": ready,
@@ -54,7 +56,8 @@ async def health(request: Request) -> Response:
     if ready:
         return json_answer(answer)
     headers = {"retry-after": str(UnavailableError.retry_after_s)}
-    return FiniteJSONResponse({**answer, "reason": engine.reason}, status_code=503, headers=headers)
+    answer["reason"] = engine.reason or "the adapter is loading"
+    return FiniteJSONResponse(answer, status_code=503, headers=headers)
 
 
 @router.get(

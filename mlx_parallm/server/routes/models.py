@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlx_parallm.server.adapters import Entry
 from mlx_parallm.server.openapi import ERRORS
 from mlx_parallm.server.responses import json_answer
 from mlx_parallm.server.schemas.models import ModelCard, ModelList
@@ -20,6 +21,7 @@ async def list_models(request: Request) -> Response:
     """Every model that a request can name; also while it loads."""
     state = state_of(request)
     cards = [_card(state, name) for name in state.settings.model_names]
+    cards += [_adapter_card(state, entry) for entry in state.adapters.entries]
     return json_answer({"object": "list", "data": cards})
 
 
@@ -32,7 +34,20 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, model_id: str) -> Response:
     """One model by its name, which may contain slashes."""
     state = state_of(request)
+    if model_id not in state.settings.model_names and model_id in state.adapters:
+        return json_answer(_adapter_card(state, state.adapters.entry(model_id)))
     return json_answer(_card(state, state.check_model(model_id)))
+
+
+def _adapter_card(state: ServerState, entry: Entry) -> dict[str, Any]:
+    base = _card(state, entry.name)
+    path = entry.path or entry.name
+    return base | {
+        "created": entry.created,
+        "path_or_hf_id": path,
+        "root": path,
+        "parent": state.settings.model_names[0],
+    }
 
 
 def _card(state: ServerState, name: str) -> dict[str, Any]:

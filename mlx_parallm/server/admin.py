@@ -1,0 +1,40 @@
+"""Who may change a running server: who has the admin key; without one, this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from fastapi import Request
+
+from mlx_parallm.errors import AuthenticationError
+from mlx_parallm.server.gate.keys import Keys
+from mlx_parallm.server.state import ServerState
+
+
+def check_admin(request: Request, state: ServerState, *, anywhere: bool = False) -> None:
+    """Refuse who may not change the server.
+
+    Args:
+        anywhere: without an admin key the call is open to everybody.
+
+    Raises:
+        AuthenticationError: no or a wrong key; without one, a client on another machine.
+    """
+    keys = Keys(state.settings.admin_key)
+    if keys:
+        # As it was sent: Starlette reads headers as Latin-1, and back it goes.
+        if not keys.match(request.headers.get("x-admin-key", "").encode("latin-1")):
+            raise AuthenticationError("This needs the admin key in x-admin-key.")
+    elif not (anywhere or _is_local(request)):
+        raise AuthenticationError("Without --admin-key this is for clients on this machine only.")
+
+
+def _is_local(request: Request) -> bool:
+    if request.client is None:
+        return False
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

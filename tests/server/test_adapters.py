@@ -1,0 +1,206 @@
+"""Adapters over HTTP: loaded, chosen by the model's name, listed, replaced and removed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.models.loader import LoadedModel
+from tests.models.lora.adapters import ALL, mlx_lm_adapter
+
+pytestmark = pytest.mark.usefixtures("no_compile")
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+PROMPT = [40 + place % 60 for place in range(40)]
+ADMIN = {"x-admin-key": "secret"}
+
+
+@pytest.fixture(scope="module")
+def folders(
+    llama_factory: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        mlx_lm_adapter(folder / str(n), llama_factory().model, n, keys=list(ALL)) for n in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def served(
+    llama_factory: Callable[..., LoadedModel], helpers: Any, folders: list[Path]
+) -> Iterator[Any]:
+    """A server with the adapter `first`, an engine of two slots and a prefix cache."""
+    from mlx_parallm.server.main import create_app
+    from mlx_parallm.settings import Settings
+
+    engine = Engine(llama_factory, EngineConfig(max_loras=2, prefix_cache_memory=1 << 20))
+    settings = Settings(served_model_name=("base",), lora_modules=(f"first={folders[0]}",))
+    running = helpers.Served(create_app(settings, engine), engine, 0.5)
+    running.wait_ready()
+    yield running
+    running.stop()
+    running.join()
+
+
+def text_of(served: Any, model: str, **fields: Any) -> Any:
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 8, "temperature": 0} | fields
+    answer = served.post(COMPLETIONS, ignore_eos=True, return_token_ids=True, **body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["token_ids"]
+
+
+def load(served: Any, name: str, path: Path, **fields: Any) -> Any:
+    return served.http.post("/v1/adapters", json={"name": name, "path": str(path), **fields})
+
+
+def test_a_request_chooses_an_adapter_by_its_model(served: Any, folders: list[Path]) -> None:
+    for number in (1, 2):  # three adapters for two slots
+        assert load(served, f"other-{number}", folders[number]).json()["version"] == 1
+    names = ["base", "first", "other-1", "other-2"]
+    texts = [text_of(served, name) for name in names]
+    assert len({tuple(text) for text in texts}) == 4
+    found: dict[str, Any] = {}
+
+    def ask(name: str) -> None:
+        found[name] = text_of(served, name)
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[name] for name in names] == texts
+    models = served.http.get("/v1/models").json()["data"]
+    assert {m["id"]: m["parent"] for m in models} == {"base": None} | dict.fromkeys(
+        names[1:], "base"
+    )
+    chat = served.post(CHAT, model="first", messages=[{"role": "user", "content": "a"}])
+    assert chat.json()["model"] == "first"
+    for number in (1, 2):
+        assert served.http.delete(f"/v1/adapters/other-{number}").json()["deleted"]
+    gone = served.post(COMPLETIONS, model="other-1", prompt="a")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_vllms_calls(served: Any, folders: list[Path]) -> None:
+    body = {"lora_name": "policy", "lora_path": str(folders[1])}
+    answer = served.post("/v1/load_lora_adapter", **body)
+    assert answer.text == "Success: LoRA adapter 'policy' added successfully."
+    before = text_of(served, "policy")
+    again = served.post("/v1/load_lora_adapter", **body)
+    assert again.status_code == 400 and "already been loaded" in again.text
+    body["lora_path"] = str(folders[2])
+    assert served.post("/v1/load_lora_adapter", load_inplace=True, **body).status_code == 200
+    assert text_of(served, "policy") != before
+    rolled = served.post("/v1/adapters/policy/rollback").json()
+    assert (rolled["version"], rolled["versions"]) == (1, [1, 2])
+    assert text_of(served, "policy") == before
+    assert served.post("/v1/unload_lora_adapter", lora_name="policy").status_code == 200
+    assert served.post("/v1/unload_lora_adapter", lora_name="policy").status_code == 404
+
+
+def test_new_weights_as_a_body_and_bad_ones(served: Any, folders: list[Path]) -> None:
+    data = (folders[3] / "adapters.safetensors").read_bytes()
+    assert load(served, "live", folders[0]).status_code == 200
+    assert load(served, "twin", folders[3]).status_code == 200
+    before, wanted = text_of(served, "live"), text_of(served, "twin")
+
+    def put(content: bytes) -> Any:
+        return served.http.put("/v1/adapters/live/weights", content=content)
+
+    for bad in (b"", data[:-1], data[: len(data) // 2], data.replace(b'"F32"', b'"I32"')):
+        answer = put(bad)
+        assert 400 <= answer.status_code < 500, answer.text
+        assert text_of(served, "live") == before
+    assert put(data).json()["version"] == 2
+    assert text_of(served, "live") == wanted
+    for name in ("live", "twin"):
+        served.http.delete(f"/v1/adapters/{name}")
+
+
+def test_a_hundred_reloads_under_load(served: Any, folders: list[Path]) -> None:
+    """Answers that begin after a reload never show the version before, cached prefixes included."""
+    load(served, "hot", folders[0])
+    wanted = [text_of(served, "hot")]
+    load(served, "hot", folders[1], replace=True)
+    wanted.append(text_of(served, "hot"))
+    assert wanted[0] != wanted[1]
+    stop, failures = threading.Event(), []
+
+    def bother() -> None:
+        while not stop.is_set():
+            if text_of(served, "hot") not in wanted:
+                failures.append("a text of neither version")
+
+    threads = [threading.Thread(target=bother) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for round_ in range(100):
+            assert load(served, "hot", folders[round_ % 2], replace=True).status_code == 200
+            if round_ % 10 in (3, 4):
+                assert text_of(served, "hot") == wanted[round_ % 2]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    entry = served.http.get("/v1/adapters/hot").json()
+    assert entry["version"] == 102 and len(entry["versions"]) == 4
+    served.http.delete("/v1/adapters/hot")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"name": "base"}, 400, "base model's name"),
+        ({"name": "first"}, 400, "already been loaded"),
+        ({"path": "/nowhere"}, 404, "no adapter_config.json"),
+        ({"path": ""}, 400, "path"),
+    ],
+)
+def test_what_cannot_be_loaded(
+    served: Any, folders: list[Path], fields: dict[str, Any], status: int, message: str
+) -> None:
+    body = {"name": "x", "path": str(folders[0])} | fields
+    answer = served.http.post("/v1/adapters", json=body)
+    assert answer.status_code == status and message in answer.text
+    assert "x" not in [entry["id"] for entry in served.http.get("/v1/adapters").json()["data"]]
+
+
+def test_the_default_adapter_and_the_admin_key(
+    llama_factory: Callable[..., LoadedModel], serve: Any, folders: list[Path], served: Any
+) -> None:
+    """--adapter-path: the base model's name means the model with the adapter."""
+    running = serve(
+        Engine(llama_factory, EngineConfig(max_lora_rank=4)),
+        served_model_name=("base",),
+        adapter_path=str(folders[0]),
+        admin_key=("secret",),
+    )
+    assert text_of(running, "base") == text_of(served, "first")
+    body = {"name": "more", "path": str(folders[1])}
+    assert running.http.post("/v1/adapters", json=body).status_code == 401
+    answer = running.http.post("/v1/adapters", json=body, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    config = json.loads((folders[0] / "adapter_config.json").read_text())
+    assert answer.json()["rank"] == config["lora_parameters"]["rank"]
+
+
+def test_only_this_machine_without_a_key() -> None:
+    from fastapi import Request
+
+    from mlx_parallm.server.admin import _is_local
+
+    def local(host: str) -> bool:
+        return _is_local(Request({"type": "http", "client": (host, 1), "headers": []}))
+
+    assert local("127.0.0.1") and local("::1") and local("::ffff:127.0.0.1")
+    assert not (local("10.0.0.1") or local("::ffff:10.0.0.1") or local("testclient"))
