@@ -18,7 +18,8 @@ from mlx_parallm.engine.guessing.draft_model import ModelDrafter
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.model_runner import ModelRunner
-from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
+from mlx_parallm.engine.plan import SchedulerConfig
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.token_budget import TokenBudget
 from mlx_parallm.engine.warm_up import warm_up
 from mlx_parallm.errors import ModelLoadError

@@ -27,9 +27,9 @@ from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.speculation import Speculation
 from mlx_parallm.engine.packed_forwards import PackedForwards
 from mlx_parallm.engine.padded_forwards import PaddedForwards
+from mlx_parallm.engine.plan import Plan
 from mlx_parallm.engine.riders import PromptRiders
 from mlx_parallm.engine.sampler import Sampled, Sampler
-from mlx_parallm.engine.scheduler import Plan
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import Guessed, Launched, Result, keep_scores, read_logprobs
 from mlx_parallm.engine.step_clock import StepClock

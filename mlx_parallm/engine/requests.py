@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any
 
 from mlx_parallm.engine import scheduler
-from mlx_parallm.engine.scheduler import Plan, SchedulerConfig
+from mlx_parallm.engine.plan import Plan, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, NotFoundError
 

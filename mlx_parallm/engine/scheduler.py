@@ -18,11 +18,12 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefix_contract import Match, NaiveCache, PrefixCache
+from mlx_parallm.engine.plan import Plan, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
@@ -32,68 +33,6 @@ AdmitAdapter = Callable[[Sequence, Items[Sequence]], bool]
 # (tokens that decode, rows that catch up) -> prompt tokens of the next step.
 Budget = Callable[[int, int], int]
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step's work, done in this order.
-
-    Attributes:
-        release: sequences whose rows are given back.
-        admit: sequences that get a row.
-        loads: (sequence, match): its row begins with a cached prefix, which is
-            locked; whoever carries the plan out unlocks it.
-        prefill: (sequence, tokens) to catch up.
-        forks: (sequence, leader): gets a copy of the leader's row after prefill.
-        decode: sequences that compute their last token and sample the next.
-        complete: sequences that only wanted their prompt computed.
-    """
-
-    release: list[Sequence] = field(default_factory=list)
-    admit: list[Sequence] = field(default_factory=list)
-    loads: list[tuple[Sequence, Match]] = field(default_factory=list)
-    prefill: list[tuple[Sequence, int]] = field(default_factory=list)
-    forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
-    decode: list[Sequence] = field(default_factory=list)
-    complete: list[Sequence] = field(default_factory=list)
-
-    @property
-    def computes(self) -> bool:
-        """Whether there is a forward to run."""
-        return bool(self.prefill or self.decode)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to do at all."""
-        return not (self.computes or self.release or self.admit or self.complete)
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Bounds of the scheduler.
-
-    Attributes:
-        max_batch_size: rows at most.
-        prefill_chunk: prompt tokens a step may catch up at most while others decode.
-        idle_prefill_tokens: the same while nothing decodes.
-        packs: forwards compute no padding; elsewhere a step's chunks are padded to the widest,
-            and every row has as much memory as the longest.
-        kv_tokens: tokens that the KV memory budget holds.
-        max_width: tokens a row may catch up in one forward.
-        lookahead: tokens that a row may compute ahead of what it keeps.
-        aligned: chunks end where pages do, since states are kept there only.
-        shares_prefixes: a prompt that begins like one being computed waits for it.
-    """
-
-    max_batch_size: int = 32
-    prefill_chunk: int = 256
-    idle_prefill_tokens: int = 1024
-    packs: bool = False
-    kv_tokens: int = 1 << 40
-    max_width: int = 480
-    lookahead: int = 0
-    aligned: bool = False
-    shares_prefixes: bool = False
 
 
 class ContinuousBatchScheduler:

@@ -29,7 +29,8 @@ from benchlib.stock import BATCH_GENERATOR, PLAIN_LOOP, Stock, StockSide
 from benchlib.table import percentile, ratio
 from benchlib.work import Side, Timing, Work
 from mlx_parallm.cache.batch import BatchedCache
-from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
+from mlx_parallm.engine.plan import SchedulerConfig
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.models.loader import LoadedModel, load_model
 
 Rows = list[dict[str, Any]]

@@ -9,12 +9,8 @@ from collections import Counter
 from typing import Any
 
 from mlx_parallm.cache.length_class import capacity_for
-from mlx_parallm.engine.scheduler import (
-    BLOCK_TOKENS,
-    ContinuousBatchScheduler,
-    Plan,
-    SchedulerConfig,
-)
+from mlx_parallm.engine.plan import Plan, SchedulerConfig
+from mlx_parallm.engine.scheduler import BLOCK_TOKENS, ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence, Status
 
 END = 7  # an end token

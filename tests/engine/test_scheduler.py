@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mlx_parallm.engine.scheduler import ContinuousBatchScheduler, SchedulerConfig
+from mlx_parallm.engine.plan import SchedulerConfig
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 from tests.engine.simulation import ENDED, Simulation, sequence
 
