@@ -1,0 +1,82 @@
+"""Structured answers under load: hostile schemas beside streams, and schemas made at random."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import schema_maker
+
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.models.loader import load_model
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.fixture(scope="module", params=[None, "ngram"])
+def real(request: pytest.FixtureRequest, helpers: Any) -> Iterator[Any]:
+    """A server on the bundled model, with and without speculation."""
+    config = EngineConfig(max_batch_size=32, speculative=request.param)
+    engine = Engine(lambda: load_model("bundled"), config)
+    served = helpers.Served(create_app(Settings(served_model_name=("b",)), engine), engine, 0.5)
+    served.wait_ready()
+    yield served
+    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
+    served.stop()
+    served.join()
+
+
+def test_answers_are_valid_or_too_long(real: Any) -> None:
+    """Random schemas at a high temperature; scripts/schema_maker.py makes many more."""
+
+    def ask(seed: int) -> str:
+        return schema_maker.ask(real.http, schema_maker.make(seed), seed)
+
+    with ThreadPoolExecutor(16) as pool:
+        kinds = list(pool.map(ask, range(48)))
+    assert set(kinds) <= {"valid", "length", "refused"}
+    assert kinds.count("valid") > 24
+
+
+def test_a_hostile_schema_does_not_stop_the_streams(real: Any) -> None:
+    """Eight streams decode; a schema that compiles for minutes is refused beside them."""
+    gaps: list[float] = []
+    stop = threading.Event()
+
+    def stream(seed: int) -> None:
+        body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True, "seed": seed, "stream": True}
+        last = None
+        with real.http.stream("POST", COMPLETIONS, json=body) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    now = time.perf_counter()
+                    if last is not None:
+                        gaps.append(now - last)
+                    last = now
+                if stop.is_set():
+                    return
+
+    def hostile(place: int) -> float:
+        schema: Any = {"patternProperties": {f"^{i}a.*b": {} for i in range(900 - place)}}
+        began = time.perf_counter()
+        response = real.post(COMPLETIONS, prompt="x", json_schema=schema)
+        assert response.status_code == 400
+        assert "too expensive" in response.json()["error"]["message"]
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(stream, seed) for seed in range(8)]
+        time.sleep(0.3)
+        took = [hostile(place) for place in range(2)]
+        stop.set()
+        for one in streams:
+            one.result()
+    # Shared machines are slow for moments; a compiler in the way would hold all for minutes.
+    assert max(gaps) < 2.0
+    assert max(took) < 5.0
