@@ -44,6 +44,7 @@ class Greeting:
                 "memory",
                 f"{self.memory / 1e9:.2f} GB for K and V, at most {batch} sequences at once",
             ),
+            *([] if self.settings.no_ui else [("page", f"{self.address}/")]),
             ("API", f"{self.address}/v1"),
             ("docs", f"{self.address}/docs"),
         ]

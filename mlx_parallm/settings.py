@@ -209,6 +209,7 @@ class Settings:
     admin_key: tuple[str, ...] = _secret(
         (), "key that /v1/configure needs in x-admin-key", metavar="KEY"
     )
+    no_ui: bool = _option(False, switch, "no chat page: / answers browsers with JSON, too")
     log_level: str = _option(
         "info", choice("debug", "info", "warning", "error", "critical"), "how much to log"
     )

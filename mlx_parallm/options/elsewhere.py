@@ -28,6 +28,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "kv_cache_memory": ("--kv-cache-memory-bytes",),
     "gpu_memory_utilization": ("--mem-fraction-static",),
     "prefix_cache_memory": ("--prompt-cache-bytes",),
+    "no_ui": ("--no-webui",),
     "draft_model": ("--model-draft", "-md", "--hf-repo-draft", "-hfd", "-hfrd"),
     "num_draft_tokens": ("--draft-max", "--draft"),
     "temperature": ("--temp",),

@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("use_extended_mind", "memory_dir", "memory_store", "memory_budget"),
     ),
     "network and access": (
-        *("admin_key", "cors_origin", "request_timeout", "max_body_size", "drain_timeout"),
+        *("no_ui", "admin_key", "cors_origin", "request_timeout", "max_body_size", "drain_timeout"),
         *("max_connections", "max_connections_per_address"),
         *("header_timeout", "body_timeout", "idle_timeout"),
     ),

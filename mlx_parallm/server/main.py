@@ -39,6 +39,7 @@ from mlx_parallm.server.routes import (
     messages,
     models,
     ollama,
+    page,
     pooling,
     predict,
     tokens,
@@ -56,6 +57,7 @@ _POLL_S = 0.02
 _FAMILIES = (
     adapters,
     docs,
+    page,
     health,
     collections,
     models,

@@ -19,6 +19,7 @@ from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, error_response, i
 logger = logging.getLogger("mlx_parallm.access")
 
 _OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/docs", "/redoc", "/openapi.json"})
+_OPEN_FOLDERS = ("/docs/", "/page/")
 _MAX_METHOD = 20
 _MAX_LOGGED_PATH = 200
 # What a URL may hold unescaped in its path.
@@ -98,7 +99,8 @@ class Gate:
             await self._app(scope, receive, send)
 
     def _is_refused(self, scope: Scope) -> bool:
-        if not self._keys or scope["path"] in _OPEN_PATHS or scope["path"].startswith("/docs/"):
+        path = scope["path"]
+        if not self._keys or path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS):
             return False
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
         if scheme.lower() == b"bearer" and self._keys.match(token.strip()):

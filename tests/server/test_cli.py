@@ -239,7 +239,7 @@ def test_the_log_has_the_facts(start: Start, model_folder: Path) -> None:
     assert facts["API"].endswith(f"{url}/v1")
 
 
-FACTS = ("model", "device", "BLAS", "memory", "API", "docs")
+FACTS = ("model", "device", "BLAS", "memory", "page", "API", "docs")
 
 
 def test_on_a_terminal_it_greets_with_a_command_to_paste(model_folder: Path) -> None:

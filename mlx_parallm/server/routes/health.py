@@ -9,6 +9,7 @@ from mlx_parallm import __version__
 from mlx_parallm.errors import UnavailableError
 from mlx_parallm.server.json_text import FiniteJSONResponse
 from mlx_parallm.server.openapi import ERRORS
+from mlx_parallm.server.page import index_answer, wants_page
 from mlx_parallm.server.responses import json_answer
 from mlx_parallm.server.schemas.models import Health
 from mlx_parallm.server.state import state_of
@@ -18,8 +19,10 @@ router = APIRouter(tags=["Operation"])
 
 @router.head("/", include_in_schema=False)
 @router.get("/", summary="What this is", responses=ERRORS)
-async def greet() -> Response:
-    """The server's name and where to go on."""
+async def greet(request: Request) -> Response:
+    """The chat page for browsers; for others the server's name and where to go on."""
+    if request.method == "GET" and wants_page(request) and not state_of(request).settings.no_ui:
+        return index_answer(request)
     return json_answer(
         {"name": "mlx_parallm", "version": __version__, "api": "/v1", "docs": "/docs"}
     )
@@ -75,4 +78,6 @@ async def metrics(request: Request) -> Response:
 @router.get("/debug/metrics", summary="The same as JSON", responses=ERRORS)
 async def debug_metrics(request: Request) -> Response:
     """The engine's counters and the server's, as JSON."""
-    return json_answer(state_of(request).metrics.as_json())
+    state = state_of(request)
+    most = state.engine.config.max_batch_size
+    return json_answer({**state.metrics.as_json(), "max_batch_size": most})

@@ -1,0 +1,77 @@
+// From a conversation to a request's body, and from a body to a curl command.
+
+import { splitThinking } from "../data/thinking.js";
+
+const SAMPLING = [
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "max_tokens",
+  "seed",
+  "repetition_penalty",
+  "presence_penalty",
+  "frequency_penalty",
+];
+
+/**
+ * The body of a chat request.
+ *
+ * sampling: numbers by name, null where the server decides. purpose: what belongs to the
+ * conversation. continuing: the last message is an answer to write on in.
+ */
+export function chatBody(model, sampling, purpose, path, continuing = false) {
+  const body = { model, messages: messagesOf(purpose, path) };
+  for (const name of SAMPLING) if (sampling[name] !== null) body[name] = sampling[name];
+  if (sampling.stop.length > 0) body.stop = sampling.stop;
+  if (purpose.tools.length > 0) body.tools = purpose.tools;
+  if (purpose.schema !== null) body.response_format = responseFormat(purpose.schema);
+  addMemory(body, purpose);
+  // What a citation marks is found by the tokens of the answer.
+  if (sampling.alternatives > 0 || body.memory) body.logprobs = true;
+  if (sampling.alternatives > 0) body.top_logprobs = sampling.alternatives;
+  if (continuing) {
+    body.continue_final_message = true;
+    body.add_generation_prompt = false;
+  }
+  return { ...body, stream: true, stream_options: { include_usage: true } };
+}
+
+function responseFormat(schema) {
+  return { type: "json_schema", json_schema: { name: "answer", schema, strict: true } };
+}
+
+function addMemory(body, purpose) {
+  if (purpose.collections.length === 0) return;
+  body.memory = { collections: purpose.collections, topk: purpose.topk, citations: "token" };
+}
+
+function messagesOf(purpose, path) {
+  const system = purpose.system.trim() ? [{ role: "system", content: purpose.system }] : [];
+  return [...system, ...path.map(messageOf).filter((message) => message !== null)];
+}
+
+function messageOf(node) {
+  if (node.role === "tool") {
+    return { role: "tool", tool_call_id: node.callId, content: node.content };
+  }
+  if (node.role === "user") return { role: "user", content: node.content };
+  const content = splitThinking(node.content).answer;
+  if (node.calls.length === 0) return content ? { role: "assistant", content } : null;
+  const calls = node.calls.map(({ id, name, arguments: given }) => {
+    return { id, type: "function", function: { name, arguments: given || "{}" } };
+  });
+  return { role: "assistant", content: content || null, tool_calls: calls };
+}
+
+/** A command for a shell that sends the body. */
+export function curlOf(body, locked) {
+  const address = new URL("v1/chat/completions", document.baseURI).href;
+  const parts = [`curl -sN ${quoted(address)}`, "-H 'Content-Type: application/json'"];
+  if (locked) parts.push('-H "Authorization: Bearer $API_KEY"');
+  return [...parts, `-d ${quoted(JSON.stringify(body, null, 1))}`].join(" \\\n  ");
+}
+
+function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
