@@ -125,7 +125,7 @@ export class Session extends EventTarget {
 
   /** Another answer that begins with a text, and the tokens of it. */
   goOnFrom(node, prefix, tokens) {
-    const begun = newNode("assistant", prefix, { tokens: [...tokens] });
+    const begun = newNode("assistant", prefix, { tokens: [...tokens], reasoning: node.reasoning });
     return this.#answer(this.current.nodes[node.parent], begun);
   }
 

@@ -19,7 +19,7 @@ export function passagesOf(node) {
   const found = [];
   for (const { index, best } of citedTokens(node.citations)) {
     const place = places?.[index];
-    if (place && place[0] === place[1]) continue;
+    if (places !== null && (!place || place[0] === place[1])) continue;
     const passage = passageAround(best, pieces.get(documentKey(best)), found);
     passage.weight = Math.max(passage.weight, best.weight);
     if (place) mark(passage, place);

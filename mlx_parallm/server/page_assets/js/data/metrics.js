@@ -52,7 +52,8 @@ export class Metrics extends EventTarget {
       this.last = null;
     }
     this.dispatchEvent(new CustomEvent("change"));
-    this.#again(this.watched ? FAST_MS : SLOW_MS);
+    // The first figures need two answers.
+    this.#again(this.watched || this.points.length === 0 ? FAST_MS : SLOW_MS);
   }
 
   #add(point) {

@@ -1,11 +1,17 @@
 // Tokens of an answer with their probabilities: {text, bytes, logprob, top, picked}.
 
-/** From the API's logprobs. top: the likeliest alternatives, best first. */
+/**
+ * From the API's logprobs. top: the likeliest alternatives, best first. bytes: only of a token
+ * that is a part of a character; null where the text says it all.
+ */
 export function tokenOf(entry) {
-  const top = (entry.top_logprobs ?? []).map(({ token, bytes, logprob }) => {
-    return { text: token, bytes, logprob };
-  });
-  return { text: entry.token, bytes: entry.bytes, logprob: entry.logprob, top };
+  return { ...likely(entry), top: (entry.top_logprobs ?? []).map(likely) };
+}
+
+function likely({ token, bytes, logprob }) {
+  const whole = !bytes || new TextDecoder().decode(new Uint8Array(bytes)) === token;
+  const partial = !whole || token.includes("\uFFFD");
+  return { text: token, bytes: partial ? bytes : null, logprob };
 }
 
 /** A token that is not text but the end of an answer, as templates write it. */
@@ -24,31 +30,37 @@ export function textOf(tokens) {
 }
 
 /**
- * Where each token begins and ends in an answer's text; null where tokens and text differ, as
- * they do where the server took reasoning or calls of tools out of the text.
+ * Where each token begins and ends in an answer's text; null for tokens before it (reasoning), and
+ * instead of all where the text is not found in the tokens.
  */
 export function placesOf(tokens, text) {
-  const decoder = new TextDecoder("utf-8");
-  const encoder = new TextEncoder();
-  const places = [];
-  let at = 0;
-  for (const token of tokens) {
-    const bytes = token.bytes ? new Uint8Array(token.bytes) : encoder.encode(token.text);
-    let piece = decoder.decode(bytes, { stream: true });
-    // SentencePiece has a blank before the first word, which is not in the text.
-    if (at === 0 && !text.startsWith(piece)) piece = piece.trimStart();
-    if (isEnd(token) && !text.startsWith(piece, at)) piece = "";
-    if (!text.startsWith(piece, at)) return null;
-    places.push([at, at + piece.length]);
+  const pieces = piecesOf(tokens);
+  const joined = pieces.join("");
+  // Reasoning comes first; SentencePiece has a blank before the first word.
+  const base = joined.startsWith(text) ? 0 : joined.lastIndexOf(text);
+  if (text === "" || base < 0) return null;
+  let at = -base;
+  return pieces.map((piece) => {
+    const start = at;
     at += piece.length;
-  }
-  return places;
+    return at < 0 || (at === 0 && start < 0) ? null : [Math.max(start, 0), at];
+  });
+}
+
+// A token may end inside of a character, whose text then comes with the next one.
+function piecesOf(tokens) {
+  const decoder = new TextDecoder("utf-8");
+  return tokens.map((token) => {
+    if (isEnd(token)) return "";
+    if (!token.bytes) return token.text;
+    return decoder.decode(new Uint8Array(token.bytes), { stream: true });
+  });
 }
 
 /** The text up to a token and then an alternative of it; null where one cannot go on there. */
 export function prefixWith(node, index, alternative) {
   const places = placesOf(node.tokens, node.content);
-  if (places === null || isEnd(alternative)) return null;
+  if (!places?.[index] || isEnd(alternative)) return null;
   // The alternative may end inside of a character, as may the token before it.
   const before = textOf(node.tokens.slice(0, index));
   const piece = textOf([alternative]);

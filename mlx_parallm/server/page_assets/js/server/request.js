@@ -31,6 +31,8 @@ export function chatBody(model, sampling, purpose, path, continuing = false) {
   if (sampling.alternatives > 0 || body.memory) body.logprobs = true;
   if (sampling.alternatives > 0) body.top_logprobs = sampling.alternatives;
   if (continuing) {
+    const thought = path.at(-1).reasoning;
+    if (thought) body.messages.at(-1).reasoning_content = thought;
     body.continue_final_message = true;
     body.add_generation_prompt = false;
   }

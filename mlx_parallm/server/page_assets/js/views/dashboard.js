@@ -4,8 +4,8 @@ import { element } from "../dom.js";
 import { Plot } from "./plot.js";
 
 const whole = (value) => Math.round(value).toLocaleString("en");
-const rate = (value) => (value >= 10 ? whole(value) : value.toFixed(1));
-const percent = (value) => `${(value * 100).toFixed(value < 0.1 ? 1 : 0)}%`;
+const rate = (value) => (value >= 10 || Number.isInteger(value) ? whole(value) : value.toFixed(1));
+const percent = (value) => `${(value * 100).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
 const milliseconds = (value) => (value < 1 ? `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms` : `${value.toFixed(1)} s`);
 
 /** 1.5 GB, 320 kB. */
@@ -23,6 +23,7 @@ const PLOTS = {
   between: { title: "Between tokens", note: "Mean of answers that ended", show: milliseconds },
   read: { title: "Prompt tokens a second", note: "Read, without what was cached", show: rate },
   keys: { title: "K and V in use", note: "Share of the memory for running sequences", show: percent },
+  busy: { title: "Engine at work", note: "Share of the time", show: percent, top: 1 },
   prefixes: { title: "Prefix cache", note: "Kept of earlier prompts", show: bytes },
   guessed: { title: "Guesses accepted", note: "Of the tokens guessed ahead", show: percent, top: 1 },
 };
@@ -73,8 +74,7 @@ export class Dashboard {
       ["Context", card?.max_model_len ? `${whole(card.max_model_len)} tokens` : "–"],
       ["Answered", whole(now.finished)],
       ["Failed", whole(now.failed)],
-      ["From prefixes", now.cached === null ? "–" : `${percent(now.cached)} of prompt tokens`],
-      ["Engine at work", percent(now.busy)],
+      ["From prefixes", now.cached === null ? "–" : `${percent(now.cached)} of prompts`],
     ];
     const items = facts.map(([name, text]) => element("div", {}, element("dt", { text: name }), element("dd", { text })));
     this.facts.replaceChildren(...items);
@@ -86,6 +86,7 @@ export function liveLine({ now, problem }) {
   if (problem) return ["bad", problem];
   if (now === null) return ["", "Connecting"];
   if (now.running + now.waiting === 0 && now.generated < 0.5) return ["good", "Idle"];
+  if (now.running === 0) return ["busy", `${rate(now.generated)} tokens/s`];
   const answers = now.running === 1 ? "1 answer" : `${now.running} answers`;
   return ["busy", `${answers} · ${rate(now.generated)} tokens/s`];
 }

@@ -86,7 +86,7 @@ export class MemoryList {
       if (!text.value.trim()) return;
       const body = { collection: name.value, text: text.value };
       if (!(await this.#try(() => json(this.#path, { method: "POST", body })))) return;
-      form.reset();
+      text.value = file.value = "";
       this.#use(body.collection, true);
       this.refresh();
     });

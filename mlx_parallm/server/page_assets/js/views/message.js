@@ -171,7 +171,7 @@ export class MessageView {
       "div",
       { class: "actions" },
       this.#versions(),
-      iconButton("copy", "Copy", (event) => copy(text, event.currentTarget)),
+      text ? iconButton("copy", "Copy", (event) => copy(text, event.currentTarget)) : null,
       iconButton("again", "Answer again", () => session.again(node)),
       more && text ? iconButton("go", "Go on", () => session.goOn(node)) : null,
       node.tokens.length > 0 ? this.#tokenSwitch() : null,

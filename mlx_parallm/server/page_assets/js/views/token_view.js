@@ -54,7 +54,7 @@ function walk(event, spans, card) {
   next.focus();
 }
 
-const visible = (token) => (isEnd(token) ? "end of the answer" : token.text.replaceAll("\n", "⏎") || "∅");
+const visible = (token) => (isEnd(token) ? "end of the answer" : token.text.replace(/^ /, "␣").replaceAll("\n", "⏎") || "∅");
 
 function percent(logprob) {
   const share = Math.exp(logprob) * 100;
@@ -152,12 +152,15 @@ class Card {
     }
   }
 
-  // Below the token, inside of the window.
+  // Below the token, or above where there is no room.
   #place(token) {
     const [spot, around] = [token.getClientRects()[0], this.box.parentElement.getBoundingClientRect()];
     const left = Math.min(spot.left - around.left, around.width - this.element.offsetWidth);
     this.element.style.left = `${Math.max(left, 0)}px`;
-    this.element.style.top = `${spot.bottom - around.top + 4}px`;
+    const height = this.element.offsetHeight + 4;
+    const frame = this.box.closest("#transcript").getBoundingClientRect();
+    const above = spot.bottom + height > frame.bottom && spot.top - height > frame.top;
+    this.element.style.top = `${above ? spot.top - around.top - height : spot.bottom - around.top + 4}px`;
   }
 }
 

@@ -94,7 +94,7 @@ export class Transcript {
     this.waiting = null;
     const last = this.session.path.at(-1);
     const atEnd = this.#isAtEnd();
-    for (const view of this.views.values()) view.render();
+    this.views.get(last?.id)?.render();
     if (atEnd) this.toEnd();
     if (last?.role !== "assistant") return;
     if (this.session.busy) announce("The answer is being written.");

@@ -1,0 +1,296 @@
+"""The chat page in a browser: real clicks, and real streams of the bundled model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
+
+FACTS = "The code of Mira is 57. The code of Tom is 23. The code of Anna is 91."
+CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def bundled(helpers: Any) -> Iterator[Any]:
+    """A server with the bundled model."""
+    served = helpers.Served(create_app(Settings()), None, 0.5)
+    served.wait_ready()
+    yield served
+    served.stop()
+    served.join()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Open]:
+    """opened(server, **options of the context) gives a page; no error may show in its console."""
+    contexts, errors = [], []
+
+    def note(message: Any) -> None:
+        # Answers with an error status are told there too; the tests ask for some.
+        if message.type == "error" and "status of 4" not in message.text:
+            errors.append(message.text)
+
+    def start(server: Any, **options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("console", note)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server.url)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def say(page: Any, text: str) -> Any:
+    """Send a message and wait for the end of its answer, which is given."""
+    answers = page.locator(".message.assistant")
+    count = answers.count()
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    sync_api.expect(answers).to_have_count(count + 1)
+    return ended(page)
+
+
+def ended(page: Any) -> Any:
+    """The last answer, when it has ended."""
+    sync_api.expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    return page.locator(".message.assistant").last
+
+
+def test_an_answer_streams_and_is_there_after_a_reload(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
+    page.get_by_role("button", name="What is 34 plus 25?").click()
+    answer = ended(page)
+    sync_api.expect(answer).to_contain_text("59")
+    assert re.search(r"\d+ tokens · \d+/s · first after 0\.\d\d s", answer.inner_text())
+    assert "59" in page.locator("#announcer").inner_text()
+    page.reload()
+    page.locator(".conversations").get_by_text("What is 34 plus 25?").click()
+    sync_api.expect(page.locator(".message.assistant")).to_contain_text("59")
+    assert page.evaluate("document.activeElement.id") == "message"
+
+
+def test_answers_again_edits_and_goes_between_versions(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
+    say(page, "What is 34 plus 25?")
+    page.get_by_role("button", name="Answer again").click()
+    sync_api.expect(page.locator(".versions")).to_have_text("2/2")
+    ended(page)
+    page.get_by_role("button", name="Earlier version").click()
+    sync_api.expect(page.locator(".versions")).to_have_text("1/2")
+    page.get_by_label("Message", exact=True).press("ArrowUp")
+    page.get_by_label("Edit the message").fill("What is 11 plus 12?")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator(".message.user .versions")).to_have_text("2/2")
+    sync_api.expect(ended(page)).to_contain_text("23")
+
+
+def test_probabilities_and_going_on_from_an_alternative(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
+    say(page, "How do I start the server?")
+    page.get_by_role("button", name="Tokens and probabilities").click()
+    token = page.locator(".token").nth(2)
+    before = "".join(page.locator(".token").all_inner_texts()[:2])
+    token.hover()
+    choices = page.locator(".token-card button:enabled")
+    sync_api.expect(choices.first).to_contain_text("%")
+    text = choices.first.locator(".alternative").inner_text().replace("␣", " ")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        choices.first.click()
+    body = json.loads(sent.value.post_data)
+    assert body["continue_final_message"] is True
+    assert body["messages"][-1] == {"role": "assistant", "content": before + text}
+    sync_api.expect(page.locator(".versions")).to_have_text("2/2")
+    assert ended(page).locator(".prose").inner_text().startswith((before + text).strip())
+    # The same by keys alone.
+    page.get_by_role("button", name="Tokens and probabilities").press("Enter")
+    page.locator(".token").first.focus()
+    for key in ("ArrowRight", "ArrowRight", "Enter", "Enter"):
+        page.keyboard.press(key)
+    sync_api.expect(page.locator(".versions")).to_have_text("3/3")
+    ended(page)
+
+
+def test_memories_are_added_and_cited(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
+    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_text("Add a text").click()
+    page.get_by_label("Text to remember").fill(FACTS)
+    page.get_by_role("button", name="Remember", exact=True).click()
+    sync_api.expect(page.get_by_role("checkbox")).to_be_checked()
+    answer = say(page, "What is the code of Mira?")
+    sync_api.expect(answer.locator("mark")).to_have_text("57")
+    sync_api.expect(answer.locator(".sources")).to_contain_text("The code of Mira is 57.")
+    answer.get_by_role("button", name="Source 1").click()
+    assert page.evaluate("document.activeElement.dataset.source") == "1"
+
+
+def test_a_copied_command_asks_the_same(bundled: Any, opened: Open) -> None:
+    page = opened(bundled, permissions=["clipboard-read", "clipboard-write"])
+    page.keyboard.press("Alt+s")
+    page.get_by_label("System prompt").fill("It's a test.")
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Temperature").blur()
+    answer = say(page, "What is 34 plus 25?")
+    answer.get_by_role("button", name="Copy as curl").click()
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert "It'\\''s a test." in command and '"temperature": 0' in command
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
+    events = [
+        json.loads(line[6:]) for line in done.stdout.split("\n\n") if line.startswith("data: {")
+    ]
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    text = "".join(delta.get("content", "") for delta in deltas)
+    assert text.strip() == answer.locator(".prose").inner_text().strip() != ""
+
+
+def test_the_dashboard_moves(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
+    page.keyboard.press("Alt+d")
+    plot = page.locator(
+        ".plot", has=page.get_by_role("heading", name="Tokens a second", exact=True)
+    )
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "ignore_eos": True}
+    bundled.ok("/v1/chat/completions", **body)
+    sync_api.expect(plot.locator(".most")).to_contain_text("peak")
+    first = plot.locator(".line").get_attribute("d")
+    sync_api.expect(plot.locator(".line")).not_to_have_attribute("d", first)
+    sync_api.expect(plot.get_by_role("img")).to_have_attribute(
+        "aria-label", re.compile("now .* peak")
+    )
+    sync_api.expect(page.locator(".plot", has_text="Batch")).to_contain_text("of 32")
+
+
+def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
+    server = serve(helpers.ParrotEngine(step_s=0.01))
+    page = opened(server)
+    page.get_by_label("Message", exact=True).fill("polly " * 60)
+    page.keyboard.press("Enter")
+    answer = page.locator(".message.assistant")
+    sync_api.expect(answer).to_contain_text("polly polly")
+    page.get_by_role("button", name="Stop").click()
+    sync_api.expect(answer).to_contain_text("stopped")
+    helpers.wait_until(lambda: len(server.engine.aborted) == 1)
+    assert answer.locator(".prose").inner_text().count("polly") < 60
+    page.get_by_role("button", name="Go on").click()
+    sync_api.expect(page.locator(".versions")).to_have_text("2/2")
+    page.keyboard.press("Escape")
+    ended(page)
+
+
+def test_thinking_tools_markdown_and_errors(server: Any, opened: Open) -> None:
+    page = opened(server)
+    thought = say(page, "<think>It is easy.</think>Hello")
+    sync_api.expect(thought.get_by_text("Thought")).to_be_visible()
+    sync_api.expect(thought.get_by_text("It is easy.")).to_be_hidden()
+    sync_api.expect(thought.locator(":scope > .prose")).to_have_text("Hello")
+    hostile = say(page, "**bold** <img src=x onerror=alert(1)> [link](javascript:alert(1)) `code`")
+    sync_api.expect(hostile.locator("strong")).to_have_text("bold")
+    assert hostile.locator("img, [onerror], [href^=javascript]").count() == 0
+    error = say(page, "long " * 200)
+    sync_api.expect(error.get_by_role("alert")).to_contain_text("status 400")
+    page.keyboard.press("Alt+n")
+    page.keyboard.press("Alt+s")
+    page.get_by_role("button", name="Example").nth(1).click()
+    sync_api.expect(page.locator(".chip")).to_contain_text("1 tool")
+    call = say(page, CALL)
+    sync_api.expect(call.locator(".call")).to_contain_text("get_weather")
+    page.get_by_label("Result of get_weather").fill("sunny")
+    page.get_by_role("button", name="Send the result").click()
+    sync_api.expect(page.locator(".message.assistant")).to_have_count(2)
+    sync_api.expect(ended(page)).to_contain_text("sunny")
+
+
+def test_a_schema_is_checked_and_sent(server: Any, opened: Open) -> None:
+    page = opened(server)
+    page.keyboard.press("Alt+s")
+    box = page.get_by_label("JSON schema of the answer")
+    box.fill('{"type": ')
+    sync_api.expect(page.get_by_text("No JSON yet")).to_be_visible()
+    box.fill('{"type": "object"}')
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "{}")
+    asked = json.loads(sent.value.post_data)["response_format"]
+    assert asked["json_schema"]["schema"] == {"type": "object"}
+    page.get_by_role("button", name="Remove: JSON schema").click()
+    assert page.locator(".chip").count() == 0
+
+
+def test_export_and_import(server: Any, opened: Open, tmp_path: Path) -> None:
+    page = opened(server)
+    say(page, "a parrot")
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Export all conversations").click()
+    file = tmp_path / "conversations.json"
+    started.value.save_as(file)
+    other = opened(server)
+    other.get_by_label("File to import").set_input_files(file)
+    sync_api.expect(other.locator(".message.assistant")).to_contain_text("a parrot")
+    damaged = json.loads(file.read_text())
+    next(iter(damaged["conversations"][0]["nodes"].values()))["parent"] = "nowhere"
+    file.write_text(json.dumps(damaged))
+    other.get_by_label("File to import").set_input_files(file)
+    sync_api.expect(other.get_by_text("A message in the file is damaged.")).to_be_visible()
+    other.locator(".conversations li").hover()
+    other.get_by_role("button", name="Delete: a parrot").click()
+    other.get_by_role("button", name="Delete", exact=True).click()
+    sync_api.expect(other.get_by_text("Conversations are kept in this browser.")).to_be_visible()
+
+
+def test_a_key_is_asked_for_and_kept(serve: Any, opened: Open) -> None:
+    page = opened(serve(api_key=("secret",)))
+    page.get_by_role("textbox", name="API key").fill("secret")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
+    assert "hi" in say(page, "hi").inner_text()
+    page.reload()
+    sync_api.expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
+    assert page.locator("dialog").count() == 0
+
+
+def test_narrow_dark_and_named(server: Any, opened: Open) -> None:
+    page = opened(server, viewport={"width": 360, "height": 640}, color_scheme="dark")
+    say(page, "```python\n" + "x = 1 " * 40 + "\n```")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("button", name="Theme: system").click()
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark == "rgb(22, 23, 25)" and light == "rgb(247, 246, 243)"
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Settings", exact=True).click()
+    nameless = """[...document.querySelectorAll('button, select, input, textarea')].filter(one =>
+        !(one.getAttribute('aria-label') || one.textContent.trim() || one.labels?.length))
+        .map(one => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
