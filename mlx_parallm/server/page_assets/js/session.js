@@ -153,8 +153,9 @@ export class Session extends EventTarget {
   /** A command that asks for this answer, or for the next one. */
   curl(node = null) {
     const path = node === null ? this.path : pathBefore(this.current, node);
-    const made = chatBody(this.model, this.sampling, this.current.purpose, path);
-    if (node?.begun) made.messages.push({ role: "assistant", content: node.begun });
+    const begun = Boolean(node?.begun);
+    if (begun) path.push({ ...node, content: node.begun, calls: [] });
+    const made = chatBody(this.model, this.sampling, this.current.purpose, path, begun);
     const body = node?.request ? { ...node.request, messages: made.messages } : made;
     return curlOf(body, key() !== "");
   }
@@ -168,13 +169,15 @@ export class Session extends EventTarget {
     const path = continuing ? pathOf(conversation) : pathBefore(conversation, node);
     const body = chatBody(node.model, this.sampling, conversation.purpose, path, continuing);
     node.request = { ...body, messages: undefined };
+    // One answer of a conversation at a time; those of others go on.
+    this.stop();
     const stopper = new AbortController();
     this.running.set(conversation.id, stopper);
     this.#keep(conversation);
     this.#shown(conversation, "path");
     this.#shown(conversation, "busy");
     await stream(node, body, stopper.signal, () => this.#shown(conversation, "node", node));
-    this.running.delete(conversation.id);
+    if (this.running.get(conversation.id) === stopper) this.running.delete(conversation.id);
     if (this.conversations.includes(conversation)) this.#keep(conversation);
     this.#shown(conversation, "node", node);
     this.#shown(conversation, "busy");
