@@ -192,6 +192,25 @@ def test_the_dashboard_moves(bundled: Any, opened: Open) -> None:
     sync_api.expect(page.locator(".plot", has_text="Batch")).to_contain_text("of 32")
 
 
+def test_decisions_are_bars(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
+    page.get_by_role("button", name="Decisions").click()
+    with page.expect_response("**/v1/decisions") as got:
+        page.get_by_role("button", name="Decide", exact=True).click()
+    answers = got.value.json()["answers"]
+    shown = page.locator(".decision")
+    sync_api.expect(shown).to_have_count(len(answers))
+    chance = f"{answers[0]['probability'] * 100:.1f}%"
+    sync_api.expect(shown.first.locator(".outcome").first).to_contain_text(chance)
+    width = "one => one.firstChild.offsetWidth / one.offsetWidth"
+    track = shown.nth(1).locator(".track").first
+    share = answers[1]["probabilities"][0]["probability"]
+    assert abs(track.evaluate(width) - share) < 0.02
+    page.get_by_label("Options").first.fill("delivery")
+    page.get_by_role("button", name="Decide", exact=True).click()
+    sync_api.expect(page.locator("#decisions").get_by_role("alert")).to_be_visible()
+
+
 def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
     server = serve(helpers.ParrotEngine(step_s=0.01))
     page = opened(server)

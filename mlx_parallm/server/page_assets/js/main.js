@@ -7,6 +7,7 @@ import { Session } from "./session.js";
 import { Bar } from "./views/bar.js";
 import { Composer } from "./views/composer.js";
 import { Dashboard, liveLine } from "./views/dashboard.js";
+import { Decisions } from "./views/decisions.js";
 import { askForKey, showKeys } from "./views/dialogs.js";
 import { SettingsPanel } from "./views/settings_panel.js";
 import { Sidebar } from "./views/sidebar.js";
@@ -24,19 +25,21 @@ const settings = new SettingsPanel(session, $("panel"), () => showPanel(false));
 const bar = new Bar(session, $("bar"), {
   toggleSidebar: () => showSidebar(!isSidebarShown()),
   togglePanel: () => showPanel($("panel").hidden),
-  toggleDashboard: () => showDashboard($("dashboard").hidden),
+  toggleDecisions: () => show($("decisions").hidden ? "decisions" : "chat"),
+  toggleDashboard: () => show($("dashboard").hidden ? "dashboard" : "chat"),
 });
 const sidebar = new Sidebar(session, $("sidebar"), {
   close: () => {
-    showDashboard(false);
+    show("chat");
     if (NARROW.matches) showSidebar(false);
   },
   openDashboard: () => {
-    showDashboard(true);
+    show("dashboard");
     if (NARROW.matches) showSidebar(false);
   },
 });
 const transcript = new Transcript(session, $("transcript"));
+new Decisions(session, $("decisions"));
 new Composer(session, $("composer"), () => showPanel(true), () => transcript.editLast());
 
 // Which parts are open
@@ -61,10 +64,13 @@ function showPanel(shown) {
   else bar.settings.focus();
 }
 
-function showDashboard(shown) {
-  dashboard.show(shown);
-  $("chat").hidden = shown;
-  bar.dashboard.setAttribute("aria-pressed", String(shown));
+/** The chat, "decisions" or the "dashboard". */
+function show(view) {
+  $("chat").hidden = view !== "chat";
+  $("decisions").hidden = view !== "decisions";
+  dashboard.show(view === "dashboard");
+  bar.decisions.setAttribute("aria-pressed", String(view === "decisions"));
+  bar.dashboard.setAttribute("aria-pressed", String(view === "dashboard"));
 }
 
 $("veil").addEventListener("click", () => showSidebar(false));
@@ -86,7 +92,7 @@ document.addEventListener("keydown", (event) => {
   if (key === "Escape") escape(event);
   else if (altKey && code === "KeyN") act(event, () => session.fresh());
   else if (altKey && code === "KeyS") act(event, () => showPanel($("panel").hidden));
-  else if (altKey && code === "KeyD") act(event, () => showDashboard($("dashboard").hidden));
+  else if (altKey && code === "KeyD") act(event, () => show($("dashboard").hidden ? "dashboard" : "chat"));
   else if (key === "/" && !inText) act(event, () => $("message").focus());
   else if (key === "?" && (!inText || isEmptyMessage(event.target))) act(event, showKeys);
 });
@@ -104,7 +110,7 @@ function escape(event) {
   if (NARROW.matches && isSidebarShown()) showSidebar(false);
   else if (session.busy) session.stop();
   else if (!$("panel").hidden) showPanel(false);
-  else if (!$("dashboard").hidden) showDashboard(false);
+  else show("chat");
 }
 
 // What the server has

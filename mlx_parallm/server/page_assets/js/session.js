@@ -157,7 +157,7 @@ export class Session extends EventTarget {
     if (begun) path.push({ ...node, content: node.begun, calls: [] });
     const made = chatBody(this.model, this.sampling, this.current.purpose, path, begun);
     const body = node?.request ? { ...node.request, messages: made.messages } : made;
-    return curlOf(body, key() !== "");
+    return curlOf("v1/chat/completions", body, key() !== "");
   }
 
   async #answer(parent, node = newNode("assistant", "")) {

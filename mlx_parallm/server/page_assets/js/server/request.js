@@ -66,9 +66,9 @@ function messageOf(node) {
   return { role: "assistant", content: content || null, tool_calls: calls };
 }
 
-/** A command for a shell that sends the body. */
-export function curlOf(body, locked) {
-  const address = new URL("v1/chat/completions", document.baseURI).href;
+/** A command for a shell that sends the body to a path of this server. */
+export function curlOf(path, body, locked) {
+  const address = new URL(path, document.baseURI).href;
   const parts = [`curl -sN ${quoted(address)}`, "-H 'Content-Type: application/json'"];
   if (locked) parts.push('-H "Authorization: Bearer $API_KEY"');
   return [...parts, `-d ${quoted(JSON.stringify(body, null, 1))}`].join(" \\\n  ");

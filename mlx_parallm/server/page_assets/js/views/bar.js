@@ -3,7 +3,7 @@
 import { copy, element, iconButton } from "../dom.js";
 
 export class Bar {
-  constructor(session, box, { toggleSidebar, togglePanel, toggleDashboard }) {
+  constructor(session, box, { toggleSidebar, togglePanel, toggleDecisions, toggleDashboard }) {
     this.session = session;
     this.models = element("select", { id: "model", "aria-label": "Model" });
     this.models.addEventListener("change", () => {
@@ -14,10 +14,12 @@ export class Bar {
     menu.classList.add("menu");
     this.settings = iconButton("settings", "Settings", togglePanel, { "aria-expanded": "false" });
     this.dashboard = iconButton("pulse", "Server dashboard", toggleDashboard, { "aria-pressed": "false" });
+    this.decisions = iconButton("scale", "Decisions", toggleDecisions, { "aria-pressed": "false" });
     const curl = iconButton("terminal", "Copy the conversation as curl", (event) => {
       copy(session.curl(), event.currentTarget);
     });
-    box.append(menu, this.models, element("span", { class: "space" }), curl, this.dashboard, this.settings);
+    const space = element("span", { class: "space" });
+    box.append(menu, this.models, space, curl, this.decisions, this.dashboard, this.settings);
     session.addEventListener("models", () => this.#models());
   }
 
