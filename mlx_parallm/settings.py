@@ -187,6 +187,12 @@ class Settings:
     use_extended_mind: bool = _option(
         False, switch, "refuse to start with a model that cannot use memories; they are always on"
     )
+    response_store: str | None = _option(
+        None,
+        filled,
+        "SQLite file that keeps the responses of /v1/responses over a restart",
+        metavar="FILE",
+    )
     memory_dir: str | None = _option(
         None, filled, "folder in which memories outlive the server", metavar="FOLDER"
     )

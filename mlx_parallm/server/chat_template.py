@@ -156,6 +156,14 @@ def has_variable(tokenizer: Any, name: str) -> bool:
     return name in _source(tokenizer)
 
 
+def effort_variables(tokenizer: Any, effort: str | None) -> dict[str, Any]:
+    """The same for APIs whose clients send an effort to every model: nothing where it has none."""
+    try:
+        return {} if effort is None else thinking_variables(tokenizer, effort)
+    except UnsupportedError:
+        return {}
+
+
 def _source(tokenizer: Any) -> str:
     return json.dumps(tokenizer.chat_template) if tokenizer.chat_template else ""
 

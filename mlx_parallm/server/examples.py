@@ -46,6 +46,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "OllamaShowRequest": {"model": "bundled"},
     "PredictRequest": {"inputs": [[0.1, 0.2, 0.3, 0.4]]},
     "RerankRequest": {"query": "Where is the key?", "documents": ["Under the mat.", "It rains."]},
+    "ResponsesRequest": {"input": "Say hello in French.", "max_output_tokens": 64},
     "ScoreRequest": {"prompt": _PROMPT, "continuations": [" Paris", " Rome"]},
     "SearchMemoriesRequest": {"query": "Where is the key?", "collections": ["notes"]},
     "SystemOneRequest": {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Items
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -298,19 +298,28 @@ class StreamFormat(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsFailure(Protocol):
+    """A format whose streams end with an event of their own when they fail."""
+
+    def failure(self, error: ParallmError) -> bytes:
+        """The events after a failure."""
+        ...
+
+
 class Streamed(Generation):
     """A generation whose events are read as they come."""
 
     def __init__(self, tracks: list[Track], style: StreamFormat) -> None:
         super().__init__(tracks)
-        self._style = style
+        self.style = style
         style.follow(tracks)
         self._pieces: list[bytes] = []
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def on_delta(self, track: Track, delta: TextDelta, events: Items[Event]) -> None:
-        piece = self._style.delta(track, delta, events)
+        piece = self.style.delta(track, delta, events)
         if not piece:
             return
         self._unread += len(piece)
@@ -321,7 +330,7 @@ class Streamed(Generation):
 
     def on_end(self) -> None:
         if self.error is None:
-            self._pieces.append(self._style.end(self.tracks))
+            self._pieces.append(self.style.end(self.tracks))
         self._wake()
 
     async def next_piece(self) -> bytes | None:

@@ -39,6 +39,7 @@ from mlx_parallm.server.routes import (
     messages,
     models,
     ollama,
+    openai_responses,
     page,
     pooling,
     predict,
@@ -68,6 +69,7 @@ _FAMILIES = (
     invocations,
     decisions,
     messages,
+    openai_responses,
     tokens,
     generate,
     advanced,
@@ -218,6 +220,7 @@ async def _watch_loading(
         state.engine.wait_ready(0)
         await _check_memories(state)
         await _load_adapters(state)
+        state.responses()
     except (ParallmError, TimeoutError) as error:
         if on_failure is not None:
             on_failure(error)
@@ -254,5 +257,6 @@ async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> Non
             await task
     state.adapters.close()
     await asyncio.to_thread(state.close_memories)
+    await asyncio.to_thread(state.close_responses)
     await asyncio.to_thread(state.engine.stop)
     state.close_prompts()

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_parallm.errors import ParallmError, RequestTimeoutError
-from mlx_parallm.server.generation import Collected, Generation, Streamed
+from mlx_parallm.server.generation import Collected, Generation, Streamed, TellsFailure
 from mlx_parallm.server.handlers import (
     CLIENT_CLOSED_REQUEST,
     envelope_for,
@@ -151,10 +151,15 @@ class EventStream(Response):
             if not started:
                 await error_response(error, scope)(scope, receive, send)
                 return
-            shown = to_json(envelope_for(error, scope))
-            event = self._framing.before + shown + self._framing.after
+            event = self._failure(error, scope)
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _failure(self, error: ParallmError, scope: Scope) -> bytes:
+        style = self._generation.style
+        if isinstance(style, TellsFailure):
+            return style.failure(error)
+        return self._framing.before + to_json(envelope_for(error, scope)) + self._framing.after
 
     async def _stop_when_gone(self, receive: Receive) -> None:
         await _client_gone(receive)

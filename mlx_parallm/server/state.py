@@ -19,6 +19,7 @@ from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.prompts import Prompts
 from mlx_parallm.server.queue import RequestQueue
 from mlx_parallm.server.registry import Registry
+from mlx_parallm.server.response_store import ResponseStore
 from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class ServerState:
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="memories")
     )
     _predictions: PredictionQueue | None = None
+    _responses: ResponseStore | None = None
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
     _adapters: Adapters | None = None
@@ -95,6 +97,22 @@ class ServerState:
 
             self._predictions = PredictionQueue(self.engine, self.settings.max_queue)
         return self._predictions
+
+    def responses(self) -> ResponseStore:
+        """The store of responses.
+
+        Raises:
+            ModelLoadError: --response-store cannot be used.
+        """
+        if self._responses is None:
+            path = self.settings.response_store
+            self._responses = ResponseStore(None if path is None else Path(path).expanduser())
+        return self._responses
+
+    def close_responses(self) -> None:
+        """Write what is to be kept; may wait for a disk."""
+        if self._responses is not None:
+            self._responses.close()
 
     def memories(self) -> MemoryManager:
         """The model's memories; may wait for a store, so not for the event loop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +20,22 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_
 
 
 @pytest.fixture
-def client(server: Any) -> Any:
-    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+def connect() -> Iterator[Callable[..., Any]]:
+    """connect(server, key) gives a client of it."""
+    made: list[Any] = []
+
+    def make(server: Any, key: str = "none") -> Any:
+        made.append(anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def client(server: Any, connect: Any) -> Any:
+    return connect(server)
 
 
 @pytest.fixture
@@ -108,8 +123,8 @@ def test_the_events_of_a_stream(server: Any) -> None:
     assert [data["index"] for data in datas if data["type"] == "content_block_start"] == [0, 1]
 
 
-def test_thinking(thinker: Any) -> None:
-    client = anthropic.Anthropic(base_url=thinker.url, api_key="none", max_retries=0)
+def test_thinking(thinker: Any, connect: Any) -> None:
+    client = connect(thinker)
     asked = says("<think>Hm.</think>Yes.", thinking={"type": "adaptive"})
     message = client.messages.create(**asked)
     assert [block.type for block in message.content] == ["thinking", "text"]
@@ -230,10 +245,10 @@ def test_an_error_in_a_stream(server: Any, helpers: Any) -> None:
     assert response.json()["error"]["type"] == "api_error"
 
 
-def test_keys(serve: Any) -> None:
+def test_keys(serve: Any, connect: Any) -> None:
     server = serve(api_key=("secret",))
     refused = server.post(PATH, **says("x"))
     assert refused.status_code == 401
     assert refused.json()["error"]["type"] == "authentication_error"
-    client = anthropic.Anthropic(base_url=server.url, api_key="secret", max_retries=0)
+    client = connect(server, "secret")
     assert client.messages.create(**says("x")).content[0].text == "x"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mlx_parallm.errors import UnsupportedError
-from mlx_parallm.server.chat_template import NO_EFFORT, thinking_variables
+from mlx_parallm.server.chat_template import NO_EFFORT, effort_variables
 from mlx_parallm.server.compat.translation import translated
+from mlx_parallm.server.compat.turns import Turn, in_order
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.prefix_namespace import Namespace
 from mlx_parallm.server.prompts import Prompts
@@ -60,7 +60,7 @@ def _chat(
     choice = body.tool_choice
     fields = {
         **sampling,
-        "messages": list(chat_messages(body.system, body.messages)),
+        "messages": list(in_order(chat_messages(body.system, body.messages))),
         "tools": [_tool(tool) for tool in body.tools if tool.input_schema is not None],
         "tool_choice": _tool_choice(body),
         "parallel_tool_calls": choice is None or not choice.disable_parallel_tool_use,
@@ -79,46 +79,28 @@ def _sampling(body: MessagesRequest) -> dict[str, Any]:
     return {**given, "stop": body.stop_sequences, "stream": body.stream}
 
 
-def chat_messages(system: list[Block], messages: list[Message]) -> Iterator[dict[str, Any]]:
-    """Messages as chat templates know them: the system's first, turns of one role put together."""
-    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    leading = [*system, *(block for message in messages[:first] for block in message.content)]
-    prompt = _joined(
-        block
-        for block in leading
-        if block["type"] == "text" and not block["text"].startswith(_BILLING)
-    )
+def chat_messages(system: list[Block], messages: list[Message]) -> Iterator[Turn]:
+    """Messages as chat templates know them."""
+    prompt = _joined(block for block in system if not block["text"].startswith(_BILLING))
     if prompt:
         yield {"role": "system", "content": prompt}
-    waiting: dict[str, Any] | None = None
-    for turn in _turns(messages[first:]):
-        if waiting is not None and waiting["role"] == turn["role"] == "user":
-            waiting["content"] += "\n" + turn["content"]
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = turn
-    if waiting is not None:
-        yield waiting
-
-
-def _turns(messages: Iterable[Message]) -> Iterator[dict[str, Any]]:
     names: dict[str, str] = {}
     for message in messages:
         if message.role == "assistant":
             turn = _assistant(message.content)
             names |= {call["id"]: call["function"]["name"] for call in turn["tool_calls"]}
             yield turn
+        elif message.role == "system":
+            yield {"role": "system", "content": _joined(_only_texts(message.content))}
         else:
-            # Templates have the system's message only at the beginning.
             yield from _user(message.content, names)
 
 
-def _assistant(blocks: list[Block]) -> dict[str, Any]:
+def _assistant(blocks: list[Block]) -> Turn:
     calls = [block for block in blocks if block["type"] == "tool_use"]
-    turn: dict[str, Any] = {
+    turn: Turn = {
         "role": "assistant",
-        "content": _joined(block for block in blocks if block["type"] == "text"),
+        "content": _joined(_only_texts(blocks)),
         "tool_calls": [
             {
                 "id": str(call.get("id") or ""),
@@ -132,7 +114,7 @@ def _assistant(blocks: list[Block]) -> dict[str, Any]:
     return {**turn, "reasoning_content": thought} if thought else turn
 
 
-def _user(blocks: list[Block], names: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _user(blocks: list[Block], names: dict[str, str]) -> Iterator[Turn]:
     texts: list[Block] = []
     for block in blocks:
         if block["type"] == "text":
@@ -146,7 +128,7 @@ def _user(blocks: list[Block], names: dict[str, str]) -> Iterator[dict[str, Any]
         yield {"role": "user", "content": _joined(texts)}
 
 
-def _tool_result(block: Block, names: dict[str, str]) -> dict[str, Any]:
+def _tool_result(block: Block, names: dict[str, str]) -> Turn:
     shown = {
         "role": "tool",
         "tool_call_id": block["tool_use_id"],
@@ -154,6 +136,10 @@ def _tool_result(block: Block, names: dict[str, str]) -> dict[str, Any]:
     }
     name = names.get(block["tool_use_id"])
     return {**shown, "name": name} if name else shown
+
+
+def _only_texts(blocks: list[Block]) -> list[Block]:
+    return [block for block in blocks if block["type"] == "text"]
 
 
 def _joined(blocks: Iterable[Block]) -> str:
@@ -186,10 +172,7 @@ def _thinking(body: CountTokensRequest, prompts: Prompts) -> dict[str, Any]:
         effort = NO_EFFORT
     elif kind == "enabled" and effort is None:
         effort = "high"
-    try:
-        return {} if effort is None else thinking_variables(prompts.tokenizer, effort)
-    except UnsupportedError:
-        return {}
+    return effort_variables(prompts.tokenizer, effort)
 
 
 def _response_format(body: CountTokensRequest) -> dict[str, Any] | None:

@@ -1,0 +1,281 @@
+"""OpenAI's response objects: whole, or as numbered events."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_parallm.engine.detokenizer import TextDelta
+from mlx_parallm.errors import ParallmError, RequestCancelledError
+from mlx_parallm.server.answer import (
+    Call,
+    CallArguments,
+    CallEnd,
+    CallStart,
+    Event,
+    Reasoning,
+    Text,
+)
+from mlx_parallm.server.answer.blocks import Run
+from mlx_parallm.server.compat.responses_requests import closed, functions_of, wants_logprobs
+from mlx_parallm.server.generation import Track
+from mlx_parallm.server.json_text import to_json
+from mlx_parallm.server.logprobs import TokenNames, chat_logprobs
+from mlx_parallm.server.schemas.openai_responses import ResponsesRequest
+
+WITH_THOUGHTS = "reasoning.encrypted_content"
+
+_Json = dict[str, Any]
+
+
+class ResponsesFormat:
+    """Makes the response, or the events, of one request.
+
+    Args:
+        model: as the client wrote it.
+        keep: called with the finished response.
+    """
+
+    def __init__(
+        self, body: ResponsesRequest, model: str, tokenizer: Any, keep: Callable[[_Json], None]
+    ) -> None:
+        self._body = body
+        self._keep = keep
+        self._names = TokenNames(tokenizer)
+        self._top = (body.top_logprobs or 0) if wants_logprobs(body) else None
+        self._head = _head(body, model)
+        self._number = 0
+        self._is_begun = False
+        # Of a stream: the items so far, and the one that is being written.
+        self._items: list[_Json] = []
+        self._open: Run | Call | None = None
+        self._logprobs: list[_Json] = []
+
+    @property
+    def id(self) -> str:
+        """The response's."""
+        return str(self._head["id"])
+
+    # Whole
+
+    def whole(self, track: Track) -> _Json:
+        """The response."""
+        status = _status(track)
+        items = [self._item(block, status) for block in track.blocks.all]
+        messages = [item for item in items if item["type"] == "message"]
+        if messages:
+            messages[-1]["content"][0]["logprobs"] = self._shown(track.logprobs)
+        response = self._response(track, items)
+        self._keep(response)
+        return response
+
+    # Events
+
+    def follow(self, tracks: Sequence[Track]) -> None:
+        """Nothing to prepare."""
+
+    def delta(self, track: Track, delta: TextDelta, said: Sequence[Event]) -> bytes:
+        """The events for something new."""
+        events = b"" if self._is_begun else self._begin(track)
+        logprobs = self._shown(delta.logprobs or ())
+        for event in said:
+            events += self._said(event, logprobs)
+        return events
+
+    def end(self, tracks: Sequence[Track]) -> bytes:
+        """The events after the last token."""
+        track = tracks[0]
+        events = self._close(_status(track))
+        response = self._response(track, self._items)
+        self._keep(response)
+        return events + self._event(f"response.{response['status']}", response=response)
+
+    def failure(self, error: ParallmError) -> bytes:
+        """The last event of a stream that fails."""
+        was_cancelled = isinstance(error, RequestCancelledError)
+        response = self.unfinished("cancelled" if was_cancelled else "failed")
+        response["error"] = {"code": "server_error", "message": error.message}
+        self._keep(response)
+        return self._event("response.failed", response=response)
+
+    def unfinished(self, status: str) -> _Json:
+        """The response so far."""
+        return {**self._head, "status": status, "output": self._items}
+
+    def _begin(self, track: Track) -> bytes:
+        self._is_begun = True
+        created = {**self._head, "status": "in_progress", "output": []}
+        return self._event("response.created", response=created) + self._event(
+            "response.in_progress", response=created
+        )
+
+    def _said(self, event: Event, logprobs: list[_Json]) -> bytes:
+        if isinstance(event, (Text, Reasoning)):
+            return self._piece(event.text, isinstance(event, Reasoning), logprobs)
+        if isinstance(event, CallStart):
+            return self._start(event.call)
+        if isinstance(event, CallArguments):
+            return self._about("response.function_call_arguments.delta", delta=event.text)
+        return self._close("completed" if isinstance(event, CallEnd) else "incomplete")
+
+    def _piece(self, text: str, is_thinking: bool, logprobs: list[_Json]) -> bytes:
+        started, run = b"", self._open
+        if not isinstance(run, Run) or run.is_thinking != is_thinking:
+            run = Run(is_thinking)
+            started = self._start(run)
+        run.pieces.append(text)
+        if is_thinking:
+            return started + self._part("response.reasoning_text.delta", delta=text)
+        self._logprobs += logprobs
+        return started + self._part("response.output_text.delta", delta=text, logprobs=logprobs)
+
+    def _start(self, block: Run | Call) -> bytes:
+        events = self._close("completed")
+        self._open, self._logprobs = block, []
+        item = self._item(block, "in_progress")
+        self._items.append({**item, "content": []} if isinstance(block, Run) else item)
+        events += self._about("response.output_item.added", with_id=False, item=self._items[-1])
+        if isinstance(block, Run):
+            events += self._part("response.content_part.added", part=item["content"][0])
+        return events
+
+    def _close(self, status: str) -> bytes:
+        block, self._open = self._open, None
+        if block is None:
+            return b""
+        item = {**self._item(block, status), "id": self._items[-1]["id"]}
+        self._items[-1] = item
+        if isinstance(block, Call):
+            events = self._about(
+                "response.function_call_arguments.done",
+                arguments=block.arguments,
+                name=block.name,
+            )
+        else:
+            events = self._close_run(block, item["content"][0])
+        return events + self._about("response.output_item.done", with_id=False, item=item)
+
+    def _close_run(self, run: Run, part: _Json) -> bytes:
+        if run.is_thinking:
+            done = self._part("response.reasoning_text.done", text=run.text)
+        else:
+            part["logprobs"] = self._logprobs
+            done = self._part("response.output_text.done", text=run.text, logprobs=self._logprobs)
+        return done + self._part("response.content_part.done", part=part)
+
+    def _part(self, kind: str, **fields: Any) -> bytes:
+        return self._about(kind, content_index=0, **fields)
+
+    def _about(self, kind: str, with_id: bool = True, **fields: Any) -> bytes:
+        """An event about the newest item."""
+        about = {"item_id": self._items[-1]["id"]} if with_id else {}
+        return self._event(kind, **about, output_index=len(self._items) - 1, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        event = {"type": kind, "sequence_number": self._number, **fields}
+        self._number += 1
+        return b"event: " + kind.encode() + b"\ndata: " + to_json(event) + b"\n\n"
+
+    # Items
+
+    def _item(self, block: Run | Call, status: str) -> _Json:
+        if isinstance(block, Call):
+            return {
+                "id": _new_id("fc"),
+                "type": "function_call",
+                "status": status,
+                "call_id": block.id,
+                "name": block.name,
+                "arguments": block.arguments,
+            }
+        if block.is_thinking:
+            part = {"type": "reasoning_text", "text": block.text}
+            shown = closed(block.text) if WITH_THOUGHTS in self._body.include else None
+            return {
+                "id": _new_id("rs"),
+                "type": "reasoning",
+                "status": status,
+                "summary": [],
+                "content": [part],
+                "encrypted_content": shown,
+            }
+        text = {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
+        return {
+            "id": _new_id("msg"),
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": [text],
+        }
+
+    def _shown(self, entries: Sequence[Any]) -> list[_Json]:
+        return [] if self._top is None else chat_logprobs(entries, self._names, self._top)
+
+    def _response(self, track: Track, items: list[_Json]) -> _Json:
+        status = _status(track)
+        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        return {
+            **self._head,
+            "status": status,
+            "completed_at": int(time.time()) if cut is None else None,
+            "incomplete_details": cut,
+            "output": items,
+            "usage": _usage(track),
+        }
+
+
+def _status(track: Track) -> str:
+    return "incomplete" if track.finish_reason == "length" else "completed"
+
+
+def _head(body: ResponsesRequest, model: str) -> _Json:
+    """What of a response does not depend on the answer."""
+    reasoning = body.reasoning
+    text = body.text.format if body.text is not None else None
+    return {
+        "id": _new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata,
+        "model": model,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {
+            "effort": reasoning.effort if reasoning is not None else None,
+            "summary": reasoning.summary if reasoning is not None else None,
+        },
+        "store": body.store,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": text or {"type": "text"}},
+        "tool_choice": body.tool_choice,
+        "tools": functions_of(body),
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user,
+    }
+
+
+def _usage(track: Track) -> _Json:
+    prompt, answer = len(track.prompt.ids), len(track.token_ids)
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": track.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": answer,
+        "output_tokens_details": {"reasoning_tokens": track.reasoning_tokens},
+        "total_tokens": prompt + answer,
+    }
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
