@@ -206,7 +206,7 @@ def test_decisions_are_bars(bundled: Any, opened: Open) -> None:
     track = shown.nth(1).locator(".track").first
     share = answers[1]["probabilities"][0]["probability"]
     assert abs(track.evaluate(width) - share) < 0.02
-    page.get_by_label("Options").first.fill("delivery")
+    page.get_by_label("Options").nth(1).fill("delivery")
     page.get_by_role("button", name="Decide", exact=True).click()
     sync_api.expect(page.locator("#decisions").get_by_role("alert")).to_be_visible()
 
