@@ -13,6 +13,7 @@ from fastapi import Request
 
 from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError, UnsupportedError
 from mlx_parallm.server.adapters import Adapters, named_adapters
+from mlx_parallm.server.decisions.told import Told
 from mlx_parallm.server.dispatch import Dispatcher
 from mlx_parallm.server.gate.turnstile import Turnstile
 from mlx_parallm.server.metrics import Metrics
@@ -48,6 +49,7 @@ class ServerState:
     memory_executor: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="memories")
     )
+    told_decisions: Told = field(default_factory=Told)
     _predictions: PredictionQueue | None = None
     _responses: ResponseStore | None = None
     _memories: MemoryManager | None = None

@@ -70,7 +70,7 @@ GROUPS = (
     Group("recall", "One of four values, by its letter", recalled_value),
     Group(
         "recall_text",
-        "One of four values, by its own text",
+        "One of four values, by a sentence with it",
         lambda rng, count: recalled_value(rng, count, "sequence"),
     ),
     Group("truth", "Whether a sentence was said", recalled_truth),
@@ -94,8 +94,11 @@ def _recalled_value(rng: random.Random, read: str) -> Task:
     others = [value for value in values if value != values[gold]]
     choices = [values[gold], *rng.sample(others, 3)]
     rng.shuffle(choices)
+    place = choices.index(values[gold])
+    if read == "sequence":
+        choices = [fact(relation, names[gold], value) for value in choices]
     question = _choice(f"What is the {relation} of {names[gold]}?", choices, read)
-    return Task(_text(relation, names, values), question, choices.index(values[gold]))
+    return Task(_text(relation, names, values), question, place)
 
 
 def _recalled_truth(rng: random.Random, gold: int) -> Task:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-# Probabilities are told with so many decimals. Products of other batch sizes round differently,
-# by some 1e-6, which must not show.
+# Probabilities are told with so many decimals; the next ones differ with what else is computed.
 DECIMALS = 4
 
 

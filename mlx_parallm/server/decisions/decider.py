@@ -14,6 +14,7 @@ from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.server.decisions.labels import Labels, Place
 from mlx_parallm.server.decisions.option_tree import OptionTree, Prefix, probabilities
 from mlx_parallm.server.decisions.question import Question, about
+from mlx_parallm.server.decisions.told import Decision, Told, key_of
 from mlx_parallm.server.generation import Track
 from mlx_parallm.server.prefix_namespace import Namespace
 from mlx_parallm.server.prompts import Prompt, Prompts
@@ -25,25 +26,11 @@ _ANSWER = "\nAnswer:"
 _STUB = "x"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer to one question.
-
-    Attributes:
-        probabilities: one per option, of the options alone.
-        label_mass: the probability that the reply is one of the options.
-        argmax_is_label: whether the likeliest first token begins one.
-    """
-
-    probabilities: list[float]
-    label_mass: float
-    argmax_is_label: bool
-
-
 @dataclass(slots=True)
 class _Asked:
     """A question on its way: its rows' tracks, by the tokens behind the prompt."""
 
+    prompt: Prompt
     tree: OptionTree
     tracks: dict[Prefix, Track]
 
@@ -52,6 +39,8 @@ class Decider:
     """The questions of one request.
 
     Args:
+        told: answers that were given before.
+        noise: how far products of other batches may be off, see told.py.
         variables: for the chat template.
         priority: lower is served first.
         limit: rows that the request may have.
@@ -60,13 +49,17 @@ class Decider:
     def __init__(
         self,
         prompts: Prompts,
+        told: Told,
         *,
+        noise: float,
         namespace: Namespace,
         variables: dict[str, Any],
         limit: int,
         priority: int = 0,
     ) -> None:
         self._prompts = prompts
+        self._told = told
+        self._noise = noise
         self._namespace = namespace
         self._variables = variables
         self._limit = limit
@@ -95,7 +88,16 @@ class Decider:
 
     def decisions(self) -> list[Decision]:
         """The answers, in the questions' order."""
-        return [_decided(asked) for asked in self._asked]
+        return [self._decided(asked) for asked in self._asked]
+
+    def _decided(self, asked: _Asked) -> Decision:
+        found = {tokens: dict(track.logprobs[0].top) for tokens, track in asked.tracks.items()}
+        logprobs = asked.tree.logprobs(found)
+        mass = min(1.0, math.fsum(math.exp(value) for value in logprobs))
+        first = asked.tracks[()].logprobs[0].token_id
+        fresh = Decision(tuple(probabilities(logprobs)), mass, first in found[()])
+        key = key_of(self._namespace, asked.prompt.ids, asked.tree.options)
+        return self._told.settled(key, fresh, self._noise)
 
     def usage(self) -> dict[str, Any]:
         """Tokens; a question whose options need several rows has one prompt."""
@@ -112,7 +114,7 @@ class Decider:
         }
 
     def _add(self, prompt: Prompt, tree: OptionTree) -> None:
-        asked = _Asked(tree, {})
+        asked = _Asked(prompt, tree, {})
         for tokens, wanted in tree.rows:
             params = SamplingParams(
                 max_tokens=1,
@@ -149,11 +151,3 @@ class Decider:
             }
         )
         return await self._prompts.conversation(body, [], False, limited=True)
-
-
-def _decided(asked: _Asked) -> Decision:
-    found = {tokens: dict(track.logprobs[0].top) for tokens, track in asked.tracks.items()}
-    logprobs = asked.tree.logprobs(found)
-    mass = math.fsum(math.exp(value) for value in logprobs)
-    first = asked.tracks[()].logprobs[0].token_id
-    return Decision(probabilities(logprobs), min(mass, 1.0), first in found[()])

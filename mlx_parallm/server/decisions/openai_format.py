@@ -6,8 +6,8 @@ from typing import Any, assert_never
 
 from mlx_parallm.server.decisions import confidence
 from mlx_parallm.server.decisions.confidence import shown
-from mlx_parallm.server.decisions.decider import Decision
 from mlx_parallm.server.decisions.question import Option, Question, as_text
+from mlx_parallm.server.decisions.told import Decision
 from mlx_parallm.server.schemas.decisions import (
     ChoiceQuestion,
     DecisionQuestion,
@@ -55,7 +55,7 @@ def _question(asked: DecisionQuestion, place: int) -> Question:
     assert_never(asked)
 
 
-def _answer(asked: DecisionQuestion, found: list[float]) -> dict[str, Any]:
+def _answer(asked: DecisionQuestion, found: tuple[float, ...]) -> dict[str, Any]:
     if isinstance(asked, PredicateQuestion):
         return {"probability": shown(found[0])}
     if isinstance(asked, ChoiceQuestion):

@@ -23,12 +23,12 @@ class OptionTree:
     """
 
     def __init__(self, options: Sequence[Prefix]) -> None:
-        self._options = list(options)
+        self.options = list(options)
         children: dict[Prefix, dict[int, None]] = {}
-        for tokens in self._options:
+        for tokens in self.options:
             for place, token in enumerate(tokens):
                 children.setdefault(tokens[:place], {})[token] = None
-        if len(set(self._options)) < len(self._options) or set(self._options) & set(children):
+        if len(set(self.options)) < len(self.options) or set(self.options) & set(children):
             raise ValueError("an option is the same as another, or its beginning")
         self._children = {prefix: tuple(tokens) for prefix, tokens in children.items()}
 
@@ -45,7 +45,7 @@ class OptionTree:
         """
         return [
             math.fsum(found[tokens[:place]][token] for place, token in enumerate(tokens))
-            for tokens in self._options
+            for tokens in self.options
         ]
 
 

@@ -8,8 +8,8 @@ from typing import Any, assert_never
 
 from mlx_parallm.server.decisions import confidence
 from mlx_parallm.server.decisions.confidence import shown
-from mlx_parallm.server.decisions.decider import Decision
 from mlx_parallm.server.decisions.question import Option, Question, as_text
+from mlx_parallm.server.decisions.told import Decision
 from mlx_parallm.server.schemas.decisions import (
     NoulQuestion,
     SystemOneChoice,
@@ -69,7 +69,7 @@ def _meaning(value: Any) -> str:
     return "" if value is None else as_text(value)
 
 
-def _answer(asked: SystemOneQuestion, found: list[float]) -> dict[str, Any]:
+def _answer(asked: SystemOneQuestion, found: tuple[float, ...]) -> dict[str, Any]:
     if isinstance(asked, NoulQuestion):
         return {"noul": shown(found[0])}
     if isinstance(asked, SystemOneChoice):

@@ -12,6 +12,7 @@ from mlx_parallm.server.chat_template import has_variable
 from mlx_parallm.server.decisions import openai_format, system_one_format
 from mlx_parallm.server.decisions.decider import Decider
 from mlx_parallm.server.decisions.question import as_text
+from mlx_parallm.server.decisions.told import FLOAT32_NOISE, SHORT_FLOAT_NOISE
 from mlx_parallm.server.generation import Collected
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
 from mlx_parallm.server.prefix_namespace import prefix_namespace
@@ -85,8 +86,11 @@ def _decider(
     # A reply that begins with thinking says nothing about the labels.
     can_switch = has_variable(prompts.tokenizer, "enable_thinking")
     thoughtless = {"enable_thinking": False} if can_switch else {}
+    exact = state.loaded().dtype == "float32"
     return Decider(
         prompts,
+        state.told_decisions,
+        noise=FLOAT32_NOISE if exact else SHORT_FLOAT_NOISE,
         namespace=prefix_namespace(request, state, cache_salt),
         variables={**thoughtless, **(state.settings.chat_template_kwargs or {}), **variables},
         limit=state.capacity,
