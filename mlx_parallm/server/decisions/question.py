@@ -19,7 +19,7 @@ class Option:
     """One allowed answer.
 
     Attributes:
-        text: what the model is shown of it; with read "sequence" what it would write.
+        text: what the model is shown of it, or, with read "sequence", what it would write.
         description: more about it.
     """
 
@@ -64,8 +64,10 @@ class Question:
     def text(self) -> str:
         """The question without the input that it is about."""
         if self.read == "sequence":
-            lines = [f"- {_described(option.text, option)}" for option in self.options]
-            return _joined(self.instructions, lines, "Answer with one of these, word for word.")
+            # Options without a description are not shown: who asks may write them where they
+            # like, and the reply's likelihood is that of a free answer.
+            lines = [f"- {_described(o.text, o)}" for o in self.options if o.description]
+            return _joined(self.instructions, lines)
         if self.kind == "yes_no":
             pairs = zip(self.labels, self.options, strict=True)
             lines = [f"{label}: {o.description}" for label, o in pairs if o.description]
@@ -95,5 +97,5 @@ def _described(text: str, option: Option) -> str:
     return f"{text} - {option.description}" if option.description else text
 
 
-def _joined(instructions: str, lines: Sequence[str], ending: str) -> str:
-    return "\n".join([instructions, *lines, ending])
+def _joined(instructions: str, lines: Sequence[str], *ending: str) -> str:
+    return "\n".join([instructions, *lines, *ending])

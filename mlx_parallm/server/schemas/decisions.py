@@ -25,8 +25,9 @@ MAX_LEVELS = 10
 Read = Annotated[
     Literal["label", "sequence"],
     Field(
-        description="label: the probability of a short label of each option; sequence: that of "
-        "the option's own text."
+        description="label: options are shown with short labels, whose probabilities are read; "
+        "sequence: the probability of each option's own text as the whole reply. Then those "
+        "without a description are not shown."
     ),
 ]
 

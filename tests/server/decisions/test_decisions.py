@@ -178,12 +178,14 @@ def test_any_text_as_an_option(bundled: Any) -> None:
     question = {
         "type": "choice",
         "instructions": "Where is the cat?",
-        "choices": [{"value": value} for value in values],
+        "choices": [
+            *({"value": value} for value in values[:2]),
+            {"value": values[2], "description": "where the key is"},
+        ],
         "read": "sequence",
     }
     answer = bundled.ok(DECISIONS, input=STATE, questions=[question])["answers"][0]
-    text = f"{STATE}\n\nWhere is the cat?\n" + "".join(f"- {value}\n" for value in values)
-    text += "Answer with one of these, word for word."
+    text = f"{STATE}\n\nWhere is the cat?\n- under the mat - where the key is"
     wanted = softmax([direct.option(text, value, ends=True) for value in values])
     found = [entry["probability"] for entry in answer["probabilities"]]
     assert found == pytest.approx(wanted, abs=1e-4)
