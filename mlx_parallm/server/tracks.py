@@ -10,6 +10,7 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.grammar import Constraint
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
+from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.server.answer import Dialect, Reader
 from mlx_parallm.server.answer.thought_counter import ThoughtCounter
@@ -190,6 +191,11 @@ def _sequences(
     constraint: Constraint | None = None,
 ) -> Iterator[EngineSequence]:
     """`count` sequences that share one prefill; with a seed each has its own, counted up."""
+    if constraint is not None and params.allowed_token_ids:
+        raise InvalidRequestError(
+            "allowed_token_ids and a grammar exclude each other: together they may allow nothing.",
+            param="allowed_token_ids",
+        )
     group: int | None = None
     for place in range(count):
         own = params

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bundled.knowledge import multiple_choice
+from bundled.knowledge import FACTS, question, statement
 from bundled.recall import fact
-from bundled.words import NAMES, RELATIONS, VALUES
+from bundled.words import FILLER, NAMES, RELATIONS, VALUES
 
 _FACTS = 6
 _LEVELS = [{"label": str(number)} for number in range(10)]
@@ -53,17 +53,8 @@ def counted(rng: random.Random, count: int) -> list[Task]:
 
 
 def world(rng: random.Random, count: int) -> list[Task]:
-    """Facts of the bundled model's small world, by the log-likelihood of the answers."""
-    items: list[dict[str, Any]] = multiple_choice()
-    rng.shuffle(items)
-    return [
-        Task(
-            "Answer the question.",
-            _choice(str(item["question"]), list(item["choices"]), "sequence"),
-            int(item["gold"]),
-        )
-        for item in items[:count]
-    ]
+    """Facts of the bundled model's small world: which of four sentences is the answer?"""
+    return [_world(rng) for _ in range(count)]
 
 
 GROUPS = (
@@ -75,7 +66,7 @@ GROUPS = (
     ),
     Group("truth", "Whether a sentence was said", recalled_truth),
     Group("score", "A digit on a scale of ten", counted),
-    Group("world", "Facts of a small world, by their text", world),
+    Group("world", "Facts of a small world, by a sentence", world),
 )
 
 
@@ -113,6 +104,16 @@ def _counted(rng: random.Random) -> Task:
     name, number = rng.choice(NAMES), rng.randrange(10)
     asked = {"type": "score", "instructions": f"How many has {name}?", "levels": _LEVELS}
     return Task(f"The number of {name} is {number}.", asked, number)
+
+
+def _world(rng: random.Random) -> Task:
+    known = rng.choice([one for one in FACTS if one.topic not in ("after", "before")])
+    others = {one.answer for one in FACTS if one.topic == known.topic} - {known.answer}
+    answers = [known.answer, *rng.sample(sorted(others), 3)]
+    rng.shuffle(answers)
+    choices = [statement(replace(known, answer=answer)) for answer in answers]
+    asked = _choice(question(known, rng.randrange(6)), choices, "sequence")
+    return Task(rng.choice(FILLER), asked, answers.index(known.answer))
 
 
 def _choice(asked: str, values: list[str], read: str) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def test_reports_are_of_the_distribution_that_was_drawn_from(real: Any, model: L
                 assert found[f"token_id:{place}"] == pytest.approx(wanted, abs=1e-4)
 
 
+def test_allowed_tokens_and_a_grammar_exclude_each_other(real: Any) -> None:
+    request = {"prompt": "a", "structured_outputs": {"regex": "[ab]+"}}
+    assert real.ok(COMPLETIONS, **request)["choices"][0]["text"]
+    response = real.post(COMPLETIONS, **request, allowed_token_ids=[7])
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "allowed_token_ids"
+
+
 def one(real: Any, place: int) -> tuple[Any, ...]:
     """A request that depends on its place, whole or as a stream, and what came of it."""
     request: dict[str, Any] = {
