@@ -204,3 +204,18 @@ def test_only_this_machine_without_a_key() -> None:
 
     assert local("127.0.0.1") and local("::1") and local("::ffff:127.0.0.1")
     assert not (local("10.0.0.1") or local("::ffff:10.0.0.1") or local("testclient"))
+
+
+def test_typed_questions_choose_an_adapter_too(served: Any) -> None:
+    def probability(model: str) -> float:
+        question = {"type": "predicate", "instructions": "Is it so?"}
+        body = {"model": model, "input": "It is.", "questions": [question]}
+        answer = served.post("/v1/decisions", **body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == model
+        found: float = answer.json()["answers"][0]["probability"]
+        return found
+
+    base, first = probability("base"), probability("first")
+    assert abs(base - first) > 1e-3
+    assert (probability("base"), probability("first")) == (base, first)

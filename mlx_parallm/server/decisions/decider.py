@@ -94,9 +94,11 @@ class Decider:
         found = {tokens: dict(track.logprobs[0].top) for tokens, track in asked.tracks.items()}
         logprobs = asked.tree.logprobs(found)
         mass = min(1.0, math.fsum(math.exp(value) for value in logprobs))
-        first = asked.tracks[()].logprobs[0].token_id
-        fresh = Decision(tuple(probabilities(logprobs)), mass, first in found[()])
-        key = key_of(self._namespace, asked.prompt.ids, asked.tree.options)
+        root = asked.tracks[()]
+        likeliest = root.logprobs[0].token_id
+        fresh = Decision(tuple(probabilities(logprobs)), mass, likeliest in found[()])
+        # The sequence's own namespace: it has the adapter and its version.
+        key = key_of(root.sequence.namespace, asked.prompt.ids, asked.tree.options)
         return self._told.settled(key, fresh, self._noise)
 
     def usage(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.body import read_body
 from mlx_parallm.server.chat_template import has_variable
 from mlx_parallm.server.decisions import openai_format, system_one_format
@@ -40,9 +41,10 @@ async def decisions(request: Request) -> Response:
     state = state_of(request)
     state.prompts()
     body = await read_body(request, DecisionsRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
     decider = _decider(request, state, body.cache_salt, {})
     await decider.ask(openai_format.state_of(body), openai_format.questions_of(body))
+    use_adapter(decider.tracks, adapter)
 
     def answer() -> dict[str, Any]:
         answers = openai_format.answers_of(body, decider.decisions())
@@ -63,10 +65,11 @@ async def system_one(request: Request) -> Response:
     state = state_of(request)
     state.prompts()
     body = await read_body(request, SystemOneRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
     decider = _decider(request, state, body.cache_salt, body.chat_template_kwargs, body.priority)
     questions = system_one_format.questions_of(body)
     await decider.ask(as_text(body.state), questions, body.instructions)
+    use_adapter(decider.tracks, adapter)
 
     def answer() -> dict[str, Any]:
         found, usage = decider.decisions(), decider.usage()
