@@ -20,6 +20,8 @@ import pytest
 
 from mlx_parallm.__main__ import COMMANDS
 from mlx_parallm.models.loader import load_model
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
 from tests.models import tiny_gguf
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
 from tests.models.test_package import add_wheel
@@ -174,6 +176,12 @@ def test_the_readme_is_short() -> None:
     assert len(lines) <= 240
     linked = {Path(target).name for page in PAGES for target in links(page)}
     assert [page.name for page in PAGES[1:] if page.name not in linked] == []
+
+
+def test_the_page_of_the_api_has_every_endpoint() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf8")
+    paths = [re.sub(r"{\w+}", "{id}", path) for path in create_app(Settings()).openapi()["paths"]]
+    assert [path for path in paths if not re.search(rf"[` ]{re.escape(path)}`", page)] == []
 
 
 def test_an_unknown_command_is_told() -> None:

@@ -40,6 +40,7 @@ from mlx_parallm.server.schemas.ollama import (
     OllamaGenerateRequest,
     OllamaShowRequest,
 )
+from mlx_parallm.server.schemas.openai_responses import ResponsesRequest
 from mlx_parallm.server.schemas.pooling import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -77,6 +78,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     OllamaShowRequest,
     PredictRequest,
     RerankRequest,
+    ResponsesRequest,
     ScoreRequest,
     SearchMemoriesRequest,
     SystemOneRequest,
