@@ -27,6 +27,11 @@ class Modules:
     def __getitem__(self, path: str) -> Any:
         return self._by_path[path.removesuffix(HEAD)]
 
+    @property
+    def paths(self) -> list[str]:
+        """Of all modules."""
+        return list(self._by_path)
+
     def find(self, name: str) -> str | None:
         """The path of a module in the model; None where there is no such module.
 
