@@ -29,6 +29,7 @@ from mlx_parallm.engine.assembly import assemble
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
+from mlx_parallm.engine.live import switch_rows
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
@@ -97,6 +98,7 @@ class Engine:
         self._state = "loading"
         self._stats = EngineStats()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._at_rest: list[Callable[[], None]] = []
         self._live: dict[int, _Live] = {}
         self._lock = threading.Lock()
         self._ready = threading.Event()
@@ -157,8 +159,12 @@ class Engine:
         ids = list(ids)
         self._inbox.put(lambda: self._abort(ids))
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run a function on the engine's thread, between two steps."""
+    def call(self, function: Callable[[], T], *, at_rest: bool = False) -> Future[T]:
+        """Run a function on the engine's thread, between two steps.
+
+        Args:
+            at_rest: with no step in flight: all tokens so far are known.
+        """
         future: Future[T] = Future()
 
         def run() -> None:
@@ -172,7 +178,7 @@ class Engine:
         with self._lock:
             if self._state == "stopped":
                 raise UnavailableError(f"The engine has stopped: {self.reason}")
-            self._inbox.put(run)
+            self._inbox.put((lambda: self._at_rest.append(run)) if at_rest else run)
         return future
 
     def configure(
@@ -234,6 +240,13 @@ class Engine:
             UnsupportedError: this model takes no adapters.
         """
         return self._adapter_pool.preparing(adapter)
+
+    def switch_adapter(self, new: Adapter, *, recompute: bool) -> Future[int]:
+        """Let running sequences of earlier versions go on with a new one; see live.py."""
+        return self.call(
+            lambda: switch_rows(self.scheduler, self.runner, new, recompute=recompute),
+            at_rest=True,
+        )
 
     @property
     def _adapter_pool(self) -> AdapterPool:
@@ -372,6 +385,11 @@ class Engine:
         """
         began = time.perf_counter()
         try:
+            if self._at_rest:
+                earlier, launched = launched, None
+                if earlier is not None:
+                    self._take(self.runner.collect(earlier))
+                self._run_at_rest()
             guesses = self.runner.guesses(self.scheduler.decoding)
             first = guesses or self.runner.must_read_first(self.scheduler.decoding)
             if launched is not None and (first or launched.guessed is not None):
@@ -397,6 +415,11 @@ class Engine:
             following = None
         self._counter.step(began, following)
         return following
+
+    def _run_at_rest(self) -> None:
+        calls, self._at_rest = self._at_rest, []
+        for call in calls:
+            call()
 
     def _recover(self, error: Exception, launched: Launched | None) -> None:
         """A step failed: find the sequence at fault, keep the others.
@@ -504,6 +527,7 @@ class Engine:
                 self._inbox.get()()
             except Exception:
                 log.exception("left over when the engine stopped")
+        self._run_at_rest()
 
     def _free(self) -> None:
         """Free what rows hold, on the thread that made it."""

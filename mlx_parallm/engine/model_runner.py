@@ -148,7 +148,7 @@ class ModelRunner:
     def _begin(self, plan: Plan, guesses: int) -> Begun:
         began = time.perf_counter()
         for sequence in plan.release:
-            self._release(sequence)
+            self.release(sequence)
         for sequence, match in plan.loads:
             assert self.prefixes is not None
             self.prefixes.load(self.forwards.join(sequence), match)
@@ -331,7 +331,8 @@ class ModelRunner:
 
     # Rows
 
-    def _release(self, sequence: Sequence) -> None:
+    def release(self, sequence: Sequence) -> None:
+        """Give a sequence's row back, if it has one; its full pages are kept as a prefix."""
         row = self.forwards.rows.get(sequence.id)
         if row is None:
             return

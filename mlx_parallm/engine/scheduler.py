@@ -50,6 +50,8 @@ class ContinuousBatchScheduler:
         self.admit_adapter: AdmitAdapter | None = None  # None: there are no adapters
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.paused = False  # nothing is computed
+        self.admits = True  # False: only sequences that have begun
         self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
         self._ties = itertools.count()
         self._num_waiting = 0
@@ -75,7 +77,19 @@ class ContinuousBatchScheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.running or self._num_waiting or self._release)
+        waits = self.running or self._num_waiting
+        return bool(self._release or (waits and not self.paused))
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        """Every sequence that will get more tokens."""
+        waiting = [entry[-1] for entry in self._waiting]
+        waiting += [follower for group in self._followers.values() for follower in group]
+        return self.running + [s for s in waiting if s.status is Status.WAITING]
+
+    def recompute(self, sequence: Sequence) -> None:
+        """Compute a running sequence's tokens again; its row was given back."""
+        self._preempt(sequence)
 
     @property
     def kv_tokens_used(self) -> int:
@@ -111,7 +125,7 @@ class ContinuousBatchScheduler:
             self._retired.remove(sequence)
         sequence.status, sequence.finish_reason = Status.FINISHED, reason
         self._acquit(sequence)
-        self._disband(sequence)
+        self.disband(sequence)
 
     # One step
 
@@ -119,6 +133,8 @@ class ContinuousBatchScheduler:
         """Plan the next step from what is known now."""
         plan = Plan(release=self._release)
         self._release = []
+        if self.paused:
+            return plan
         self._retire(plan)
         if not self._make_room(plan):
             self._admit(plan)
@@ -224,7 +240,7 @@ class ContinuousBatchScheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._disband(sequence)
+        self.disband(sequence)
         sequence.status, sequence.num_computed = Status.WAITING, 0
         self.preemptions += 1
         self.add(sequence)
@@ -238,7 +254,7 @@ class ContinuousBatchScheduler:
             if not self._fits_beside(sequence):
                 break
             heapq.heappop(self._waiting)
-            if not self._has_adapter(sequence):
+            if not (self.admits or sequence.output) or not self._has_adapter(sequence):
                 passed.append(sequence)
             elif not self._follows(sequence):
                 self._start(sequence, plan)
@@ -311,7 +327,7 @@ class ContinuousBatchScheduler:
         cached = self._match(sequence, record=False).num_tokens
         return shared >= cached + 2 * self.prefixes.page_size
 
-    def _disband(self, sequence: Sequence) -> None:
+    def disband(self, sequence: Sequence) -> None:
         """A leader has ended or is computed: its followers are scheduled on their own again."""
         key = self._leader_key(sequence)
         if key is not None and self._leaders.get(key) is sequence:
@@ -383,7 +399,7 @@ class ContinuousBatchScheduler:
         """A prompt is computed: those of its group get a copy of its row."""
         self._run(sequence, plan)
         followers = self._followers.pop(sequence.id, [])
-        self._disband(sequence)
+        self.disband(sequence)
         for follower in [f for f in followers if f.status is Status.WAITING]:
             if _twins(follower, sequence) and self._has_room(follower):
                 self._num_waiting -= 1

@@ -188,6 +188,7 @@ class Sequence:
             namespace is added when the sequence is made.
         adapter: that its tokens are computed with, None for the base model; its part of the
             namespace is added as well.
+        switches: (token of the output, version) from which on an adapter's version computed.
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
@@ -211,6 +212,7 @@ class Sequence:
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     memory: MemoryRequest | None = None
     adapter: Adapter | None = None
+    switches: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     pooling: str | None = None
     constraint: Constraint | None = None
 
@@ -222,9 +224,33 @@ class Sequence:
 
     def use(self, adapter: Adapter) -> None:
         """Compute with an adapter; before the sequence is submitted."""
-        self.adapter = adapter
+        self.adapter, self.switches = adapter, [(0, adapter.version)]
         if adapter.namespace not in self.namespace:
             self.namespace = (*self.namespace, adapter.namespace)
+
+    def switch(self, adapter: Adapter, *, exact: bool) -> None:
+        """Go on with another version of its adapter.
+
+        Args:
+            exact: all of its K and V will be the new version's; else they are nobody's prefix.
+        """
+        assert self.adapter is not None
+        old, new = self.adapter.namespace, adapter.namespace
+        self.namespace = tuple(new if part == old else part for part in self.namespace)
+        if not exact:
+            self.namespace = (*self.namespace, ("mixed", self.id))
+        self.adapter = adapter
+        self.switches.append((len(self.output), adapter.version))
+
+    @property
+    def versions(self) -> list[int]:
+        """The adapter's version of each token of the output; 0 is the base model's."""
+        ends = [*(place for place, _ in self.switches[1:]), len(self.output)]
+        return [
+            version
+            for (first, version), end in zip(self.switches, ends, strict=True)
+            for _ in range(first, end)
+        ]
 
     @classmethod
     def pooled(

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlx_parallm.engine.adapter import Adapter
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError, UnsupportedError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlx_parallm.server.generation import Track
 
 T = TypeVar("T")
+Running = Literal["finish", "keep", "recompute"]
 
 KEPT_VERSIONS = 4
 """Versions of an adapter that can be rolled back to, the one in use included."""
@@ -109,8 +110,14 @@ class Adapters:
             raise NotFoundError(f"The adapter {name[:200]!r} was removed.", param="model")
         return entry.current
 
-    async def add(self, name: str, path: str, *, replace: bool = False) -> Entry:
+    async def add(
+        self, name: str, path: str, *, replace: bool = False, running: Running = "finish"
+    ) -> Entry:
         """Read an adapter's folder; with `replace`, as the next version of a known name.
+
+        Args:
+            running: what becomes of sequences that an earlier version computes: they finish
+                with it, switch and keep their K and V, or switch and compute them again.
 
         Raises:
             InvalidRequestError: the name is taken, or the adapter cannot be used.
@@ -130,9 +137,10 @@ class Adapters:
             entry.path = path
             await self._install(entry, config, weights)
             self._entries[name] = entry
+            await self._switch(entry, running)
         return entry
 
-    async def update(self, name: str, data: bytes) -> Entry:
+    async def update(self, name: str, data: bytes, running: Running = "finish") -> Entry:
         """New weights for a known adapter, as safetensors; its settings stay.
 
         Raises:
@@ -143,6 +151,7 @@ class Adapters:
         with self._only_change(name):
             weights = await self._in_thread(lambda: self._parse(entry.config, data))
             await self._install(entry, entry.config, weights)
+            await self._switch(entry, running)
         return entry
 
     def roll_back(self, name: str, version: int | None) -> Entry:
@@ -199,6 +208,12 @@ class Adapters:
         entry.versions[adapter.version] = adapter
         while len(entry.versions) > KEPT_VERSIONS:
             entry.versions.popitem(last=False)
+
+    async def _switch(self, entry: Entry, running: Running) -> None:
+        if running != "finish" and entry.current is not None:
+            recompute = running == "recompute"
+            switched = self._engine.switch_adapter(entry.current, recompute=recompute)
+            await asyncio.wrap_future(switched)
 
     async def _read(self, path: str) -> tuple[Mapping[str, Any], AdapterWeights]:
         from mlx_parallm.models.lora.reader import read_config, read_folder

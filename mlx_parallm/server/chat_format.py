@@ -78,6 +78,8 @@ class ChatFormat:
         }
         if self._body.return_token_ids:
             choice["token_ids"] = track.token_ids
+        if self._body.return_weight_versions:
+            choice["weight_versions"] = track.weight_versions
         return choice if track.cited is None else {**choice, "citations": track.cited}
 
     def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:
@@ -160,6 +162,8 @@ class ChatFormat:
         else:
             cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
             stop = compact(track.stop_reason)
+            if self._body.return_weight_versions:
+                cited += f',"weight_versions":{compact(track.weight_versions)}'
             choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks, beside)
 

@@ -77,6 +77,8 @@ class CompletionFormat:
         if self._body.return_token_ids:
             choice["prompt_token_ids"] = track.prompt.ids
             choice["token_ids"] = track.token_ids
+        if self._body.return_weight_versions:
+            choice["weight_versions"] = track.weight_versions
         return choice
 
     def _whole_logprobs(self, track: Track, prompt: str, text: str, top: int) -> dict[str, Any]:
@@ -159,6 +161,8 @@ class CompletionFormat:
         else:
             cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
             stop = compact(track.stop_reason)
+            if self._body.return_weight_versions:
+                cited += f',"weight_versions":{compact(track.weight_versions)}'
             choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks)
 

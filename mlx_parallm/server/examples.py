@@ -9,6 +9,7 @@ _PROMPT = "The capital of France is"
 
 # By the name of the schema.
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "AbortRequests": {"request_ids": ["req-1"]},
     "AddAdapterRequest": {"name": "policy", "path": "/adapters/policy"},
     "LoadLoraRequest": {"lora_name": "policy", "lora_path": "/adapters/policy"},
     "RollBackRequest": {"version": 1},

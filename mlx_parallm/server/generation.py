@@ -135,6 +135,11 @@ class Track:
         return self.cited_answer.shown
 
     @property
+    def weight_versions(self) -> list[int]:
+        """The version of the adapter that gave each token; 0 is the base model's."""
+        return self.sequence.versions[: len(self.token_ids)]
+
+    @property
     def mean_logprob(self) -> float:
         """Of the generated tokens; an answer without any is the worst."""
         if not self.logprobs:

@@ -20,6 +20,7 @@ from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.collections import AddMemoriesRequest, SearchMemoriesRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.configure import ConfigureRequest
+from mlx_parallm.server.schemas.control import AbortRequests
 from mlx_parallm.server.schemas.decisions import DecisionsRequest, SystemOneRequest
 from mlx_parallm.server.schemas.errors import ErrorResponse
 from mlx_parallm.server.schemas.generate import (
@@ -51,6 +52,7 @@ from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 BODIES: tuple[type[BaseModel], ...] = (
+    AbortRequests,
     AddAdapterRequest,
     LoadLoraRequest,
     RollBackRequest,

@@ -55,6 +55,7 @@ class ServerState:
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
     _adapters: Adapters | None = None
+    sleeping: bool = False
 
     def loaded(self) -> LoadedModel:
         """The model, once it is there.

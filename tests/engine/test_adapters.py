@@ -183,3 +183,39 @@ def test_windows_and_states(name: str, tmp_path: Path) -> None:
     oracles = [*(with_mlx_lm(build(), folder) for folder in folders), build()]
     for number, sequence in rows:
         check(driver, sequence, oracles[number])
+
+
+@pytest.mark.parametrize("kind", ["prefixes", "guesses", "few slots"])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_new_version_in_mid_answer(bench: Bench, kind: str, recompute: bool) -> None:
+    """Recomputed, every token is exact under its version; kept K and V are nobody's prefix."""
+    engines, adapters, oracles = bench
+    engine = engines[kind]
+    old, new = Adapter("p", 1, adapters[0].weights), Adapter("p", 2, adapters[1].weights)
+    rows = [_sequence(old, 20, text, float(text % 2)) for text in range(40, 43)]
+    for row in rows:
+        row.params = SamplingParams(
+            max_tokens=30, temperature=row.params.temperature, logprobs=0, ignore_eos=True, seed=1
+        )
+    other = _sequence(fresh(adapters)[2], 20, 40, 0.0)
+    driver = Driver(engine)
+    switched: list[Any] = []
+    driver.at_step(8, lambda: switched.append(engine.switch_adapter(new, recompute=recompute)))
+    driver.run(*rows, other)
+    assert switched[0].result(10) == len(rows)
+    check(driver, other, oracles[2])
+    for row in rows:
+        assert row.versions == sorted(row.versions) and set(row.versions) == {1, 2}
+        tokens, change = driver.tokens(row), row.versions.index(2)
+        text = mx.array([row.prompt + tokens])
+        tables = []
+        for number in (0, 1):
+            logits = oracles[number](text)[0, len(row.prompt) - 1 : -1]
+            tables.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
+        for place, (token, entry) in enumerate(zip(tokens, driver.logprobs(row), strict=True)):
+            if place < change or recompute:
+                expected = tables[int(place >= change)][place][token]
+                assert entry.logprob == pytest.approx(expected, abs=1e-4)
+    for adapter, number in ((new, 1), (old, 0)):  # prefixes that the rows left are right
+        again = _sequence(adapter, 20, 40, 0.0)
+        check(Driver(engine).run(again), again, oracles[number])

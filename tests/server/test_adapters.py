@@ -12,6 +12,7 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
+from tests.engine.driver import wait_until
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
 
 pytestmark = pytest.mark.usefixtures("no_compile")
@@ -219,3 +220,44 @@ def test_typed_questions_choose_an_adapter_too(served: Any) -> None:
     base, first = probability("base"), probability("first")
     assert abs(base - first) > 1e-3
     assert (probability("base"), probability("first")) == (base, first)
+
+
+def test_every_tokens_version_is_told(served: Any, folders: list[Path]) -> None:
+    """The version changes in mid-answer: kept or recomputed, whole or as a stream."""
+    load(served, "moving", folders[0])
+    body = {"model": "moving", "prompt": PROMPT, "max_tokens": 300, "ignore_eos": True}
+    body["return_weight_versions"] = True
+    for stream in (False, True):
+        asked = Later(lambda: served.post(COMPLETIONS, **body, stream=stream))  # noqa: B023
+        wait_until(lambda: served.engine.stats().running > 0)
+        changed = load(served, "moving", folders[1], replace=True, running="recompute")
+        version, text = changed.json()["version"], asked.wait().text
+        if stream:
+            text = next(line for line in text.splitlines() if "weight_versions" in line)[6:]
+        versions = json.loads(text)["choices"][0]["weight_versions"]
+        assert len(versions) == 300 and versions == sorted(versions)
+        assert set(versions) == {version - 1, version}
+    assert set(_versions(served, "base")) == {0}
+    served.http.delete("/v1/adapters/moving")
+
+
+class Later:
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.answer: Any = None
+
+        def run() -> None:
+            self.answer = call()
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def wait(self) -> Any:
+        self._thread.join(30)
+        return self.answer
+
+
+def _versions(served: Any, model: str) -> list[int]:
+    answer = served.post(COMPLETIONS, model=model, prompt="ab", return_weight_versions=True)
+    return list(answer.json()["choices"][0]["weight_versions"])

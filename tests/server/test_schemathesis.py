@@ -42,8 +42,9 @@ def real(llama_factory: Callable[..., LoadedModel], helpers: Any) -> Iterator[An
 
 @pytest.fixture(autouse=True)
 def as_at_the_start(real: Any) -> Iterator[None]:
-    """Undo what /v1/configure was asked for, such as waiting ten seconds for more requests."""
+    """Undo what was asked for, such as waiting ten seconds for more requests, or for ever."""
     yield
+    real.http.post("/resume")
     real.ok(
         "/v1/configure",
         use_speculative_decoding=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
@@ -63,7 +63,9 @@ async def add_adapter(request: Request) -> Response:
     """Requests name it as their model from now on. Running ones keep the version they have."""
     state = _admin(request)
     body = await read_body(request, AddAdapterRequest, state.settings.max_body_size)
-    entry = await state.adapters.add(body.name, body.path, replace=body.replace)
+    entry = await state.adapters.add(
+        body.name, body.path, replace=body.replace, running=body.running
+    )
     return json_answer(card(state, entry))
 
 
@@ -74,11 +76,16 @@ async def add_adapter(request: Request) -> Response:
     responses=ERRORS,
     openapi_extra=_WEIGHTS_BODY,
 )
-async def put_weights(request: Request, name: str) -> Response:
-    """A safetensors file as the body; its settings stay. What is wrong changes nothing."""
+async def put_weights(
+    request: Request, name: str, running: Literal["finish", "keep", "recompute"] = "finish"
+) -> Response:
+    """A safetensors file as the body; its settings stay. What is wrong changes nothing.
+
+    `?running=` says what becomes of requests that run, as in POST /v1/adapters.
+    """
     state = _admin(request)
     data = await read_raw(request, state.settings.max_body_size)
-    return json_answer(card(state, await state.adapters.update(name, data)))
+    return json_answer(card(state, await state.adapters.update(name, data, running)))
 
 
 @router.post(
@@ -113,8 +120,8 @@ async def delete_adapter(request: Request, name: str) -> Response:
 @router.post(
     "/v1/load_lora_adapter",
     summary="vLLM's way to load an adapter",
-    response_class=PlainTextResponse,
-    responses=ERRORS,
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **ERRORS},
     openapi_extra=body_of(LoadLoraRequest),
 )
 async def load_lora_adapter(request: Request) -> Response:
@@ -130,8 +137,8 @@ async def load_lora_adapter(request: Request) -> Response:
 @router.post(
     "/v1/unload_lora_adapter",
     summary="vLLM's way to forget an adapter",
-    response_class=PlainTextResponse,
-    responses=ERRORS,
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **ERRORS},
     openapi_extra=body_of(UnloadLoraRequest),
 )
 async def unload_lora_adapter(request: Request) -> Response:

@@ -17,6 +17,11 @@ class AddAdapterRequest(RequestModel):
     name: str = Field(min_length=1, max_length=200)
     path: str = Field(min_length=1, description=_PATH)
     replace: bool = Field(False, description="Load it as the next version of a known name.")
+    running: Literal["finish", "keep", "recompute"] = Field(
+        "finish",
+        description="Requests that run finish on the version before, or switch and keep their "
+        "K and V, or switch and compute them again.",
+    )
 
 
 class RollBackRequest(RequestModel):

@@ -332,6 +332,7 @@ class ChatChoice(BaseModel):
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
+    weight_versions: list[int] | None = None
     citations: list[dict[str, Any]] | None = None
 
 

@@ -133,6 +133,7 @@ class CompletionChoice(BaseModel):
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    weight_versions: list[int] | None = None
     citations: list[dict[str, Any]] | None = None
 
 

@@ -176,6 +176,9 @@ class ReportFields(SamplingFields):
         description="The alternatives are these tokens, not the likeliest; needs logprobs.",
     )
     return_token_ids: bool = Field(False, description="prompt_token_ids and token_ids.")
+    return_weight_versions: bool = Field(
+        False, description="The version of the adapter that gave each token; 0 is the base model."
+    )
     include_metrics: bool = Field(False, description="Times of this request, in ms.")
 
     def check_named_tokens(self, *, reports: bool, generates: bool) -> None:
