@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from mlx_parallm.models.loader import load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.models.lora.adapters import ALL, mlx_lm_adapter
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -192,6 +194,25 @@ def test_the_dashboard_moves(bundled: Any, opened: Open) -> None:
     sync_api.expect(page.locator(".plot", has_text="Batch")).to_contain_text("of 32")
 
 
+def test_an_adapter_is_chosen_below_its_model(bundled: Any, opened: Open, tmp_path: Path) -> None:
+    folder = mlx_lm_adapter(tmp_path / "poet", load_model("bundled").model, 1, keys=list(ALL))
+    loaded = bundled.http.post("/v1/adapters", json={"name": "poet", "path": str(folder)})
+    assert loaded.status_code < 300, loaded.text
+    page = opened(bundled)
+    below = page.locator("#model optgroup[label=bundled] option")
+    sync_api.expect(below).to_have_text(["bundled", "poet · adapter"])
+    page.get_by_label("Model", exact=True).select_option("poet")
+    page.keyboard.press("Alt+s")
+    page.get_by_label("Longest answer").fill("4")
+    page.get_by_label("Longest answer").blur()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer = say(page, "hi")
+    assert json.loads(sent.value.post_data)["model"] == "poet"
+    sync_api.expect(answer.locator(".who")).to_have_text("poet")
+    assert answer.get_by_role("alert").count() == 0
+    bundled.http.delete("/v1/adapters/poet")
+
+
 def test_decisions_are_bars(bundled: Any, opened: Open) -> None:
     page = opened(bundled)
     page.get_by_role("button", name="Decisions").click()
@@ -251,19 +272,19 @@ def test_thinking_tools_markdown_and_errors(server: Any, opened: Open) -> None:
     sync_api.expect(ended(page)).to_contain_text("sunny")
 
 
-def test_a_schema_is_checked_and_sent(server: Any, opened: Open) -> None:
-    page = opened(server)
+def test_a_schema_is_checked_and_kept_to(bundled: Any, opened: Open) -> None:
+    page = opened(bundled)
     page.keyboard.press("Alt+s")
+    page.get_by_label("Temperature").fill("0")
     box = page.get_by_label("JSON schema of the answer")
     box.fill('{"type": ')
     sync_api.expect(page.get_by_text("No JSON yet")).to_be_visible()
-    box.fill('{"type": "object"}')
-    with page.expect_request("**/v1/chat/completions") as sent:
-        say(page, "{}")
-    asked = json.loads(sent.value.post_data)["response_format"]
-    assert asked["json_schema"]["schema"] == {"type": "object"}
+    sure = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    box.fill(json.dumps(sure | {"additionalProperties": False}))
+    answer = say(page, "What is 34 plus 25?")
+    assert isinstance(json.loads(answer.locator(".code code").inner_text())["sure"], bool)
     page.get_by_role("button", name="Remove: JSON schema").click()
-    assert page.locator(".chip").count() == 0
+    sync_api.expect(page.locator(".chip")).to_have_count(0)
 
 
 def test_export_and_import(server: Any, opened: Open, tmp_path: Path) -> None:
