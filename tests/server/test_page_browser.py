@@ -235,14 +235,14 @@ def test_decisions_are_bars(bundled: Any, opened: Open) -> None:
 def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
     server = serve(helpers.ParrotEngine(step_s=0.01))
     page = opened(server)
-    page.get_by_label("Message", exact=True).fill("polly " * 60)
+    page.get_by_label("Message", exact=True).fill("polly " * 40)
     page.keyboard.press("Enter")
     answer = page.locator(".message.assistant")
     sync_api.expect(answer).to_contain_text("polly polly")
     page.get_by_role("button", name="Stop").click()
     sync_api.expect(answer).to_contain_text("stopped")
     helpers.wait_until(lambda: len(server.engine.aborted) == 1)
-    assert answer.locator(".prose").inner_text().count("polly") < 60
+    assert answer.locator(".prose").inner_text().count("polly") < 40
     page.get_by_role("button", name="Go on").click()
     sync_api.expect(page.locator(".versions")).to_have_text("2/2")
     page.keyboard.press("Escape")
