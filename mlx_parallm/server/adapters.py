@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlx_parallm.server.generation import Track
 
 T = TypeVar("T")
+_PIECE_S = 0.01  # that running rows wait at a time for an adapter's weights
 Running = Literal["finish", "keep", "recompute"]
 
 KEPT_VERSIONS = 4
@@ -106,6 +107,8 @@ class Adapters:
                 assert entry.path is not None
                 config, weights = await self._read(entry.path)
                 await self._install(entry, config, weights)
+            elif not entry.current.slot and entry.current.prepared is None:
+                await self._prepare(entry.current)
         if entry.current is None:
             raise NotFoundError(f"The adapter {name[:200]!r} was removed.", param="model")
         return entry.current
@@ -202,12 +205,26 @@ class Adapters:
     ) -> None:
         """Make the weights the next version, and bring them to the device."""
         adapter = Adapter(entry.name, entry.last_version + 1, weights)
-        for step in self._engine.prepare_adapter(adapter):
-            await asyncio.wrap_future(self._engine.call(step))
+        await self._prepare(adapter)
         entry.last_version, entry.config, entry.current = adapter.version, config, adapter
         entry.versions[adapter.version] = adapter
         while len(entry.versions) > KEPT_VERSIONS:
             entry.versions.popitem(last=False)
+
+    async def _prepare(self, adapter: Adapter) -> None:
+        """Copy its weights to the device, a little between any two steps of the engine."""
+        steps = iter(self._engine.prepare_adapter(adapter))
+
+        def some() -> bool:
+            until = time.perf_counter() + _PIECE_S
+            for step in steps:
+                step()
+                if time.perf_counter() > until:
+                    return True
+            return False
+
+        while await asyncio.wrap_future(self._engine.call(some)):
+            pass
 
     async def _switch(self, entry: Entry, running: Running) -> None:
         if running != "finish" and entry.current is not None:
