@@ -94,7 +94,7 @@ def test_an_answer_streams_and_is_there_after_a_reload(bundled: Any, opened: Ope
     page.get_by_role("button", name="What is 34 plus 25?").click()
     answer = ended(page)
     sync_api.expect(answer).to_contain_text("59")
-    assert re.search(r"\d+ tokens · \d+/s · first after 0\.\d\d s", answer.inner_text())
+    assert re.search(r"\d+ tokens · [\d.]+/s · first after [\d.]+ s", answer.inner_text())
     assert "59" in page.locator("#announcer").inner_text()
     page.reload()
     page.locator(".conversations").get_by_text("What is 34 plus 25?").click()
