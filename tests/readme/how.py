@@ -17,6 +17,7 @@ class How:
         begins: a regular expression.
         more: arguments that make it short; put at the command's end, where the last one counts.
         serves: it runs until it is stopped.
+        silent: it prints nothing.
         typed: what somebody types into it.
         shown_by: the test that runs its short form already; here only its flags are looked up.
     """
@@ -24,6 +25,7 @@ class How:
     begins: str
     more: str = ""
     serves: bool = False
+    silent: bool = False
     typed: str = ""
     shown_by: str = ""
 
@@ -42,15 +44,15 @@ WAYS = (
     How(r"mlx_parallm check .*--quick"),
     How(r"mlx_parallm bench ", more="--concurrency 1 2 --requests 2 --words 8 --tokens 4"),
     How(r"mlx_parallm version"),
-    How(r"python -m mlx_parallm\.memory "),
+    How(r"python -m mlx_parallm\.memory ", silent=True),
     # Other people's.
     How(r"source "),
-    How(r"pip install "),
+    How(r"pip install ", more="--no-deps"),
     How(r"curl -s "),
+    How(r"until curl -s ", silent=True),
     How(r"lm_eval ", more="--limit 2"),
     # Scripts.
     How(r"scripts/(logprobs|perplexity|test_advanced_client)\.py "),
-    How(r"scripts/bench_engine\.py --list"),
     How(
         r"scripts/bench_engine\.py --scenario \w+ --rounds \d+",
         shown_by="tests/scripts/test_bench_engine.py",

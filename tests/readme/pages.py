@@ -19,7 +19,7 @@ _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 _TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 _REMARK = re.compile(r"\s+# [^'\"\n]*$")
 _PROGRAM = re.compile(
-    r"(\./)?scripts/[\w.]+( |$)|mlx_parallm(_\w+)?( |$)|(curl|lm_eval|pip|python|source) "
+    r"(\./)?scripts/[\w.]+( |$)|mlx_parallm(_\w+)?( |$)|(curl|until|lm_eval|pip|python|source) "
 )
 _UMBRELLA = re.compile(r"mlx_parallm \w+")
 
