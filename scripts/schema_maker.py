@@ -27,12 +27,15 @@ _WORDS = "name age city code list of things total price is_open größe 名前 a
 
 def make(seed: int) -> dict[str, Any]:
     """A schema; the same one for the same seed."""
-    return _Maker(random.Random(seed)).schema(3)
+    maker = _Maker(random.Random(seed))
+    schema = maker.schema(3)
+    return {**schema, "$defs": maker.named} if maker.named else schema
 
 
 class _Maker:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self.named: dict[str, Any] = {}  # what is referred to
 
     def schema(self, depth: int) -> dict[str, Any]:
         """Of at most this many levels."""
@@ -47,8 +50,9 @@ class _Maker:
             return self._array(depth)
         if kind < 0.9:
             return {"anyOf": [self.schema(depth - 1) for _ in range(rng.randint(1, 3))]}
-        inner = self.schema(depth - 1)
-        return {"$defs": {"x": inner}, "$ref": "#/$defs/x"} if "$defs" not in str(inner) else inner
+        inner, name = self.schema(depth - 1), f"part{len(self.named)}"
+        self.named[name] = inner
+        return {"$ref": f"#/$defs/{name}"}
 
     def _object(self, depth: int) -> dict[str, Any]:
         rng = self._rng
