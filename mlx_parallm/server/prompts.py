@@ -183,9 +183,12 @@ class Prompts:
                 that is not the model's.
             ContextLengthError: longer than the context.
         """
-        tools = [] if body.tool_choice == "none" else body.tools
         made = await self.conversation(
-            body, tools, body.add_special_tokens, body.reasoning_effort, limited=True
+            body,
+            body.shown_tools,
+            body.add_special_tokens,
+            body.reasoning_effort,
+            limited=True,
         )
         self._check_ids(before, "context")
         ids = self._truncated([*before, *made.ids], body)

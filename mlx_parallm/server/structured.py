@@ -11,6 +11,8 @@ from llguidance import StructTag
 from mlx_parallm.engine.grammar import Gate, Grammar
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.server.answer import Dialect
+from mlx_parallm.server.answer.call_grammar import Wanted
+from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.structured import (
     StructuralTag,
     StructuredFields,
@@ -90,6 +92,27 @@ def _tagged(tag: StructuralTag, tokenizer: Any) -> Grammar:
         )
     by_token = all(one.trigger in special for one in tags)
     return Grammar.lark(StructTag.to_grammar(tags, assume_special=by_token))
+
+
+def calls_of(body: ChatCompletionRequest, dialect: Dialect) -> Structure | None:
+    """The calls that a chat asks for; None where they need not keep to anything.
+
+    Raises:
+        UnsupportedError: the model's calls have no grammar here.
+        InvalidRequestError: a schema is too large, or one that cannot be held to.
+    """
+    choice, tools = body.tool_choice, body.callable_tools
+    strict = any(tool.function.strict for tool in tools)
+    if choice.mode == "none" or not tools or (choice.mode == "auto" and not strict):
+        return None
+    functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
+    wanted = Wanted(
+        functions,
+        forced=choice.mode == "required",
+        several=body.parallel_tool_calls and not choice.is_named,
+    )
+    text = dialect.call_grammar(wanted)
+    return _structure("tools", lambda: Grammar.lark(text))
 
 
 def gate_before_answer(

@@ -21,7 +21,7 @@ from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.generate import GenerateFields
 from mlx_parallm.server.schemas.sampling import SamplingFields
-from mlx_parallm.server.structured import gate_before_answer
+from mlx_parallm.server.structured import calls_of, gate_before_answer
 
 
 async def completion_tracks(
@@ -150,7 +150,7 @@ async def _chat_constraint(
     body: ChatCompletionRequest, prompts: Prompts, prompt: Prompt
 ) -> Constraint | None:
     """What the answer keeps to, once the model has thought."""
-    structure = await prompts.structure(body)
+    structure = calls_of(body, prompts.dialect) or await prompts.structure(body)
     if structure is None:
         return None
     gate = gate_before_answer(prompts.dialect, prompts.tokenizer, prompt.text or "", body.continued)
@@ -159,9 +159,7 @@ async def _chat_constraint(
 
 def _readable_tools(body: ChatCompletionRequest) -> list[dict[str, Any]] | None:
     """The tools whose calls are read; None leaves calls as text."""
-    if not body.tools or body.tool_choice == "none":
-        return None
-    return [tool.model_dump(exclude_none=True) for tool in body.tools]
+    return [tool.model_dump(exclude_none=True) for tool in body.shown_tools] or None
 
 
 def _answer_reading(

@@ -197,8 +197,6 @@ def test_what_cannot_matter_is_accepted(server: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("store", True),

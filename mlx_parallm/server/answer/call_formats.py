@@ -75,7 +75,10 @@ _JSON_HEAD = (
     r'[\s\[,}]*\{\s*"name"\s*:\s*"(?P<quoted>(?:[^"\\]|\\.)+)"\s*,'
     r'\s*"(?:arguments|parameters)"\s*:\s*' + _OBJECT
 )
-_MISTRAL_HEAD = r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*(?P<id>[\w-]+)\s*)?\[ARGS\]\s*" + _OBJECT
+_MISTRAL_HEAD = (
+    r"\s*(?:\[TOOL_CALLS\]\s*)?(?P<name>[\w.-]+)\s*"
+    r"(?:\[CALL_ID\]\s*(?P<id>[\w-]+)\s*)?\[ARGS\]\s*" + _OBJECT
+)
 _KIMI_HEAD = (
     r"(?:\s*<\|tool_call_end\|>)?\s*<\|tool_call_begin\|>\s*"
     r"(?P<id>(?:functions\.)?(?P<name>[^<>\s]{1,256}?):\d+)"

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.server.answer import harmony
 from mlx_parallm.server.answer.call_formats import CallFormat, call_format_of
+from mlx_parallm.server.answer.call_grammar import Wanted, call_grammar
 from mlx_parallm.server.answer.events import Reader
 from mlx_parallm.server.answer.harmony import HarmonyReader
 from mlx_parallm.server.answer.reader import AnswerReader
@@ -112,6 +114,23 @@ class Dialect:
             return None
         opened = markers.is_open(prompt, continued)
         return MarkedThoughts(markers.start_ids, markers.end_ids, opened)
+
+    def call_grammar(self, wanted: Wanted) -> str:
+        """The grammar of an answer with these calls, as call_grammar() makes it.
+
+        Raises:
+            UnsupportedError: the model's calls have no grammar here.
+            InvalidRequestError: something that they cannot be held to.
+        """
+        if self.calls is None:
+            raise UnsupportedError(
+                "This model's calls have no grammar here: only tool_choice none and auto are "
+                "supported, without strict.",
+                param="tool_choice",
+            )
+        added = getattr(self._tokenizer, "added_tokens_decoder", {})
+        ids = {token.content: int(number) for number, token in added.items()}
+        return call_grammar(self.calls, wanted, ids)
 
     def shown_tokens(self, with_calls: bool) -> Mapping[int, str]:
         """Special tokens whose text the reader needs, by id.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -63,12 +64,48 @@ def _arguments(value: Any) -> dict[str, Any]:
     return value
 
 
-def _tool_choice(value: Any) -> Any:
-    if value in ("none", "auto"):
-        return value
-    if value == "required" or isinstance(value, dict):
-        raise unsupported('only "auto" and "none" are supported')
-    raise wrong('expected "auto" or "none"')
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools are called, and which.
+
+    Attributes:
+        names: of those that may be called; None is all.
+        is_named: exactly one call, of the only name.
+    """
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: tuple[str, ...] | None = None
+    is_named: bool = False
+
+
+def _tool_choice(value: Any) -> ToolChoice:
+    if value in ("none", "auto", "required"):
+        return ToolChoice(value)
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "function":
+        return ToolChoice("required", (_name(value, ""),), is_named=True)
+    if kind == "allowed_tools":
+        return _allowed_tools(value.get("allowed_tools"))
+    raise wrong('expected "none", "auto", "required", a function or allowed_tools')
+
+
+def _allowed_tools(value: Any) -> ToolChoice:
+    path = "allowed_tools"
+    if not isinstance(value, dict) or value.get("mode") not in ("auto", "required"):
+        raise wrong('expected "auto" or "required"', f"{path}.mode")
+    tools = value.get("tools")
+    if not isinstance(tools, list) or not tools:
+        raise wrong("expected a list of tools", f"{path}.tools")
+    names = [_name(tool, f"{path}.tools.{place}.") for place, tool in enumerate(tools)]
+    return ToolChoice(value["mode"], tuple(names))
+
+
+def _name(tool: Any, path: str) -> str:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
+        raise wrong("expected a name", f"{path}function.name")
+    return name
 
 
 def _verbosity(value: Any) -> Any:
@@ -160,6 +197,7 @@ class FunctionDefinition(RequestModel):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool = Field(False, description="Calls keep to the schema, also under auto.")
 
 
 class Tool(RequestModel):
@@ -221,10 +259,13 @@ class ChatCompletionRequest(ChatTemplateFields, ReportFields):
         None, description="Alternatives per token; needs logprobs: true."
     )
     tool_choice: Annotated[
-        Literal["none", "auto"],
-        BeforeValidator(_tool_choice),
+        ToolChoice,
+        PlainValidator(_tool_choice),
         WithJsonSchema({"enum": ["none", "auto"]}),
-    ] = "auto"
+    ] = Field(
+        default_factory=ToolChoice,
+        description="Also required, a function, or allowed_tools: then the answer is calls.",
+    )
     parallel_tool_calls: bool = Field(True, description="false: end after the first call.")
     reasoning_effort: str | None = Field(
         None, max_length=64, description="A variable of the chat template; `none` does not think."
@@ -258,6 +299,30 @@ class ChatCompletionRequest(ChatTemplateFields, ReportFields):
     web_search_options: Unsupported = None
     best_of: Unsupported = None
     suffix: Unsupported = None
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """The tools that the model is told of."""
+        choice = self.tool_choice
+        if choice.mode == "none":
+            return []
+        return self.callable_tools if choice.mode == "auto" else self.tools
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that may be called."""
+        names = self.tool_choice.names
+        return [tool for tool in self.tools if names is None or tool.function.name in names]
+
+    @model_validator(mode="after")
+    def _has_the_chosen_tools(self) -> ChatCompletionRequest:
+        choice, known = self.tool_choice, {tool.function.name for tool in self.tools}
+        if choice.mode == "required" and not known:
+            raise wrong("there are no tools to call", "tool_choice")
+        missing = next((name for name in choice.names or () if name not in known), None)
+        if missing is not None:
+            raise wrong(f"there is no tool {missing[:100]!r}", "tool_choice")
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatCompletionRequest:
