@@ -109,14 +109,15 @@ class Prompts:
         """A constraint for one sequence; its copies are for others. None for free text.
 
         Args:
-            gate: free text that may come before the structure.
+            gate: free text that may come before the structure; without one, thinking that ends.
 
         Raises:
             InvalidRequestError: the grammar is wrong, cannot be enforced or is too expensive.
         """
-        if structure is None:
+        if structure is None and gate is None:
             return None
-        made = self.compiler.constraint(structure.grammar, gate, param=structure.param)
+        grammar, param = (structure.grammar, structure.param) if structure else (None, "messages")
+        made = self.compiler.constraint(grammar, gate, param=param)
         return await asyncio.wrap_future(made)
 
     @cached_property

@@ -10,7 +10,7 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.grammar import Constraint
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
-from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.errors import InvalidRequestError, UnsupportedError
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.server.answer import Dialect, Reader
 from mlx_parallm.server.answer.thought_counter import ThoughtCounter
@@ -151,10 +151,21 @@ async def _chat_constraint(
 ) -> Constraint | None:
     """What the answer keeps to, once the model has thought."""
     structure = calls_of(body, prompts.dialect) or await prompts.structure(body)
-    if structure is None:
+    budget = body.thinking_token_budget
+    if structure is None and budget is None:
         return None
     gate = gate_before_answer(prompts.dialect, prompts.tokenizer, prompt.text or "", body.continued)
-    return await prompts.constraint(structure, gate)
+    if budget is None:
+        return await prompts.constraint(structure, gate)
+    if prompts.dialect.thinking is None:
+        raise UnsupportedError(
+            "The end of this model's thinking cannot be forced.", param="thinking_token_budget"
+        )
+    if gate is None:
+        # It does not think in this answer.
+        return await prompts.constraint(structure)
+    limited = replace(gate, budget=budget, may_end=structure is None)
+    return await prompts.constraint(structure, limited)
 
 
 def _readable_tools(body: ChatCompletionRequest) -> list[dict[str, Any]] | None:

@@ -66,6 +66,7 @@ def _chat(
         "parallel_tool_calls": choice is None or not choice.disable_parallel_tool_use,
         "continue_final_message": body.messages[-1].role == "assistant",
         "chat_template_kwargs": _thinking(body, prompts),
+        "thinking_token_budget": _budget(body, prompts),
         "response_format": _response_format(body),
     }
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -173,6 +174,13 @@ def _thinking(body: CountTokensRequest, prompts: Prompts) -> dict[str, Any]:
     elif kind == "enabled" and effort is None:
         effort = "high"
     return effort_variables(prompts.tokenizer, effort)
+
+
+def _budget(body: CountTokensRequest, prompts: Prompts) -> int | None:
+    """Tokens of thinking, where its end can be forced."""
+    if body.thinking is None or prompts.dialect.thinking is None:
+        return None
+    return body.thinking.budget_tokens
 
 
 def _response_format(body: CountTokensRequest) -> dict[str, Any] | None:

@@ -270,6 +270,9 @@ class ChatCompletionRequest(ChatTemplateFields, ReportFields):
     reasoning_effort: str | None = Field(
         None, max_length=64, description="A variable of the chat template; `none` does not think."
     )
+    thinking_token_budget: int | None = Field(
+        None, ge=1, le=MAX_TOKEN_ID, description="Tokens of thinking at most; then it is ended."
+    )
     include_reasoning: bool = Field(True, description="false: think, but do not show it.")
     echo: bool = Field(
         False, description="Begin the answer with the last message, where it has the same role."
