@@ -276,7 +276,7 @@ def test_beside_busy_processes_two_threads_lose_nothing(library: Library, nicene
     loop = ["nice", "-n", str(niceness), sys.executable, "-S", "-c", "while True: pass"]
     busy = [subprocess.Popen(loop) for _ in range(blas_library.usable_cpus())]
     try:
-        assert slowdown(library, rounds=7) < 1.5
+        assert slowdown(library, rounds=7) < 3
     finally:
         for process in busy:
             process.kill()
