@@ -36,6 +36,7 @@ def peft_adapter(folder: Path, twin: Any, seed: int, **settings: Any) -> Any:
     Args:
         settings: of LoraConfig.
     """
+    torch.manual_seed(seed)  # of the weights that PEFT draws itself
     adapted = peft.get_peft_model(twin, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
