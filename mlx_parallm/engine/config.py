@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_parallm.engine.token_budget import MAX_GAP
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -35,7 +37,7 @@ class EngineConfig:
     max_batch_size: int = 32
     max_queue: int = 1024
     prefill_chunk: int | None = None
-    max_gap: float = 2.0
+    max_gap: float = MAX_GAP
     kv_cache_memory: int | None = None
     memory_utilization: float | None = None
     prefix_cache_memory: int | None = None

@@ -6,6 +6,7 @@ prompts), `speculation` (guesses) and `prefixes` (finished prefixes).
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -352,19 +353,14 @@ class ModelRunner:
             return None
         before, tokens = self._previous
         running = sequences[: flying[-1] + 1]
-        if len(flying) == len(running):
-            if len(before) == len(running) and all(map(_is, before, running)):
-                return tokens
-            place = {s.id: r for r, s in enumerate(before)}
-            return tokens[mx.array([place[s.id] for s in running])]
+        if len(flying) == len(before) == len(running) and all(map(operator.is_, before, running)):
+            return tokens
         place = {s.id: r for r, s in enumerate(before)}
-        lazy = tokens[mx.array([place.get(s.id, 0) for s in running])]
+        lazy = tokens[mx.array([place[s.id] if s.in_flight else 0 for s in running])]
+        if len(flying) == len(running):
+            return lazy
         known = mx.array(np.array([s.newest for s in running], dtype=np.int32))
         return mx.where(mx.array([bool(s.in_flight) for s in running]), lazy, known)
-
-
-def _is(one: Sequence, other: Sequence) -> bool:
-    return one is other
 
 
 def _guessed(work: Work, computed: Computed, sampled: Sampled | None) -> Guessed | None:

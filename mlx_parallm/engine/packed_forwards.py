@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.cache.packing import packed_logits
-from mlx_parallm.cache.prefix_store import PrefixStore
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Ragged, Row
 from mlx_parallm.engine.forwards import Computed, Work, prepare_row, room_for
@@ -38,7 +37,6 @@ class PackedForwards:
         self.riders = riders
         self.cache = RowCache(model, bucket if on_gpu else int, additive=on_gpu)
         self.rows: dict[int, Row] = {}
-        self.prefixes: PrefixStore | None = None
 
     def join(self, sequence: Sequence) -> Row:
         if sequence.id not in self.rows:

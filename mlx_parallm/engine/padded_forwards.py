@@ -13,7 +13,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
-from mlx_parallm.cache.prefix_store import PrefixStore
 from mlx_parallm.cache.span import Ragged, Row
 from mlx_parallm.engine.forwards import Computed, Work, prepare_row
 from mlx_parallm.engine.riders import PromptRiders
@@ -37,7 +36,6 @@ class PaddedForwards:
         self.riders = riders
         self.cache = BatchedCache(model)
         self.rows: dict[int, Row] = {}
-        self.prefixes: PrefixStore | None = None
 
     def join(self, sequence: Sequence) -> Row:
         if sequence.id not in self.rows:

@@ -340,6 +340,8 @@ class ContinuousBatchScheduler:
 
     def _catch_up(self, plan: Plan) -> None:
         behind = sorted((s for s in self.running if s.status is Status.PREFILL), key=_order)
+        if not behind:
+            return  # most steps: a budget takes time to work out
         budget = self._budget(len(behind))
         for sequence, count in self._chunks(behind, budget):
             if count:
