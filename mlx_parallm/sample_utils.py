@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_parallm.engine.sampler import Sampler
+from mlx_parallm.engine.sampling.sampler import Sampler
 from mlx_parallm.errors import InvalidRequestError
 
 

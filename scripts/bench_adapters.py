@@ -26,7 +26,7 @@ import bench_models
 import numpy as np
 from benchlib.table import format_table
 
-from mlx_parallm.engine.adapter import Adapter
+from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import Output, SamplingParams
 from mlx_parallm.engine.sequence import Sequence as Row

@@ -35,7 +35,7 @@ from mlx_parallm.cpu.attention import attention
 from mlx_parallm.cpu.linear import transposed_layout
 from mlx_parallm.cpu.norm import RowRMSNorm
 from mlx_parallm.cpu.rope import use_tables
-from mlx_parallm.models import replacements
+from mlx_parallm.models.adapting import replacements
 
 CONTEXT = 128
 WORK = {"1": (1, 1), "8": (8, 1), "32": (32, 1), "8x128": (8, 128)}  # rows, tokens a row

@@ -33,8 +33,8 @@ from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.retrieval import LayerMemory
 from mlx_parallm.cpu.blas import fit_threads
 from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.memory.backends.faiss_backend import make_index
 from mlx_parallm.memory.capture import Capture, Window
-from mlx_parallm.memory.faiss_backend import make_index
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.memory.view import MemoryView
 from mlx_parallm.models.loader import load_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +24,15 @@ WITHOUT_MLX = (
     "engine.guessing.decision",
     "engine.guessing.step_costs",
     "engine.scheduler",
-    "cache.page_pool",
-    "cache.prefix_cache",
-    "cache.prefix_contract",
-    "cache.radix_node",
-    "cache.radix_tree",
+    "cache.prefixes.page_pool",
+    "cache.prefixes.prefix_cache",
+    "cache.prefixes.prefix_contract",
+    "cache.prefixes.radix_node",
+    "cache.prefixes.radix_tree",
 )
+
+
+MOST_LINES, MOST_FILES = 500, 20
 
 
 def modules() -> dict[str, Path]:
@@ -97,10 +101,18 @@ def test_there_is_no_circle_of_imports() -> None:
         visit(name, ())
 
 
+def test_no_file_and_no_folder_is_too_large() -> None:
+    long = {n: len(p.read_text(encoding="utf8").splitlines()) for n, p in modules().items()}
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}
+    folders = Counter(path.parent for path in PACKAGE.rglob("*.py"))
+    assert {str(f): files for f, files in folders.items() if files > MOST_FILES} == {}
+
+
 def test_planning_needs_no_mlx() -> None:
     """The scheduler, the radix tree and the grammars are tested without a model."""
     names = modules()
     light = [*WITHOUT_MLX, *(n for n in names if n.startswith("engine.grammar."))]
+    assert set(WITHOUT_MLX) <= set(names)
     for name in light:
         seen, waiting = set(), [name]
         while waiting:

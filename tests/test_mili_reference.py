@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_parallm import mili
-from mlx_parallm.cache.page_pool import PagePool
-from mlx_parallm.cache.pages import KVCacheAllocator, PagedKVCache
-from mlx_parallm.cache.prefix_cache import RadixAttentionCache
+from mlx_parallm.cache.prefixes.page_pool import PagePool
+from mlx_parallm.cache.prefixes.pages import KVCacheAllocator, PagedKVCache
+from mlx_parallm.cache.prefixes.prefix_cache import RadixAttentionCache
 from mlx_parallm.engine import requests
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.engine.requests import RequestPhase, RequestScheduler
-from mlx_parallm.engine.sampler import Sampler
+from mlx_parallm.engine.sampling.sampler import Sampler
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, NotFoundError
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.models.qwen3_config import Qwen3Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_parallm.engine.token_budget import MAX_GAP
+from mlx_parallm.engine.pacing.token_budget import MAX_GAP
 
 
 @dataclass(frozen=True)

@@ -9,27 +9,28 @@ Python thinks. Other threads talk to the loop through its inbox only.
 from __future__ import annotations
 
 import logging
-import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_parallm.cache.prefix_contract import CacheStats
+from mlx_parallm.cache.prefixes.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
-from mlx_parallm.engine.adapter import Adapter
-from mlx_parallm.engine.adapter_pool import AdapterPool
-from mlx_parallm.engine.assembly import assemble
+from mlx_parallm.engine.adapters.adapter import Adapter
+from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
+from mlx_parallm.engine.adapters.live import switch_rows
+from mlx_parallm.engine.answers import Answers, Sink
 from mlx_parallm.engine.config import EngineConfig
+from mlx_parallm.engine.forward.assembly import assemble
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
-from mlx_parallm.engine.live import switch_rows
+from mlx_parallm.engine.inbox import Inbox
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
@@ -52,15 +53,6 @@ __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Sink = Callable[[list[Output]], None]
-
-
-@dataclass(slots=True)
-class _Live:
-    """An accepted sequence that was not answered yet."""
-
-    sequence: Sequence
-    sink: Sink
 
 
 class Engine:
@@ -97,13 +89,11 @@ class Engine:
         self._speculate = True
         self._state = "loading"
         self._stats = EngineStats()
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._at_rest: list[Callable[[], None]] = []
-        self._live: dict[int, _Live] = {}
+        self._inbox = Inbox()
+        self._answers = Answers()
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._load_error: Exception | None = None
-        self._outbox: dict[int, tuple[Sink, list[Output]]] = {}
         self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
 
     # Any thread
@@ -150,7 +140,7 @@ class Engine:
                 if sequence.params.seed is None:
                     seed = secrets.randbits(63)
                     sequence.params = replace(sequence.params, seed=seed)
-                self._live[sequence.id] = _Live(sequence, sink)
+            self._answers.accept(sequences, sink)
             self._stats.accepted += len(sequences)
             self._inbox.put(lambda: self._add(sequences))
 
@@ -165,21 +155,10 @@ class Engine:
         Args:
             at_rest: with no step in flight: all tokens so far are known.
         """
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except Exception as error:  # noqa: BLE001 - handed to the caller, whole
-                future.set_exception(error)
-
         with self._lock:
             if self._state == "stopped":
                 raise UnavailableError(f"The engine has stopped: {self.reason}")
-            self._inbox.put((lambda: self._at_rest.append(run)) if at_rest else run)
-        return future
+            return self._inbox.ask(function, at_rest=at_rest)
 
     def configure(
         self,
@@ -298,13 +277,13 @@ class Engine:
     @property
     def num_live(self) -> int:
         """Sequences that are accepted and not yet answered."""
-        return len(self._live)
+        return len(self._answers)
 
     def _check_room(self, sequences: list[Sequence]) -> None:
-        room = self.config.max_queue + self.config.max_batch_size - len(self._live)
+        room = self.config.max_queue + self.config.max_batch_size - len(self._answers)
         if len(sequences) > room:
             raise QueueFullError(
-                f"{len(self._live)} sequences are running or waiting; "
+                f"{len(self._answers)} sequences are running or waiting; "
                 f"there is no room for {len(sequences)} more now"
             )
         for sequence in sequences:
@@ -356,14 +335,14 @@ class Engine:
             self._load_error = error
             self._state, self.reason = "stopped", str(error)
         self._ready.set()
-        self._empty_inbox()
+        self._inbox.empty()
 
     def _loop(self) -> None:
         launched: Launched | None = None
         while self._running:
             self._drain_inbox(block=launched is None and not self.scheduler.has_work)
             launched = self._step(launched)
-            self._deliver()
+            self._answers.deliver()
             follow_load()
         self._die("the server has stopped")
         self.runner.mask_filler.close()
@@ -374,9 +353,8 @@ class Engine:
         if block:
             mx.clear_cache()  # idle: give unused memory back
             self.runner.rest()
-            self._inbox.get()()
-        while not self._inbox.empty():
-            self._inbox.get()()
+            self._inbox.wait()
+        self._inbox.run()
 
     def _step(self, launched: Launched | None) -> Launched | None:
         """Launch the next step, then read the one before it.
@@ -385,11 +363,11 @@ class Engine:
         """
         began = time.perf_counter()
         try:
-            if self._at_rest:
+            if self._inbox.wants_rest:
                 earlier, launched = launched, None
                 if earlier is not None:
                     self._take(self.runner.collect(earlier))
-                self._run_at_rest()
+                self._inbox.run_at_rest()
             guesses = self.runner.guesses(self.scheduler.decoding)
             first = guesses or self.runner.must_read_first(self.scheduler.decoding)
             if launched is not None and (first or launched.guessed is not None):
@@ -415,11 +393,6 @@ class Engine:
             following = None
         self._counter.step(began, following)
         return following
-
-    def _run_at_rest(self) -> None:
-        calls, self._at_rest = self._at_rest, []
-        for call in calls:
-            call()
 
     def _recover(self, error: Exception, launched: Launched | None) -> None:
         """A step failed: find the sequence at fault, keep the others.
@@ -475,35 +448,19 @@ class Engine:
         self._send(Output(sequence.id, finish_reason=FinishReason.ERROR, error=error))
 
     def _send(self, output: Output) -> None:
-        """Put an output into the outbox, the last one of a sequence only once."""
-        live = self._live.get(output.sequence_id)
-        if live is None:
-            return
-        if output.finish_reason is not None:
-            with self._lock:
-                del self._live[output.sequence_id]
+        if self._answers.put(output) and output.finish_reason is not None:
             self._counter.end(output.finish_reason)
-        self._outbox.setdefault(id(live.sink), (live.sink, []))[1].append(output)
-
-    def _deliver(self) -> None:
-        outbox, self._outbox = self._outbox, {}
-        for sink, outputs in outbox.values():
-            try:
-                sink(outputs)
-            except Exception:
-                # A client's fault must not stop the others' rows.
-                log.exception("an output sink failed")
 
     def _add(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
-            if sequence.id in self._live:
+            if sequence.id in self._answers:
                 self.scheduler.add(sequence)
 
     def _abort(self, ids: list[int]) -> None:
         for sequence_id in ids:
-            live = self._live.get(sequence_id)
-            if live is not None:
-                self.scheduler.finish(live.sequence, FinishReason.ABORT)
+            sequence = self._answers.get(sequence_id)
+            if sequence is not None:
+                self.scheduler.finish(sequence, FinishReason.ABORT)
                 self._send(Output(sequence_id, finish_reason=FinishReason.ABORT))
 
     def _quit(self) -> None:
@@ -513,21 +470,12 @@ class Engine:
         """Answer everybody who still waits; nothing runs after this."""
         with self._lock:
             self._state, self.reason = "stopped", reason
-            left = list(self._live.values())
-        for live in left:
-            self._fail(live.sequence, UnavailableError(f"The request was not finished: {reason}"))
-        self._deliver()
-        self._empty_inbox()
+            left = self._answers.sequences()
+        for sequence in left:
+            self._fail(sequence, UnavailableError(f"The request was not finished: {reason}"))
+        self._answers.deliver()
+        self._inbox.empty()
         self._free()
-
-    def _empty_inbox(self) -> None:
-        """Answer calls that were queued before the engine stopped."""
-        while not self._inbox.empty():
-            try:
-                self._inbox.get()()
-            except Exception:
-                log.exception("left over when the engine stopped")
-        self._run_at_rest()
 
     def _free(self) -> None:
         """Free what rows hold, on the thread that made it."""

@@ -18,27 +18,27 @@ import numpy as np
 
 from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.packing import can_pack
-from mlx_parallm.cache.prefix_store import PrefixStore
+from mlx_parallm.cache.prefixes.prefix_store import PrefixStore
 from mlx_parallm.cache.row_cache import RowCache
-from mlx_parallm.engine.adapter_pool import AdapterPool
-from mlx_parallm.engine.constrained import is_constrained, wanted_masks
-from mlx_parallm.engine.forwards import Computed, Forwards, Work
+from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
+from mlx_parallm.engine.forward.forwards import Computed, Forwards, Work
+from mlx_parallm.engine.forward.packed_forwards import PackedForwards
+from mlx_parallm.engine.forward.padded_forwards import PaddedForwards
+from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.speculation import Speculation
-from mlx_parallm.engine.packed_forwards import PackedForwards
-from mlx_parallm.engine.padded_forwards import PaddedForwards
+from mlx_parallm.engine.pacing.step_clock import StepClock
+from mlx_parallm.engine.pacing.step_curve import StepCurve
 from mlx_parallm.engine.plan import Plan
-from mlx_parallm.engine.riders import PromptRiders
-from mlx_parallm.engine.sampler import Sampled, Sampler
+from mlx_parallm.engine.sampling.constrained import is_constrained, wanted_masks
+from mlx_parallm.engine.sampling.sampler import Sampled, Sampler
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import Guessed, Launched, Result, keep_scores, read_logprobs
-from mlx_parallm.engine.step_clock import StepClock
-from mlx_parallm.engine.step_curve import StepCurve
 from mlx_parallm.memory import citations
-from mlx_parallm.models import replacements
-from mlx_parallm.models.adapt import adapt
-from mlx_parallm.models.attention import install_attention
+from mlx_parallm.models.adapting import replacements
+from mlx_parallm.models.adapting.adapt import adapt
+from mlx_parallm.models.adapting.attention import install_attention
 from mlx_parallm.models.body import BodyTap
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlx_parallm.cache.prefix_contract import Match
+from mlx_parallm.cache.prefixes.prefix_contract import Match
 from mlx_parallm.engine.sequence import Sequence
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_parallm.cache.length_class import capacity_for
-from mlx_parallm.cache.prefix_contract import Match, NaiveCache, PrefixCache
+from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine.plan import Plan, SchedulerConfig
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlx_parallm.engine.adapter import Adapter
+    from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.engine.grammar.constraint import Constraint
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest

@@ -10,7 +10,7 @@ import numpy as np
 from mlx_parallm.cache.extended_mind import Cited
 from mlx_parallm.cache.span import Ragged
 from mlx_parallm.engine.guessing.drafter import Proposal
-from mlx_parallm.engine.sampler import Sampled
+from mlx_parallm.engine.sampling.sampler import Sampled
 from mlx_parallm.engine.sequence import Sequence, TokenLogprob
 from mlx_parallm.memory.citations import TokenCitation
 

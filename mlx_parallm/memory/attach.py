@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.memory.backends.stores import open_backend
 from mlx_parallm.memory.document import Document
 from mlx_parallm.memory.job import MemoryJob
 from mlx_parallm.memory.manager import (
@@ -19,7 +20,6 @@ from mlx_parallm.memory.manager import (
     MemorySettings,
 )
 from mlx_parallm.memory.request import MemoryRequest
-from mlx_parallm.memory.stores import open_backend
 from mlx_parallm.memory.submission import Source
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mlx_parallm.memory.store_errors import (
+from mlx_parallm.memory.backends.store_errors import (
     DiskFullError,
     MemoryStoreError,
     MissingPayloadError,

@@ -24,7 +24,7 @@ from mlx_parallm.memory.text import Tokens
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
-    from mlx_parallm.memory.backend import StoredCollection
+    from mlx_parallm.memory.backends.backend import StoredCollection
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,12 @@ import numpy as np
 from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnavailableError
 from mlx_parallm.memory import citations as cite
-from mlx_parallm.memory.backend import MemoryBackend, StoredCollection
+from mlx_parallm.memory.backends.backend import MemoryBackend, StoredCollection
+from mlx_parallm.memory.backends.store_errors import (
+    DamagedMemoriesError,
+    MemoryStoreError,
+    MissingPayloadError,
+)
 from mlx_parallm.memory.capture import DEFAULT_STRIDE, DEFAULT_WINDOW
 from mlx_parallm.memory.document import Document, DocumentFiles
 from mlx_parallm.memory.fingerprint import fingerprint_of
@@ -29,11 +34,6 @@ from mlx_parallm.memory.job import (
     payload_of,
 )
 from mlx_parallm.memory.request import DEFAULT_TOPK, Citations, MemoryRequest
-from mlx_parallm.memory.store_errors import (
-    DamagedMemoriesError,
-    MemoryStoreError,
-    MissingPayloadError,
-)
 from mlx_parallm.memory.submission import Source, Submission
 from mlx_parallm.memory.text import tokens_of
 from mlx_parallm.memory.view import Position

@@ -12,15 +12,15 @@ from typing import Any
 _HOMES = {
     "Qwen3Config": "models.qwen3_config",
     "WeightLoader": "mili.weight_loader",
-    "KVCacheAllocator": "cache.pages",
-    "PagedKVCache": "cache.pages",
-    "RadixAttentionCache": "cache.prefix_cache",
+    "KVCacheAllocator": "cache.prefixes.pages",
+    "PagedKVCache": "cache.prefixes.pages",
+    "RadixAttentionCache": "cache.prefixes.prefix_cache",
     "QwenTokenizer": "models.tokenizer",
     "get_tokenizer": "models.tokenizer",
     "ContinuousBatchScheduler": "engine.requests",
     "RequestMetadata": "engine.requests",
     "RequestPhase": "engine.requests",
-    "Sampler": "engine.sampler",
+    "Sampler": "engine.sampling.sampler",
     "Qwen3Model": "mili.qwen3_model",
 }
 

@@ -15,16 +15,16 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models import bert, lstm, mamba_ssm
-from mlx_parallm.models.adapt import check_supported
+from mlx_parallm.models.adapting.adapt import check_supported
 from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
-from mlx_parallm.models.hub import TORCH_FILE
 from mlx_parallm.models.predictor import Predictor
 from mlx_parallm.models.quantize import check_cuda_shapes
 from mlx_parallm.models.quantize import quantize as quantize_weights
-from mlx_parallm.models.sources import BUNDLED as BUNDLED
-from mlx_parallm.models.sources import BUNDLED_DRAFT as BUNDLED_DRAFT
-from mlx_parallm.models.sources import resolve as resolve
+from mlx_parallm.models.sources.hub import TORCH_FILE
+from mlx_parallm.models.sources.sources import BUNDLED as BUNDLED
+from mlx_parallm.models.sources.sources import BUNDLED_DRAFT as BUNDLED_DRAFT
+from mlx_parallm.models.sources.sources import resolve as resolve
 from mlx_parallm.models.torch_file import load_torch_file
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

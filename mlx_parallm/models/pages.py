@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOME = "mlx_parallm.cache.pages"
+_HOME = "mlx_parallm.cache.prefixes.pages"
 
 
 def __getattr__(name: str) -> Any:

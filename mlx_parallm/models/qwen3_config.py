@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_parallm.errors import InvalidRequestError
-from mlx_parallm.models.layer_spec import LayerSpec
+from mlx_parallm.models.adapting.layer_spec import LayerSpec
 from mlx_parallm.models.loader import resolve
 
 

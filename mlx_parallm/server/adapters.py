@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mlx_parallm.engine.adapter import Adapter
+from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.models.lora.delta import AdapterWeights
-    from mlx_parallm.server.generation import Track
+    from mlx_parallm.server.flow.generation import Track
 
 T = TypeVar("T")
 _PIECE_S = 0.01  # that running rows wait at a time for an adapter's weights

@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from mlx_parallm.errors import InvalidRequestError, ParallmError, SequenceError
 from mlx_parallm.server.compat.error_shapes import shaped, status_for
-from mlx_parallm.server.json_text import FiniteJSONResponse
+from mlx_parallm.server.output.json_text import FiniteJSONResponse
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from fastapi import Depends, FastAPI
 
 from mlx_parallm import __version__
 from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
-from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.flow.dispatch import Dispatcher
+from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.gate.admission import Admission
 from mlx_parallm.server.gate.cors import Cors
 from mlx_parallm.server.gate.undeclared import refuse_undeclared
@@ -23,7 +24,6 @@ from mlx_parallm.server.memories import in_thread
 from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.middleware import Gate
 from mlx_parallm.server.openapi import use_own_openapi
-from mlx_parallm.server.queue import RequestQueue
 from mlx_parallm.server.routes import (
     adapters,
     advanced,
@@ -36,16 +36,13 @@ from mlx_parallm.server.routes import (
     generate,
     health,
     invocations,
-    llama_cpp,
-    messages,
     models,
-    ollama,
-    openai_responses,
     page,
     pooling,
     predict,
     tokens,
 )
+from mlx_parallm.server.routes.compat import llama_cpp, messages, ollama, openai_responses
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.settings import Settings
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
+from mlx_parallm.memory.backends.store_errors import DamagedMemoriesError
 from mlx_parallm.memory.manager import MemorySettings
-from mlx_parallm.memory.store_errors import DamagedMemoriesError
 from mlx_parallm.server.adapters import refuse_memory
 from mlx_parallm.server.schemas.collections import MemoryFields
 from mlx_parallm.server.state import ServerState

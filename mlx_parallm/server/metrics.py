@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from mlx_parallm.server.generation import Generation
+from mlx_parallm.server.flow.generation import Generation
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import EngineStats

@@ -18,6 +18,20 @@ from mlx_parallm.server.schemas.adapters import (
 )
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.collections import AddMemoriesRequest, SearchMemoriesRequest
+from mlx_parallm.server.schemas.compat.llama_cpp import (
+    ApplyTemplateRequest,
+    LlamaCompletionRequest,
+    LlamaTokenizeRequest,
+)
+from mlx_parallm.server.schemas.compat.messages import CountTokensRequest, MessagesRequest
+from mlx_parallm.server.schemas.compat.ollama import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+)
+from mlx_parallm.server.schemas.compat.openai_responses import ResponsesRequest
 from mlx_parallm.server.schemas.completions import CompletionRequest
 from mlx_parallm.server.schemas.configure import ConfigureRequest
 from mlx_parallm.server.schemas.control import AbortRequests
@@ -28,20 +42,6 @@ from mlx_parallm.server.schemas.generate import (
     GenerateBatchRequest,
     GenerateRequest,
 )
-from mlx_parallm.server.schemas.llama_cpp import (
-    ApplyTemplateRequest,
-    LlamaCompletionRequest,
-    LlamaTokenizeRequest,
-)
-from mlx_parallm.server.schemas.messages import CountTokensRequest, MessagesRequest
-from mlx_parallm.server.schemas.ollama import (
-    OllamaChatRequest,
-    OllamaEmbeddingsRequest,
-    OllamaEmbedRequest,
-    OllamaGenerateRequest,
-    OllamaShowRequest,
-)
-from mlx_parallm.server.schemas.openai_responses import ResponsesRequest
 from mlx_parallm.server.schemas.pooling import (
     ClassifyRequest,
     EmbeddingRequest,

@@ -11,9 +11,9 @@ from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.models.heads import ClassificationHead
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.server.generation import Collected, Track
-from mlx_parallm.server.prefix_namespace import Namespace
-from mlx_parallm.server.prompts import Prompt, Prompts
+from mlx_parallm.server.flow.generation import Collected, Track
+from mlx_parallm.server.input.prefix_namespace import Namespace
+from mlx_parallm.server.input.prompts import Prompt, Prompts
 
 
 def pooled_tracks(

@@ -14,17 +14,17 @@ from fastapi import Request
 from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError, UnsupportedError
 from mlx_parallm.server.adapters import Adapters, named_adapters
 from mlx_parallm.server.decisions.told import Told
-from mlx_parallm.server.dispatch import Dispatcher
+from mlx_parallm.server.flow.dispatch import Dispatcher
+from mlx_parallm.server.flow.queue import RequestQueue
+from mlx_parallm.server.flow.registry import Registry
 from mlx_parallm.server.gate.turnstile import Turnstile
+from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.metrics import Metrics
-from mlx_parallm.server.prompts import Prompts
-from mlx_parallm.server.queue import RequestQueue
-from mlx_parallm.server.registry import Registry
 from mlx_parallm.server.response_store import ResponseStore
 from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
-    from mlx_parallm.engine.adapter import Adapter
+    from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.manager import MemoryManager
     from mlx_parallm.models.loader import LoadedModel
@@ -131,8 +131,8 @@ class ServerState:
             return self._memories
 
     def _open_memories(self) -> MemoryManager:
+        from mlx_parallm.memory.backends.stores import open_backend
         from mlx_parallm.memory.manager import MemoryManager
-        from mlx_parallm.memory.stores import open_backend
 
         folder, settings = self.settings.memory_dir, self.settings
         backend = open_backend(

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.sources import fetch_source
+from mlx_parallm.models.sources.sources import fetch_source
 
 PROGRAM = "mlx_parallm_pull"
 

@@ -18,8 +18,8 @@ from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.memory.capture import Capture, windows
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.memory.view import MemoryView, Position, build_layer
-from mlx_parallm.models.adapt import adapt
-from mlx_parallm.models.attention import install_attention
+from mlx_parallm.models.adapting.adapt import adapt
+from mlx_parallm.models.adapting.attention import install_attention
 from tests.models import architectures
 
 pytestmark = pytest.mark.usefixtures("no_compile")

@@ -15,10 +15,10 @@ from mlx_parallm.cache.length_class import capacity_for, slots_for
 from mlx_parallm.cache.packing import can_pack, packed_logits
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Row, allowed
-from mlx_parallm.engine.packed_forwards import bucket
-from mlx_parallm.models import replacements
-from mlx_parallm.models.adapt import adapt
-from mlx_parallm.models.attention import install_attention
+from mlx_parallm.engine.forward.packed_forwards import bucket
+from mlx_parallm.models.adapting import replacements
+from mlx_parallm.models.adapting.adapt import adapt
+from mlx_parallm.models.adapting.attention import install_attention
 from mlx_parallm.models.body import BodyTap
 from tests.models.architectures import TINY, build, vocab_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_parallm.cache.page_pool import IntegrityError, PagePool, PagesExhaustedError
+from mlx_parallm.cache.prefixes.page_pool import IntegrityError, PagePool, PagesExhaustedError
 from mlx_parallm.errors import OutOfMemoryError
 
 

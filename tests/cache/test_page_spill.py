@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_parallm.cache.page_file import pack_pages, page_layout, unpack_pages
-from mlx_parallm.cache.page_spill import PageSpill, model_fingerprint
-from mlx_parallm.cache.page_store import PageStore
-from mlx_parallm.cache.pages import PagedKVCache
-from mlx_parallm.cache.prefix_cache import RadixAttentionCache
-from mlx_parallm.models.layer_spec import LayerSpec
+from mlx_parallm.cache.prefixes.page_file import pack_pages, page_layout, unpack_pages
+from mlx_parallm.cache.prefixes.page_spill import PageSpill, model_fingerprint
+from mlx_parallm.cache.prefixes.page_store import PageStore
+from mlx_parallm.cache.prefixes.pages import PagedKVCache
+from mlx_parallm.cache.prefixes.prefix_cache import RadixAttentionCache
+from mlx_parallm.models.adapting.layer_spec import LayerSpec
 
 SIZE = 4
 LAYERS = [LayerSpec(2, 4, 4), LayerSpec(1, 6, 2)]

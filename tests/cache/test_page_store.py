@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mlx_parallm.cache import page_store
-from mlx_parallm.cache.page_file import (
+from mlx_parallm.cache.prefixes import page_store
+from mlx_parallm.cache.prefixes.page_file import (
     PageFileError,
     Record,
     TensorSpec,
@@ -31,7 +31,7 @@ from mlx_parallm.cache.page_file import (
     pack_arrays,
     unpack_arrays,
 )
-from mlx_parallm.cache.page_store import PageStore
+from mlx_parallm.cache.prefixes.page_store import PageStore
 
 MODEL = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -289,8 +289,8 @@ def test_files_that_vanish_are_misses(open_store: Open) -> None:
 WRITER = """
 import sys, itertools
 from pathlib import Path
-from mlx_parallm.cache.page_store import PageStore
-from mlx_parallm.cache.page_file import Record, TensorSpec
+from mlx_parallm.cache.prefixes.page_store import PageStore
+from mlx_parallm.cache.prefixes.page_file import Record, TensorSpec
 store = PageStore(Path(sys.argv[1]), sys.argv[2], 1 << 30)
 layout = (TensorSpec("x", "U8", (100_000,)),)
 print("ready", flush=True)

@@ -12,13 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mlx_parallm.cache.pages import KVCacheAllocator, PagedKVCache
-from mlx_parallm.cache.prefix_cache import (
+from mlx_parallm.cache.prefixes.pages import KVCacheAllocator, PagedKVCache
+from mlx_parallm.cache.prefixes.prefix_cache import (
     IntegrityError,
     PagesExhaustedError,
     RadixAttentionCache,
 )
-from mlx_parallm.models.layer_spec import LayerSpec
+from mlx_parallm.models.adapting.layer_spec import LayerSpec
 
 SIZE = 4
 # Layers differ: heads, and K wider than V, as in multi-head latent attention.

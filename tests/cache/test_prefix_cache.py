@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlx_parallm.cache.prefix_cache import (
+from mlx_parallm.cache.prefixes.prefix_cache import (
     IntegrityError,
     Match,
     NaiveCache,
@@ -34,7 +34,7 @@ def keep(cache: PrefixCache, tokens: list[int], namespace: tuple[Any, ...] = ())
 
 def test_no_mlx_is_imported() -> None:
     code = (
-        "import sys, mlx_parallm.cache.prefix_cache; "
+        "import sys, mlx_parallm.cache.prefixes.prefix_cache; "
         "sys.exit(any(n == 'mlx' or n.startswith('mlx.') for n in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mlx_parallm.cache.prefix_cache import (
+from mlx_parallm.cache.prefixes.prefix_cache import (
     Match,
     NaiveCache,
     PagePool,

@@ -23,8 +23,12 @@ from mlx_parallm.cpu import activations, allocator, blas, exponential, fusing, l
 from mlx_parallm.cpu import attention as cpu_attention
 from mlx_parallm.cpu.attention import attention
 from mlx_parallm.cpu.norm import RowRMSNorm
-from mlx_parallm.models import replacements
-from mlx_parallm.models.attention import AttentionHook, install_attention, uninstall_attention
+from mlx_parallm.models.adapting import replacements
+from mlx_parallm.models.adapting.attention import (
+    AttentionHook,
+    install_attention,
+    uninstall_attention,
+)
 
 SIZES = (7, 5000, 40000)  # powf; fused kernels; single operations too
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_parallm.engine.adapter import Adapter
+from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.models.loader import LoadedModel

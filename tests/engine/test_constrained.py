@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.grammar import Compiler, Constraint, Gate, Grammar
-from mlx_parallm.engine.sampler import uniforms
+from mlx_parallm.engine.sampling.sampler import uniforms
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.loader import load_model

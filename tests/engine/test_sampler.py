@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_parallm.engine.sampler import Sampler, uniforms
+from mlx_parallm.engine.sampling.sampler import Sampler, uniforms
+from mlx_parallm.engine.sampling.token_logprobs import token_logprobs
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
-from mlx_parallm.engine.token_logprobs import token_logprobs
 
 V = 40
 

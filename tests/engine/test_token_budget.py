@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlx_parallm.engine.step_curve import StepCurve
-from mlx_parallm.engine.token_budget import TokenBudget
+from mlx_parallm.engine.pacing.step_curve import StepCurve
+from mlx_parallm.engine.pacing.token_budget import TokenBudget
 
 
 def machine(tokens: int, *, fixed: float = 0.1, each: float = 0.004, free: int = 16) -> float:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_parallm.engine.sampler import Sampler
+from mlx_parallm.engine.sampling.sampler import Sampler
 from mlx_parallm.engine.sequence import LOGPROBS_MODES, SamplingParams, Sequence, TokenLogprob
 from mlx_parallm.engine.step import read_logprobs
 from tests.engine.test_sampler import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mlx_parallm.engine.forward.warm_up import compute_prompts, warm_up
 from mlx_parallm.engine.model_runner import ModelRunner
-from mlx_parallm.engine.warm_up import compute_prompts, warm_up
 from mlx_parallm.models.loader import LoadedModel
 
 

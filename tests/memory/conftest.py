@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_parallm.memory.backend import MemoryBackend
+from mlx_parallm.memory.backends.backend import MemoryBackend
+from mlx_parallm.memory.backends.faiss_backend import FAISSBackend
+from mlx_parallm.memory.backends.stores import open_backend
 from mlx_parallm.memory.document import Document, pack
-from mlx_parallm.memory.faiss_backend import FAISSBackend
-from mlx_parallm.memory.stores import open_backend
 from tests.memory import stores
 
 LAYERS, HEADS, DIM = 2, 3, 8

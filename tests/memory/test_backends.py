@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mlx_parallm.errors import InvalidRequestError
-from mlx_parallm.memory import backend as backends
-from mlx_parallm.memory.backend import MemoryBackend
-from mlx_parallm.memory.faiss_backend import FAISSBackend, make_index
-from mlx_parallm.memory.store_errors import MemoryStoreError
-from mlx_parallm.memory.stores import open_backend
+from mlx_parallm.memory.backends import backend as backends
+from mlx_parallm.memory.backends.backend import MemoryBackend
+from mlx_parallm.memory.backends.faiss_backend import FAISSBackend, make_index
+from mlx_parallm.memory.backends.store_errors import MemoryStoreError
+from mlx_parallm.memory.backends.stores import open_backend
 from tests.memory.conftest import DIM, make_document, make_layers, payload
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load
 
-from mlx_parallm.memory.backend import MemoryBackend
+from mlx_parallm.memory.backends.backend import MemoryBackend
+from mlx_parallm.memory.backends.stores import open_backend
 from mlx_parallm.memory.document import DocumentFiles
-from mlx_parallm.memory.stores import open_backend
 from tests.memory.conftest import make_document, payload
 
 SIZE = 20000  # memories of a document: some megabytes, so that the end comes in the middle
@@ -21,7 +21,7 @@ SIZE = 20000  # memories of a document: some megabytes, so that the end comes in
 _WRITER = """
 import sys
 from pathlib import Path
-from mlx_parallm.memory.stores import open_backend
+from mlx_parallm.memory.backends.stores import open_backend
 from tests.memory.conftest import make_document, payload
 
 backend = open_backend(sys.argv[1], Path(sys.argv[2]))

@@ -12,9 +12,9 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.memory import MemoryBackend, MemoryManager
+from mlx_parallm.memory.backends.sqlite_backend import SQLiteBackend
+from mlx_parallm.memory.backends.store_errors import DamagedMemoriesError, MissingPayloadError
 from mlx_parallm.memory.document import Document, DocumentFiles
-from mlx_parallm.memory.sqlite_backend import SQLiteBackend
-from mlx_parallm.memory.store_errors import DamagedMemoriesError, MissingPayloadError
 from mlx_parallm.memory.submission import Source
 from mlx_parallm.models.loader import LoadedModel
 from tests.memory.conftest import make_document, payload

@@ -13,8 +13,8 @@ import pytest
 _SCRIPT = """
 import sys
 from pathlib import Path
-from mlx_parallm.memory.sqlite_backend import SQLiteBackend
-from mlx_parallm.memory.store_errors import DiskFullError
+from mlx_parallm.memory.backends.sqlite_backend import SQLiteBackend
+from mlx_parallm.memory.backends.store_errors import DiskFullError
 from tests.memory.conftest import make_document, payload
 
 folder = Path(sys.argv[1])

@@ -14,11 +14,11 @@ import pytest
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import Output, SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from mlx_parallm.memory.backends.faiss_backend import FAISSBackend
+from mlx_parallm.memory.backends.sqlite_backend import SQLiteBackend
 from mlx_parallm.memory.citations import CitedAnswer, TokenCitation
-from mlx_parallm.memory.faiss_backend import FAISSBackend
 from mlx_parallm.memory.manager import MemoryManager, MemorySettings
 from mlx_parallm.memory.request import MemoryRequest
-from mlx_parallm.memory.sqlite_backend import SQLiteBackend
 from mlx_parallm.memory.submission import Source
 from mlx_parallm.memory.text import tokens_of
 from mlx_parallm.memory.view import MemoryView

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.memory.backends.sqlite_backend import SQLiteBackend
 from mlx_parallm.memory.manager import MemoryManager
-from mlx_parallm.memory.sqlite_backend import SQLiteBackend
 from mlx_parallm.memory.submission import Source, Submission
 from mlx_parallm.models.loader import LoadedModel
 
@@ -21,7 +21,7 @@ import os, signal, sys
 from pathlib import Path
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.memory.manager import MemoryManager
-from mlx_parallm.memory.sqlite_backend import SQLiteBackend
+from mlx_parallm.memory.backends.sqlite_backend import SQLiteBackend
 from mlx_parallm.memory.submission import Source
 from tests.conftest import tiny_llama
 

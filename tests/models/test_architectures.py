@@ -28,7 +28,7 @@ from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.adapt import NEEDS_METAL, UNSUPPORTED, adapt, check_supported
+from mlx_parallm.models.adapting.adapt import NEEDS_METAL, UNSUPPORTED, adapt, check_supported
 from mlx_parallm.models.loader import LoadedModel
 from tests.models import architectures
 

@@ -19,7 +19,7 @@ from mlx_parallm.models.gguf.blocks import GROUP, pack
 from mlx_parallm.models.gguf.pre_tokenizers import WORD_KINDS
 from mlx_parallm.models.gguf.reader import GgufFile
 from mlx_parallm.models.loader import LoadedModel, load_model, resolve
-from mlx_parallm.models.sources import fetch_source
+from mlx_parallm.models.sources.sources import fetch_source
 from tests.models import llama_cpp, tiny_gguf
 
 TEXTS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.sources import fetch_source
+from mlx_parallm.models.sources.sources import fetch_source
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
 

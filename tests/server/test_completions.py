@@ -307,7 +307,7 @@ def test_many_logprobs(server: Any) -> None:
 
 
 def test_impossible_tokens_are_numbers_in_json() -> None:
-    from mlx_parallm.server.logprobs import finite
+    from mlx_parallm.server.output.logprobs import finite
 
     assert [finite(value) for value in (-1.5, float("-inf"), float("nan"))] == [
         -1.5,

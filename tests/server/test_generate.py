@@ -15,10 +15,10 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.server.json_text import compact
+from mlx_parallm.server.flow.registry import KEPT, Registry
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.memory_meter import MemoryMeter
-from mlx_parallm.server.registry import KEPT, Registry
+from mlx_parallm.server.output.json_text import compact
 from mlx_parallm.settings import Settings
 from tests.engine import mock
 

@@ -117,7 +117,7 @@ def test_a_slow_reader_gets_everything_and_stops_nobody(server: Any) -> None:
 def test_a_stream_that_nobody_reads_is_ended(
     serve: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_parallm.server import generation
+    from mlx_parallm.server.flow import generation
 
     monkeypatch.setattr(generation, "_MAX_UNREAD", 100_000)
     server = serve()
@@ -191,7 +191,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_one_event(serve: Any, helpers: Any
 def test_text_that_cannot_be_made_fails_only_its_request(
     serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_parallm.server import completion_format
+    from mlx_parallm.server.output import completion_format
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("secret")

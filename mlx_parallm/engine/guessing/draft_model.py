@@ -13,8 +13,8 @@ from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
 from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.models import replacements
-from mlx_parallm.models.adapt import adapt
+from mlx_parallm.models.adapting import replacements
+from mlx_parallm.models.adapting.adapt import adapt
 
 
 class ModelDrafter:

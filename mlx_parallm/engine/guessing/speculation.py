@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from mlx_parallm.engine.constrained import keep_to_grammars
 from mlx_parallm.engine.guessing.drafter import Drafter, Proposal
 from mlx_parallm.engine.guessing.length_controller import LengthController, SpeculativeStats
+from mlx_parallm.engine.sampling.constrained import keep_to_grammars
 from mlx_parallm.engine.sequence import Sequence
 
 _PADDING_SHARE = 0.4  # time of a padding place in a packed forward, over that of a token

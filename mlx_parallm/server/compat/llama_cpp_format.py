@@ -8,11 +8,11 @@ from typing import Any
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.engine.sequence import TokenLogprob
 from mlx_parallm.server.answer import Event
-from mlx_parallm.server.formats import compact
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.logprobs import TokenNames, chat_logprobs
-from mlx_parallm.server.prompts import Prompts
-from mlx_parallm.server.schemas.llama_cpp import LlamaCompletionRequest
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.input.prompts import Prompts
+from mlx_parallm.server.output.formats import compact
+from mlx_parallm.server.output.logprobs import TokenNames, chat_logprobs
+from mlx_parallm.server.schemas.compat.llama_cpp import LlamaCompletionRequest
 
 # What a request asks for and not how it is sampled.
 _NOT_SETTINGS = {"prompt", "model", "response_fields"}

@@ -7,12 +7,12 @@ from mlx_parallm.server.compat.translation import (
     seed_of,
     translated,
 )
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.prefix_namespace import Namespace
-from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.flow.tracks import completion_tracks
+from mlx_parallm.server.input.prefix_namespace import Namespace
+from mlx_parallm.server.input.prompts import Prompts
+from mlx_parallm.server.schemas.compat.llama_cpp import LlamaCompletionRequest, Parts
 from mlx_parallm.server.schemas.completions import CompletionRequest
-from mlx_parallm.server.schemas.llama_cpp import LlamaCompletionRequest, Parts
-from mlx_parallm.server.tracks import completion_tracks
 
 _NAMES = {
     "repetition_penalty": "repeat_penalty",

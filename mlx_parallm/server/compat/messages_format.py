@@ -17,8 +17,8 @@ from mlx_parallm.server.answer import (
     Text,
 )
 from mlx_parallm.server.answer.blocks import Run
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.json_text import to_json
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.output.json_text import to_json
 
 
 class MessagesFormat:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mlx_parallm.server.chat_template import NO_EFFORT, effort_variables
 from mlx_parallm.server.compat.translation import translated
 from mlx_parallm.server.compat.turns import Turn, in_order
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.prefix_namespace import Namespace
-from mlx_parallm.server.prompts import Prompts
-from mlx_parallm.server.request_defaults import with_defaults
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.flow.tracks import chat_tracks
+from mlx_parallm.server.input.chat_template import NO_EFFORT, effort_variables
+from mlx_parallm.server.input.prefix_namespace import Namespace
+from mlx_parallm.server.input.prompts import Prompts
+from mlx_parallm.server.input.request_defaults import with_defaults
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
-from mlx_parallm.server.schemas.messages import (
+from mlx_parallm.server.schemas.compat.messages import (
     Block,
     CountTokensRequest,
     Message,
     MessagesRequest,
     MessageTool,
 )
-from mlx_parallm.server.tracks import chat_tracks
 from mlx_parallm.settings import Settings
 
 # Claude Code begins its system prompt with a hash that is another one in every request: with it

@@ -9,9 +9,9 @@ from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
 from mlx_parallm.server.answer import Call, CallEnd, CallLost, Event, Reasoning, Text
-from mlx_parallm.server.formats import compact
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.logprobs import TokenNames, chat_logprobs
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.output.formats import compact
+from mlx_parallm.server.output.logprobs import TokenNames, chat_logprobs
 
 
 class OllamaFormat:

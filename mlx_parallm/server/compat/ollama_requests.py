@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
-from mlx_parallm.server.chat_template import NO_EFFORT, thinking_variables
 from mlx_parallm.server.compat.translation import (
     answer_limit,
     named,
@@ -14,19 +13,20 @@ from mlx_parallm.server.compat.translation import (
     seed_of,
     translated,
 )
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.prefix_namespace import Namespace
-from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.flow.tracks import chat_tracks, completion_tracks
+from mlx_parallm.server.input.chat_template import NO_EFFORT, thinking_variables
+from mlx_parallm.server.input.prefix_namespace import Namespace
+from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
-from mlx_parallm.server.schemas.completions import CompletionRequest
-from mlx_parallm.server.schemas.ollama import (
+from mlx_parallm.server.schemas.compat.ollama import (
     OllamaChatRequest,
     OllamaFields,
     OllamaGenerateRequest,
     OllamaMessage,
     OllamaOptions,
 )
-from mlx_parallm.server.tracks import chat_tracks, completion_tracks
+from mlx_parallm.server.schemas.completions import CompletionRequest
 
 _NAMES = {
     "response_format": "format",

@@ -20,10 +20,10 @@ from mlx_parallm.server.answer import (
 )
 from mlx_parallm.server.answer.blocks import Run
 from mlx_parallm.server.compat.responses_requests import closed, functions_of, wants_logprobs
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.json_text import to_json
-from mlx_parallm.server.logprobs import TokenNames, chat_logprobs
-from mlx_parallm.server.schemas.openai_responses import ResponsesRequest
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.output.json_text import to_json
+from mlx_parallm.server.output.logprobs import TokenNames, chat_logprobs
+from mlx_parallm.server.schemas.compat.openai_responses import ResponsesRequest
 
 WITH_THOUGHTS = "reasoning.encrypted_content"
 

@@ -7,16 +7,16 @@ import binascii
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mlx_parallm.server.chat_template import effort_variables
 from mlx_parallm.server.compat.translation import translated
 from mlx_parallm.server.compat.turns import Turn, in_order
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.prefix_namespace import Namespace
-from mlx_parallm.server.prompts import Prompts
-from mlx_parallm.server.request_defaults import with_defaults
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.flow.tracks import chat_tracks
+from mlx_parallm.server.input.chat_template import effort_variables
+from mlx_parallm.server.input.prefix_namespace import Namespace
+from mlx_parallm.server.input.prompts import Prompts
+from mlx_parallm.server.input.request_defaults import with_defaults
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
-from mlx_parallm.server.schemas.openai_responses import Item, ResponsesRequest
-from mlx_parallm.server.tracks import chat_tracks
+from mlx_parallm.server.schemas.compat.openai_responses import Item, ResponsesRequest
 from mlx_parallm.settings import Settings
 
 WITH_LOGPROBS = "message.output_text.logprobs"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mlx_parallm.errors import InvalidRequestError
-from mlx_parallm.server.body import validate
+from mlx_parallm.server.input.body import validate
 from mlx_parallm.server.schemas.base import RequestModel
 
 _Model = TypeVar("_Model", bound=RequestModel)

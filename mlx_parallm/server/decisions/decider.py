@@ -15,9 +15,9 @@ from mlx_parallm.server.decisions.labels import Labels, Place
 from mlx_parallm.server.decisions.option_tree import OptionTree, Prefix, probabilities
 from mlx_parallm.server.decisions.question import Question, about
 from mlx_parallm.server.decisions.told import Decision, Told, key_of
-from mlx_parallm.server.generation import Track
-from mlx_parallm.server.prefix_namespace import Namespace
-from mlx_parallm.server.prompts import Prompt, Prompts
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.input.prefix_namespace import Namespace
+from mlx_parallm.server.input.prompts import Prompt, Prompts
 from mlx_parallm.server.schemas.chat import ChatTemplateFields
 
 # What a model without a chat template reads behind the question.

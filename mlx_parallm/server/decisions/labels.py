@@ -9,7 +9,7 @@ from typing import Any
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.server.decisions.option_tree import OptionTree, Prefix
 from mlx_parallm.server.decisions.question import Question
-from mlx_parallm.server.prompts import Prompts
+from mlx_parallm.server.input.prompts import Prompts
 
 # How much shown text an error repeats.
 _MAX_SHOWN = 40

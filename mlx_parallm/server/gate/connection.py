@@ -19,7 +19,7 @@ from mlx_parallm.errors import (
 from mlx_parallm.server.gate.connections import Connections, address_of, logger
 from mlx_parallm.server.gate.parser import StrictParser
 from mlx_parallm.server.gate.request_id import new_request_id
-from mlx_parallm.server.json_text import to_json
+from mlx_parallm.server.output.json_text import to_json
 
 # A body that comes at this rate or faster is never overdue.
 _BYTES_PER_S = 16 * 1024

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from mlx_parallm.server.gate.request_id import new_request_id
-from mlx_parallm.server.json_text import FiniteJSONResponse
+from mlx_parallm.server.output.json_text import FiniteJSONResponse
 
 # Pages that this machine serves itself, on any port.
 LOOPBACK = re.compile(r"https?://(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d{1,5})?")

@@ -9,9 +9,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from mlx_parallm.server.adapters import Entry
 from mlx_parallm.server.admin import check_admin
-from mlx_parallm.server.body import read_body, read_raw
+from mlx_parallm.server.input.body import read_body, read_raw
 from mlx_parallm.server.openapi import ERRORS, body_of, optional_body_of
-from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.schemas.adapters import (
     AdapterCard,
     AdapterDeleted,

@@ -11,14 +11,16 @@ from starlette.responses import Response
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
 from mlx_parallm.server.adapters import refuse_memory, use_adapter
 from mlx_parallm.server.admin import check_admin
-from mlx_parallm.server.body import read_body
-from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
+from mlx_parallm.server.flow.generation import Collected, Generation, Streamed, Track
+from mlx_parallm.server.flow.registry import part_id
+from mlx_parallm.server.flow.tracks import text_tracks
 from mlx_parallm.server.handlers import request_id_of
+from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.prefix_namespace import prefix_namespace
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of, optional_body_of
-from mlx_parallm.server.prefix_namespace import prefix_namespace
-from mlx_parallm.server.registry import part_id
-from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.output.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.output.text_events import TextEvents
 from mlx_parallm.server.schemas.configure import ConfigureQuery, ConfigureRequest
 from mlx_parallm.server.schemas.generate import (
     EngineGenerateRequest,
@@ -28,8 +30,6 @@ from mlx_parallm.server.schemas.generate import (
     StatsResponse,
 )
 from mlx_parallm.server.state import ServerState, state_of
-from mlx_parallm.server.text_events import TextEvents
-from mlx_parallm.server.tracks import text_tracks
 
 router = APIRouter(tags=["Engine"])
 

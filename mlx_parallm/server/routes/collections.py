@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
-from mlx_parallm.memory.backend import StoredCollection
+from mlx_parallm.memory.backends.backend import StoredCollection
 from mlx_parallm.memory.job import MemoryJob
 from mlx_parallm.memory.manager import MemoryManager
 from mlx_parallm.memory.submission import Source
-from mlx_parallm.server.body import read_body
+from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.memories import in_thread, pinned
 from mlx_parallm.server.openapi import ERRORS, body_of
-from mlx_parallm.server.responses import json_answer, to_json
+from mlx_parallm.server.output.responses import json_answer, to_json
 from mlx_parallm.server.schemas.collections import (
     AddMemoriesRequest,
     MemoryDeleted,

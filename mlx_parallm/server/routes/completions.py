@@ -6,16 +6,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.server.adapters import refuse_memory, use_adapter
-from mlx_parallm.server.body import read_body
-from mlx_parallm.server.completion_format import CompletionFormat
-from mlx_parallm.server.generation import Collected, Streamed
+from mlx_parallm.server.flow.generation import Collected, Streamed
+from mlx_parallm.server.flow.tracks import completion_tracks
+from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.prefix_namespace import prefix_namespace
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
-from mlx_parallm.server.prefix_namespace import prefix_namespace
-from mlx_parallm.server.responses import event_answer, whole_answer
+from mlx_parallm.server.output.completion_format import CompletionFormat
+from mlx_parallm.server.output.responses import event_answer, whole_answer
 from mlx_parallm.server.schemas.completions import CompletionRequest, CompletionResponse
 from mlx_parallm.server.state import state_of
-from mlx_parallm.server.tracks import completion_tracks
 
 router = APIRouter(tags=["Generation"])
 

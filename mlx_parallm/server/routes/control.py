@@ -15,10 +15,10 @@ from mlx_parallm import __version__
 from mlx_parallm.errors import NotFoundError, RequestCancelledError, UnsupportedError
 from mlx_parallm.memory.fingerprint import fingerprint_of
 from mlx_parallm.server.admin import check_admin
-from mlx_parallm.server.body import read_body
+from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.memories import in_thread
 from mlx_parallm.server.openapi import ERRORS, optional_body_of
-from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.schemas.control import AbortRequests
 from mlx_parallm.server.state import ServerState, state_of
 

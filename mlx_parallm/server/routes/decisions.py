@@ -8,16 +8,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.server.adapters import use_adapter
-from mlx_parallm.server.body import read_body
-from mlx_parallm.server.chat_template import has_variable
 from mlx_parallm.server.decisions import openai_format, system_one_format
 from mlx_parallm.server.decisions.decider import Decider
 from mlx_parallm.server.decisions.question import as_text
 from mlx_parallm.server.decisions.told import FLOAT32_NOISE, SHORT_FLOAT_NOISE
-from mlx_parallm.server.generation import Collected
+from mlx_parallm.server.flow.generation import Collected
+from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.chat_template import has_variable
+from mlx_parallm.server.input.prefix_namespace import prefix_namespace
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
-from mlx_parallm.server.prefix_namespace import prefix_namespace
-from mlx_parallm.server.responses import whole_answer
+from mlx_parallm.server.output.responses import whole_answer
 from mlx_parallm.server.schemas.decisions import (
     DecisionsRequest,
     DecisionsResponse,

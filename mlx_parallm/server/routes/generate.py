@@ -12,15 +12,16 @@ from starlette.responses import Response
 from mlx_parallm.cpu import blas
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
 from mlx_parallm.server.adapters import refuse_memory, use_adapter
-from mlx_parallm.server.body import read_body
-from mlx_parallm.server.generate_format import GenerateFormat
-from mlx_parallm.server.generation import Collected, Generation, Streamed, Track
+from mlx_parallm.server.flow.generation import Collected, Generation, Streamed, Track
+from mlx_parallm.server.flow.tracks import text_tracks
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, request_id_of
-from mlx_parallm.server.json_text import FiniteJSONResponse
+from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.prefix_namespace import prefix_namespace
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
-from mlx_parallm.server.prefix_namespace import prefix_namespace
-from mlx_parallm.server.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.output.generate_format import GenerateFormat
+from mlx_parallm.server.output.json_text import FiniteJSONResponse
+from mlx_parallm.server.output.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.schemas.generate import (
     DEFAULT_CANDIDATES,
     GenerateRequest,
@@ -28,7 +29,6 @@ from mlx_parallm.server.schemas.generate import (
     StatusResponse,
 )
 from mlx_parallm.server.state import state_of
-from mlx_parallm.server.tracks import text_tracks
 
 router = APIRouter(tags=["Generation with figures"])
 

@@ -7,10 +7,10 @@ from starlette.responses import Response
 
 from mlx_parallm import __version__
 from mlx_parallm.errors import UnavailableError
-from mlx_parallm.server.json_text import FiniteJSONResponse
 from mlx_parallm.server.openapi import ERRORS
+from mlx_parallm.server.output.json_text import FiniteJSONResponse
+from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.page import index_answer, wants_page
-from mlx_parallm.server.responses import json_answer
 from mlx_parallm.server.schemas.models import Health
 from mlx_parallm.server.state import state_of
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from mlx_parallm.errors import InvalidRequestError
-from mlx_parallm.server.body import parse_json, read_bytes
+from mlx_parallm.server.input.body import parse_json, read_bytes
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.routes.chat import create_chat_completion
 from mlx_parallm.server.routes.completions import create_completion

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from mlx_parallm.server.adapters import Entry
 from mlx_parallm.server.openapi import ERRORS
-from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.schemas.models import ModelCard, ModelList
 from mlx_parallm.server.state import ServerState, state_of
 

@@ -13,14 +13,14 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.heads import ClassificationHead
-from mlx_parallm.server.body import read_body
-from mlx_parallm.server.generation import Collected, Track
-from mlx_parallm.server.logprobs import finite
+from mlx_parallm.server.flow.generation import Collected, Track
+from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.prefix_namespace import Namespace, prefix_namespace
+from mlx_parallm.server.input.prompts import Prompt, Prompts
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
+from mlx_parallm.server.output.logprobs import finite
+from mlx_parallm.server.output.responses import whole_answer
 from mlx_parallm.server.pooling import normalized, paired, pooled_tracks, require_head, vectors
-from mlx_parallm.server.prefix_namespace import Namespace, prefix_namespace
-from mlx_parallm.server.prompts import Prompt, Prompts
-from mlx_parallm.server.responses import whole_answer
 from mlx_parallm.server.schemas.pooling import (
     ClassifyRequest,
     EmbeddingRequest,

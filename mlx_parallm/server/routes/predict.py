@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.models.predictor import Predictor, Signature
-from mlx_parallm.server.body import read_body
+from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
-from mlx_parallm.server.responses import json_answer
+from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.state import state_of
 

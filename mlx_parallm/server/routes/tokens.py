@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.engine.detokenizer import token_bytes
-from mlx_parallm.server.body import read_body, read_json, validate
+from mlx_parallm.server.input.body import read_body, read_json, validate
+from mlx_parallm.server.input.prompts import Prompts
+from mlx_parallm.server.input.request_defaults import with_defaults
 from mlx_parallm.server.openapi import ERRORS, body_of
-from mlx_parallm.server.prompts import Prompts
-from mlx_parallm.server.request_defaults import with_defaults
-from mlx_parallm.server.responses import json_answer
-from mlx_parallm.server.schemas.llama_cpp import (
+from mlx_parallm.server.output.responses import json_answer
+from mlx_parallm.server.schemas.compat.llama_cpp import (
     LlamaTokenizeRequest,
     LlamaTokenizeResponse,
 )

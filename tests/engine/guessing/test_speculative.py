@@ -13,7 +13,7 @@ from mlx_parallm.cache.span import Ragged
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.guessing.length_controller import LengthController
-from mlx_parallm.engine.sampler import Sampler
+from mlx_parallm.engine.sampling.sampler import Sampler
 from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import LoadedModel

@@ -1,0 +1,1 @@
+"""K and V of finished prompts: pages, the radix tree over them, what is spilled to disk."""

@@ -1,0 +1,137 @@
+"""Puts an engine's parts together around a loaded model. On the engine's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_parallm.cache.prefixes.page_spill import model_fingerprint
+from mlx_parallm.cache.prefixes.prefix_contract import PAGE_SIZE
+from mlx_parallm.cache.prefixes.prefix_store import PrefixStore
+from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
+from mlx_parallm.engine.config import EngineConfig
+from mlx_parallm.engine.forward.warm_up import warm_up
+from mlx_parallm.engine.guessing.draft_model import ModelDrafter
+from mlx_parallm.engine.guessing.drafter import Drafter
+from mlx_parallm.engine.guessing.ngram import NgramDrafter
+from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.pacing.token_budget import TokenBudget
+from mlx_parallm.engine.plan import SchedulerConfig
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.device_memory import available_kv_bytes, use_wired_memory
+from mlx_parallm.models.limits import MAX_WIDTH
+from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
+from mlx_parallm.models.lora.slots import AdapterSlots
+
+log = logging.getLogger(__name__)
+LoadDraft = Callable[[], LoadedModel]
+_NO_LIMIT = 1 << 40
+# Prompt tokens of a step: beside decoding rows before anything was measured, beside them at
+# most, and where nothing decodes. Smaller on a CPU, where a long step stalls rows sooner.
+_CPU_TOKENS = (64, 512, 512)
+_GPU_TOKENS = (512, 4096, 4096)
+
+
+def assemble(
+    loaded: LoadedModel, config: EngineConfig, load_draft: LoadDraft | None
+) -> tuple[ModelRunner, ContinuousBatchScheduler]:
+    """A runner and a scheduler for a model.
+
+    Raises:
+        ModelLoadError: the draft model does not fit.
+    """
+    use_wired_memory()
+    runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids)
+    warm_up(runner)
+    per_token = runner.cache.bytes_per_token
+    memory = config.kv_cache_memory or available_kv_bytes(loaded.nbytes, config.memory_utilization)
+    prefixes = _prefixes(loaded, config, runner, memory)
+    runner.reset()
+    guesses = _speculate(loaded, config, load_draft, runner)
+    scheduler = ContinuousBatchScheduler(
+        SchedulerConfig(
+            max_batch_size=config.max_batch_size,
+            **_widths(loaded, config, guesses),
+            packs=runner.packs,
+            kv_tokens=memory // per_token if per_token else _NO_LIMIT,
+            lookahead=guesses,
+            aligned=prefixes is not None and prefixes.has_state,
+            shares_prefixes=prefixes is not None,
+        ),
+        prefixes.tree if prefixes is not None else None,
+    )
+    if prefixes is not None and prefixes.disk is not None:
+        scheduler.restore = prefixes.disk.restore
+    if not loaded.is_encoder:
+        runner.adapters = AdapterPool(
+            AdapterSlots(loaded.model, runner.body.routing, config.max_loras)
+        )
+        scheduler.admit_adapter = runner.adapters.admit
+        first, most, idle = _tokens()
+        scheduler.budget = TokenBudget(
+            runner.curve, first=first, most=most, idle=idle, max_gap=config.max_gap
+        )
+    return runner, scheduler
+
+
+def _prefixes(
+    loaded: LoadedModel, config: EngineConfig, runner: ModelRunner, kv_memory: int
+) -> PrefixStore | None:
+    """Set the prefix cache up; needs caches that have computed a token (see warm_up.py)."""
+    memory = config.prefix_cache_memory
+    if memory is None:
+        memory = kv_memory // 4
+    if memory <= 0 or loaded.is_encoder:
+        return None
+    prefixes = runner.prefixes = PrefixStore(runner.cache, memory)
+    if config.prefix_cache_dir is not None:
+        weights = dict(tree_flatten(loaded.model.parameters())).items()
+        fingerprint = model_fingerprint(loaded.config, weights, PAGE_SIZE)
+        prefixes.keep_on_disk(config.prefix_cache_dir, fingerprint, config.prefix_cache_disk)
+    return prefixes
+
+
+def _speculate(
+    loaded: LoadedModel, config: EngineConfig, load_draft: LoadDraft | None, runner: ModelRunner
+) -> int:
+    """Set speculation up; returns the most tokens to guess, 0 where it is off."""
+    if config.speculative is None:
+        return 0
+    if runner.cache.has_state:
+        log.warning("speculation is off: this model's recurrent state cannot be taken back")
+        return 0
+    drafter: Drafter = NgramDrafter()
+    if config.speculative == "draft":
+        if load_draft is None:
+            raise ModelLoadError("speculation with a draft model needs a draft model")
+        draft = load_draft()
+        check_same_tokenizer(loaded, draft)
+        drafter = ModelDrafter(draft.model, min(draft.vocab_size, loaded.vocab_size))
+        if any(cache.has_state for cache in drafter.caches):
+            raise ModelLoadError(f"{draft.path}: a recurrent model cannot be the draft")
+    runner.speculate(drafter, config.num_draft_tokens)
+    return config.num_draft_tokens
+
+
+def _widths(loaded: LoadedModel, config: EngineConfig, guesses: int) -> dict[str, Any]:
+    """How many prompt tokens a step computes; encoders compute whole prompts."""
+    if loaded.is_encoder:
+        whole = _NO_LIMIT
+        return {"prefill_chunk": whole, "idle_prefill_tokens": whole, "max_width": MAX_WIDTH}
+    _, most, idle = _tokens()
+    # A chunk's last token and the guesses behind it are computed with it.
+    return {
+        "prefill_chunk": config.prefill_chunk or most,
+        "idle_prefill_tokens": idle,
+        "max_width": MAX_WIDTH - 1 - max(guesses, config.num_draft_tokens),
+    }
+
+
+def _tokens() -> tuple[int, int, int]:
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return _CPU_TOKENS if on_cpu else _GPU_TOKENS

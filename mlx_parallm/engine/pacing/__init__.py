@@ -1,0 +1,1 @@
+"""How long steps take, and how many prompt tokens the next one may have."""

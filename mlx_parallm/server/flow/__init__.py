@@ -1,0 +1,1 @@
+"""A request under way: its sequences, the queue and the streams they feed."""

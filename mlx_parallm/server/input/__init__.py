@@ -1,0 +1,1 @@
+"""What a request says: its body, its prompt as token ids, its settings and its constraint."""

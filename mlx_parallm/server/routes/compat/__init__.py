@@ -1,0 +1,1 @@
+"""Routes of other servers' APIs."""
