@@ -39,7 +39,9 @@ class ContinuousBatchScheduler:
     """Admission, chunks, forks and preemption, first come first served.
 
     Lower `priority` goes first, then earlier arrival. Preemption takes the last
-    in that order; a preempted sequence computes its tokens again later.
+    in that order; a preempted sequence computes its tokens again later. Rows are
+    taken from sequences that run where memory is full, and where one of a lower
+    `priority` waits for a row or for memory.
     """
 
     def __init__(self, config: SchedulerConfig, prefixes: PrefixCache | None = None) -> None:
@@ -247,19 +249,36 @@ class ContinuousBatchScheduler:
 
     def _admit(self, plan: Plan) -> None:
         passed: list[Sequence] = []  # their adapters have no slot as long as rows use all
-        while len(self.running) < self.config.max_batch_size:
-            sequence = self._peek()
-            if sequence is None or not self._may_join:
+        while (sequence := self._peek()) is not None and self._may_join:
+            if not (self._has_place(sequence) or self._can_displace(sequence)):
                 break
-            if not self._fits_beside(sequence):
-                break
+            if sequence in plan.release:
+                break  # displaced in this step: its newest token is still to be read
             heapq.heappop(self._waiting)
             if not (self.admits or sequence.output) or not self._has_adapter(sequence):
                 passed.append(sequence)
             elif not self._follows(sequence):
+                self._displace_for(sequence, plan)
                 self._start(sequence, plan)
         for sequence in passed:
             self._push(sequence)
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        return len(self.running) < self.config.max_batch_size and self._fits_beside(sequence)
+
+    def _can_displace(self, sequence: Sequence) -> bool:
+        """Whether there would be a place without the rows of higher `priority`."""
+        staying = [s for s in self.running if s.priority <= sequence.priority]
+        if len(staying) >= min(len(self.running), self.config.max_batch_size):
+            return False
+        return not staying or self._area([*staying, sequence]) <= self.config.kv_tokens
+
+    def _displace_for(self, sequence: Sequence, plan: Plan) -> None:
+        """Preempt rows of higher `priority`, the last ones first, until there is a place."""
+        while not self._has_place(sequence):
+            victim = max(self.running, key=_order)
+            self._preempt(victim)
+            plan.release.append(victim)
 
     def _has_adapter(self, sequence: Sequence) -> bool:
         return self.admit_adapter is None or self.admit_adapter(sequence, self.running)
@@ -421,11 +440,7 @@ class ContinuousBatchScheduler:
             plan.complete.append(sequence)
 
     def _has_room(self, sequence: Sequence) -> bool:
-        return (
-            len(self.running) < self.config.max_batch_size
-            and self._fits_beside(sequence)
-            and self._may_join
-        )
+        return self._has_place(sequence) and self._may_join
 
     # Waiting
 

@@ -165,6 +165,37 @@ def test_priority_goes_first_then_arrival() -> None:
     assert order == [late[4], late[1], late[3], late[0], late[2]]
 
 
+@pytest.mark.parametrize("kv", [1 << 30, 160])
+def test_urgent_sequences_take_the_rows_of_others(kv: int) -> None:
+    """What waits with a lower `priority` runs at once; who gave the row up answers the same."""
+    simulation = Simulation(SchedulerConfig(max_batch_size=4, kv_tokens=kv))
+    slow = [sequence(20, 60, priority=9) for _ in range(4)]
+    simulation.add(*slow)
+    for _ in range(10):
+        simulation.step()
+    urgent, equal = [sequence(30, 10) for _ in range(2)], sequence(3, 2, priority=9)
+    simulation.add(*urgent, equal)
+    ends: list[Sequence] = []
+    while simulation.scheduler.has_work or simulation.in_flight:
+        simulation.step()
+        assert (equal.begun is None) or all(s.begun for s in urgent)
+        ends += [s for s in (*slow, *urgent) if s.status is Status.FINISHED and s not in ends]
+    assert set(ends[:2]) == set(urgent)
+    assert {s.id for s in slow[2:]} <= simulation.recomputed
+    assert not simulation.recomputed & {s.id for s in urgent}
+    assert all(s.finish_reason is FinishReason.LENGTH for s in (*slow, *urgent))
+
+
+def test_equal_priority_takes_no_row() -> None:
+    simulation = Simulation(SchedulerConfig(max_batch_size=1))
+    first = sequence(3, 8, priority=1)
+    simulation.add(first)
+    simulation.step()
+    simulation.add(sequence(3, 8, priority=1))
+    simulation.run()
+    assert simulation.scheduler.preemptions == 0
+
+
 def test_group_computes_its_prompt_once() -> None:
     first = sequence(40, 5)
     group = [Sequence(first.prompt, first.params, group=1, arrival=1.0) for _ in range(4)]
