@@ -74,6 +74,8 @@ class SamplingParams:
             the likeliest; empty is off.
         logprobs_mode: of which distribution, see token_logprobs.py. The prompt's are
             always raw_logprobs.
+        processed_logprobs: the sampled token's log-probability of the distribution that it
+            was drawn from comes beside those of logprobs_mode; needs logprobs.
         prompt_logprobs: alternatives for the prompt's tokens; None is off.
         speculative: False never guesses ahead for this sequence; None is the
             engine's choice.
@@ -97,6 +99,7 @@ class SamplingParams:
     logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     logprobs_mode: LogprobsMode = "raw_logprobs"
+    processed_logprobs: bool = False
     prompt_logprobs: int | None = None
     speculative: bool | None = None
 
@@ -132,11 +135,14 @@ class TokenLogprob:
     Attributes:
         top: the most likely tokens, best first, as (token id, logprob), or those that the
             request named, in its order.
+        processed: of the distribution that the token was drawn from, where asked for beside
+            `logprob`.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    processed: float | None = None
 
 
 @dataclass(slots=True)

@@ -130,6 +130,7 @@ def read_logprobs(
     chosen = np.array(scores.chosen).tolist()
     ids, values = np.array(scores.top_ids).tolist(), np.array(scores.top_values).tolist()
     asked = None if scores.asked is None else np.array(scores.asked).tolist()
+    processed = None if scores.processed is None else np.array(scores.processed).tolist()
     found = {}
     for place, row in enumerate(sampled.logprob_rows):
         params = sequences[row].params
@@ -138,5 +139,8 @@ def read_logprobs(
         if asked is not None and params.logprob_token_ids:
             # A shorter row is filled up to the longest one.
             top = tuple(zip(params.logprob_token_ids, asked[place], strict=False))
-        found[row] = TokenLogprob(tokens[row], chosen[place], top)
+        drawn_from = None
+        if processed is not None and params.processed_logprobs:
+            drawn_from = processed[place]
+        found[row] = TokenLogprob(tokens[row], chosen[place], top, drawn_from)
     return found

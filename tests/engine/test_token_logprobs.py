@@ -62,6 +62,7 @@ some_rows = st.builds(
     logprobs=st.sampled_from([0, 3, V]),
     logprobs_mode=st.sampled_from(LOGPROBS_MODES),
     logprob_token_ids=st.sampled_from([(), (), (7,), (30, 2, 9)]),
+    processed_logprobs=st.booleans(),
 )
 
 
@@ -75,6 +76,10 @@ def test_every_mode_reports_what_the_reference_says(rows: list[Sequence], seed: 
         entry = found[place]
         for token, value in [(entry.token_id, entry.logprob), *entry.top]:
             assert value == pytest.approx(table[token], abs=2e-4)
+        assert (entry.processed is not None) == row.params.processed_logprobs
+        if entry.processed is not None:
+            drawn_from = wanted(logits[place], row, "processed_logprobs")
+            assert entry.processed == pytest.approx(drawn_from[entry.token_id], abs=2e-4)
         if row.params.logprob_token_ids:
             assert tuple(token for token, _ in entry.top) == row.params.logprob_token_ids
         else:
@@ -91,6 +96,7 @@ def test_a_row_reports_what_it_reports_alone(rows: list[Sequence], seed: int) ->
         alone = reported(logits[place : place + 1], [row])[0]
         assert together[place].token_id == alone.token_id
         assert together[place].logprob == pytest.approx(alone.logprob, abs=1e-5)
+        assert together[place].processed == pytest.approx(alone.processed, abs=1e-5)
         # Tokens that cannot be drawn tie, and stand in any order.
         pairs = zip(together[place].top, alone.top, strict=True)
         assert all(one == pytest.approx(other, abs=1e-5) or one[1] < -1e9 for one, other in pairs)

@@ -23,18 +23,21 @@ class TokenScores:
         chosen: (R,) float32, of the sampled tokens.
         top_ids, top_values: (R, k), best first, k >= 1.
         asked: (R, m) of the tokens that rows named; behind a row's last one anything.
+        processed: (R,) float32, of the sampled tokens, under what they were drawn from; None
+            where no row wants it.
     """
 
     chosen: mx.array
     top_ids: mx.array
     top_values: mx.array
     asked: mx.array | None = None
+    processed: mx.array | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
         """Everything to evaluate."""
-        found = [self.chosen, self.top_ids, self.top_values]
-        return found if self.asked is None else [*found, self.asked]
+        found = [self.chosen, self.top_ids, self.top_values, self.asked, self.processed]
+        return [array for array in found if array is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class LogprobRows:
         self._by_mode = {mode: rows for mode, rows in by_mode.items() if rows}
         self.rows = [row for rows in self._by_mode.values() for row in rows]
         self._top = max([params[row].logprobs or 0 for row in asking] + [1])
+        self._wants_both = any(params[row].processed_logprobs for row in asking)
         named = [params[row].logprob_token_ids for row in self.rows]
         longest = max(map(len, named), default=0)
         self._named = (
@@ -91,7 +95,14 @@ class LogprobRows:
         asked = None
         if self._named is not None:
             asked = mx.take_along_axis(values, self._named, axis=-1) - totals
-        return TokenScores(chosen, ids, top, asked)
+        processed = self._processed(draw, tokens) if self._wants_both else None
+        return TokenScores(chosen, ids, top, asked, processed)
+
+    def _processed(self, draw: Draw, tokens: mx.array) -> mx.array:
+        """(R,) of all rows, whatever their modes."""
+        values = self._drawn_from(self.rows, draw)
+        chosen = mx.take_along_axis(values, tokens[:, None], axis=-1) - ops.logsumexp(values)
+        return chosen[:, 0]
 
     def _part(self, mode: LogprobsMode, rows: list[int], draw: Draw) -> tuple[mx.array, mx.array]:
         """(R, V) logits of rows with one mode, and (R, 1) what is subtracted from them."""
