@@ -8,7 +8,7 @@ large memory pages.
 
 from __future__ import annotations
 
+from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.main import create_app
-from mlx_parallm.settings import load_settings
 
 app = create_app(load_settings([]))

@@ -16,8 +16,9 @@ from mlx_parallm.cpu import blas
 from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
 from mlx_parallm.greeting import Greeting
 from mlx_parallm.open_files import raise_limit
+from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.listener import free_port_near, listen
-from mlx_parallm.settings import PROGRAM, Settings, SettingsError, load_settings
+from mlx_parallm.settings import PROGRAM, Settings, SettingsError
 
 if TYPE_CHECKING:
     from mlx_parallm.server.state import ServerState

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mlx_parallm.options.elsewhere import ALIASES, FLAGS
+from mlx_parallm.options.loading import load_settings
 from mlx_parallm.options.parser import GROUPS
-from mlx_parallm.settings import Settings, SettingsError, load_settings
+from mlx_parallm.settings import Settings, SettingsError
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlx_parallm.continuous_batching import AsyncContinuousBatchingEngine, BatchConfig
-from mlx_parallm.settings import Settings, load_settings
+from mlx_parallm.options.loading import load_settings
+from mlx_parallm.settings import Settings
 from mlx_parallm.speculative_decoding import SpeculativeConfig, SpeculativeDecodingEngine
 from mlx_parallm.utils import batch_generate, close, load
 

@@ -18,7 +18,8 @@ from mlx_parallm.engine.engine import Engine
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.models.quantize import QUANTIZATIONS, check_cuda_shapes
-from mlx_parallm.settings import SettingsError, load_settings
+from mlx_parallm.options.loading import load_settings
+from mlx_parallm.settings import SettingsError
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy, oracle
 from tests.models import checkpoints

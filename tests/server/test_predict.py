@@ -16,8 +16,9 @@ from fastapi.testclient import TestClient
 
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.predictor import Predictor, load_predictors
+from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.main import create_app
-from mlx_parallm.settings import Settings, load_settings
+from mlx_parallm.settings import Settings
 
 MLP: dict[str, Any] = {
     "kind": "mlp",

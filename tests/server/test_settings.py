@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlx_parallm.settings import Settings, SettingsError, load_settings, parse_bytes
+from mlx_parallm.options.loading import load_settings
+from mlx_parallm.options.values import parse_bytes
+from mlx_parallm.settings import Settings, SettingsError
 
 
 def test_defaults() -> None:

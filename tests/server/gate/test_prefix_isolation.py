@@ -9,7 +9,8 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.settings import Settings, SettingsError, load_settings
+from mlx_parallm.options.loading import load_settings
+from mlx_parallm.settings import Settings, SettingsError
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

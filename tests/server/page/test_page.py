@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.page import FOLDER
-from mlx_parallm.settings import load_settings
 
 HTML = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
