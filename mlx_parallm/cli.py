@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import ipaddress
 import logging
 import socket
 import sys
@@ -18,6 +19,7 @@ from mlx_parallm.greeting import Greeting
 from mlx_parallm.open_files import raise_limit
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.listener import free_port_near, listen
+from mlx_parallm.server.tls import tls_context
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def _main(argv: Sequence[str]) -> int:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         return _complain(_why_not_listening(error, settings), _EXIT_FAILURE)
+    _warn_of_strangers(settings, listener)
     with listener:
         return _serve(settings, listener)
 
@@ -73,6 +76,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     from mlx_parallm.server.main import create_app
     from mlx_parallm.server.runner import Runner
 
+    try:
+        tls = tls_context(settings)
+    except SettingsError as error:
+        return _complain(str(error), _EXIT_USAGE)
     if settings.strict and (failed := _failed_checks(settings)):
         return _complain(failed, _EXIT_FAILURE)
     began = time.perf_counter()
@@ -93,7 +100,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
     app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
     limits = ConnectionLimits.of(settings, raise_limit())
-    runner = Runner(app, drain_s=settings.drain_timeout, answer_s=_ANSWER_S, limits=limits)
+    runner = Runner(app, drain_s=settings.drain_timeout, answer_s=_ANSWER_S, limits=limits, tls=tls)
     runner.run(sockets=[listener])
     if failures:
         return _complain(str(failures[0]), _EXIT_FAILURE)
@@ -133,7 +140,7 @@ def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> Gr
     )
     return Greeting(
         settings,
-        _address(listener),
+        _address(listener, settings),
         loaded.num_parameters,
         loaded.dtype,
         loaded.max_model_len,
@@ -144,12 +151,23 @@ def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> Gr
     )
 
 
-def _address(listener: socket.socket) -> str:
+def _address(listener: socket.socket, settings: Settings) -> str:
     """Where clients on this machine find the server."""
     host, port = listener.getsockname()[:2]
+    scheme = "http" if settings.ssl_certfile is None else "https"
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _warn_of_strangers(settings: Settings, listener: socket.socket) -> None:
+    """Say it where everybody who reaches this machine may use the server."""
+    host = listener.getsockname()[0]
+    if not settings.has_keys and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        logger.warning(
+            "%s can be reached from other machines, and anybody may use it: there is no --api-key",
+            host,
+        )
 
 
 def _why_not_listening(error: OSError, settings: Settings) -> str:

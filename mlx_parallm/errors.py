@@ -8,6 +8,7 @@
     ├── NotFoundError                404  model_not_found, ...
     ├── BodyTooLargeError            413  request_too_large
     ├── QueueFullError               429  rate_limit_exceeded    Retry-After
+    ├── RateLimitError               429  requests_per_minute_exceeded, ...    Retry-After
     ├── UnavailableError             503  service_unavailable    Retry-After
     │   └── OutOfMemoryError         503  insufficient_memory    Retry-After
     ├── RequestTimeoutError          408  request_timeout
@@ -131,6 +132,14 @@ class QueueFullError(ParallmError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retry_after_s = 1
+
+
+class RateLimitError(ParallmError):
+    """A client has used up what its key may do in a minute."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(ParallmError):

@@ -59,7 +59,7 @@ class Greeting:
 
     def curl(self) -> str:
         """A command that asks the server something."""
-        key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if self.settings.api_key else ""
+        key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if self.settings.has_keys else ""
         return (
             f"curl -s {self.address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
             f"{key}"

@@ -198,6 +198,18 @@ class Settings:
     api_key: tuple[str, ...] = _secret(
         (), "key that clients must send as a bearer token", metavar="KEY"
     )
+    api_key_file: str | None = _option(
+        None,
+        filled,
+        "file with such keys, one a line; in a .toml with weights and limits",
+        metavar="FILE",
+    )
+    requests_per_minute: int | None = _option(
+        None, integer(1), "requests of each key in a minute; more get a 429"
+    )
+    tokens_per_minute: int | None = _option(
+        None, integer(1), "tokens of each key in a minute, of prompts and answers; then a 429"
+    )
     admin_key: tuple[str, ...] = _secret(
         (), "key that /v1/configure needs in x-admin-key", metavar="KEY"
     )
@@ -259,6 +271,15 @@ class Settings:
     trust_remote_code: bool = _option(
         False, switch, "run Python code that comes with the model's tokenizer"
     )
+    ssl_certfile: str | None = _option(
+        None, filled, "PEM file with the certificate (chain): serve https", metavar="FILE"
+    )
+    ssl_keyfile: str | None = _option(
+        None, filled, "PEM file with its private key; default: --ssl-certfile", metavar="FILE"
+    )
+    ssl_ca_certs: str | None = _option(
+        None, filled, "PEM file: clients need a certificate that it vouches for", metavar="FILE"
+    )
     cors_origin: tuple[str, ...] = _option(
         (),
         filled,
@@ -275,10 +296,15 @@ class Settings:
         return "draft" if self.speculative == "auto" and self.draft_model is not None else None
 
     @property
+    def has_keys(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self.api_key) or self.api_key_file is not None
+
+    @property
     def isolates_keys(self) -> bool:
         """Whether each API key has cached prefixes of its own."""
         if self.prefix_isolation is None:
-            return len(set(self.api_key)) > 1
+            return len(set(self.api_key)) > 1 or self.api_key_file is not None
         return self.prefix_isolation == "key"
 
     @property

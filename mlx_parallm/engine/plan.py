@@ -68,3 +68,17 @@ class SchedulerConfig:
     lookahead: int = 0
     aligned: bool = False
     shares_prefixes: bool = False
+
+
+def rectangle(lefts: list[int], budget: int, max_width: int) -> tuple[int, int]:
+    """How many of the first rows to compute, and how wide.
+
+    The fewest rows that fill three quarters of the budget, so that the first ones finish
+    sooner; where no number of rows does, the one that fits the most tokens.
+    """
+    sizes = [(rows, min(budget // rows, max_width)) for rows in range(1, len(lefts) + 1)]
+    filled = [sum(min(left, width) for left in lefts[:rows]) for rows, width in sizes]
+    enough = min(max(filled, default=0), budget * 3 / 4)
+    return next(
+        (size for size, tokens in zip(sizes, filled, strict=True) if tokens >= enough), (0, 0)
+    )

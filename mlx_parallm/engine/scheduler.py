@@ -13,8 +13,6 @@ known to be at its max_tokens, and a token sampled past an end is dropped.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
@@ -23,8 +21,10 @@ from typing import Any
 
 from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
-from mlx_parallm.engine.plan import Plan, SchedulerConfig
+from mlx_parallm.engine.fairness import Shares, stands_behind
+from mlx_parallm.engine.plan import Plan, SchedulerConfig, rectangle
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
+from mlx_parallm.engine.waiting_line import WaitingLine
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
 Restore = Callable[[tuple[object, ...], list[int], int], int]
@@ -36,12 +36,13 @@ BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
 
 
 class ContinuousBatchScheduler:
-    """Admission, chunks, forks and preemption, first come first served.
+    """Admission, chunks, forks and preemption.
 
-    Lower `priority` goes first, then earlier arrival. Preemption takes the last
-    in that order; a preempted sequence computes its tokens again later. Rows are
-    taken from sequences that run where memory is full, and where one of a lower
-    `priority` waits for a row or for memory.
+    The client that was served least goes first (fairness.py), of its sequences the one
+    with the lowest `priority`, then first come first served. Preemption takes the last
+    in that order; a preempted sequence computes its tokens again later. Rows are taken
+    where memory is full, where a sequence of a lower `priority` waits, and where a
+    client waits that has no row.
     """
 
     def __init__(self, config: SchedulerConfig, prefixes: PrefixCache | None = None) -> None:
@@ -54,8 +55,8 @@ class ContinuousBatchScheduler:
         self.preemptions = 0
         self.paused = False  # nothing is computed
         self.admits = True  # False: only sequences that have begun
-        self._waiting: list[tuple[bool, int, float, int, Sequence]] = []
-        self._ties = itertools.count()
+        self._shares = Shares()
+        self._line = WaitingLine(self._shares)
         self._num_waiting = 0
         self._followers: dict[int, list[Sequence]] = {}  # by their leader's id
         self._leaders: dict[Hashable, Sequence] = {}
@@ -85,7 +86,7 @@ class ContinuousBatchScheduler:
     @property
     def unfinished(self) -> list[Sequence]:
         """Every sequence that will get more tokens."""
-        waiting = [entry[-1] for entry in self._waiting]
+        waiting = list(self._line)
         waiting += [follower for group in self._followers.values() for follower in group]
         return self.running + [s for s in waiting if s.status is Status.WAITING]
 
@@ -112,6 +113,9 @@ class ContinuousBatchScheduler:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a row."""
         self._num_waiting += 1
+        clients = [s.client for s in self.running] + self._line.clients
+        if sequence.client not in clients:
+            self._shares.welcome(sequence.client, clients)
         self._push(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -177,6 +181,7 @@ class ContinuousBatchScheduler:
                 self.finish(sequence, FinishReason.STOP)
             elif len(sequence.output) >= params.max_tokens:
                 self.finish(sequence, FinishReason.LENGTH)
+        self._shares.charge_output(sequence.client, len(taken))
         self._acquit(sequence)
         return taken
 
@@ -234,7 +239,7 @@ class ContinuousBatchScheduler:
         """Preempt until the next token of every row fits; true if any was."""
         preempted = False
         while self.kv_tokens_used > self.config.kv_tokens and len(self.running) > 1:
-            victim = max(self.running, key=_order)
+            victim = max(self.running, key=self._shares.turn)
             self._preempt(victim)
             plan.release.append(victim)
             preempted = True
@@ -249,12 +254,12 @@ class ContinuousBatchScheduler:
 
     def _admit(self, plan: Plan) -> None:
         passed: list[Sequence] = []  # their adapters have no slot as long as rows use all
-        while (sequence := self._peek()) is not None and self._may_join:
-            if not (self._has_place(sequence) or self._can_displace(sequence)):
+        while (sequence := self._line.peek()) is not None and self._may_join:
+            if not (self._has_place(sequence) or self._can_displace(sequence, plan)):
                 break
             if sequence in plan.release:
                 break  # displaced in this step: its newest token is still to be read
-            heapq.heappop(self._waiting)
+            self._line.pop()
             if not (self.admits or sequence.output) or not self._has_adapter(sequence):
                 passed.append(sequence)
             elif not self._follows(sequence):
@@ -266,17 +271,31 @@ class ContinuousBatchScheduler:
     def _has_place(self, sequence: Sequence) -> bool:
         return len(self.running) < self.config.max_batch_size and self._fits_beside(sequence)
 
-    def _can_displace(self, sequence: Sequence) -> bool:
-        """Whether there would be a place without the rows of higher `priority`."""
-        staying = [s for s in self.running if s.priority <= sequence.priority]
+    def _victims(self, sequence: Sequence, plan: Plan) -> list[Sequence]:
+        """Rows that may be taken for a waiting sequence.
+
+        Not those that this plan begins, and none that would then wait behind one of these.
+        """
+        begun = [s for s in self.running if s not in plan.admit]
+        return [
+            victim
+            for victim in self._shares.victims(sequence, begun)
+            if not any(stands_behind(new, victim) for new in plan.admit)
+        ]
+
+    def _can_displace(self, sequence: Sequence, plan: Plan) -> bool:
+        """Whether there would be a place without the rows that may be taken for it."""
+        victims = self._victims(sequence, plan)
+        staying = [s for s in self.running if s not in victims]
         if len(staying) >= min(len(self.running), self.config.max_batch_size):
             return False
         return not staying or self._area([*staying, sequence]) <= self.config.kv_tokens
 
     def _displace_for(self, sequence: Sequence, plan: Plan) -> None:
-        """Preempt rows of higher `priority`, the last ones first, until there is a place."""
-        while not self._has_place(sequence):
-            victim = max(self.running, key=_order)
+        """Preempt rows that may be taken until there is a place."""
+        for victim in self._victims(sequence, plan):
+            if self._has_place(sequence):
+                return
             self._preempt(victim)
             plan.release.append(victim)
 
@@ -286,6 +305,7 @@ class ContinuousBatchScheduler:
     def _start(self, sequence: Sequence, plan: Plan) -> None:
         self._num_waiting -= 1
         sequence.status = Status.PREFILL
+        new = sequence.begun is None
         sequence.begun = sequence.begun or time.perf_counter()
         self.running.append(sequence)
         plan.admit.append(sequence)
@@ -297,6 +317,8 @@ class ContinuousBatchScheduler:
             sequence.num_computed = sequence.num_cached = match.num_tokens
             self.prefixes.lock(match)  # or rows released in this step could evict it
             plan.loads.append((sequence, match))
+        if new:
+            self._shares.charge_prompt(sequence.client, sequence.num_pending)
 
     def _match(self, sequence: Sequence, record: bool = True) -> Match:
         """The cached prefix; the last token is always computed, scored ones too."""
@@ -358,9 +380,10 @@ class ContinuousBatchScheduler:
     # Tokens
 
     def _catch_up(self, plan: Plan) -> None:
-        behind = sorted((s for s in self.running if s.status is Status.PREFILL), key=_order)
+        behind = [s for s in self.running if s.status is Status.PREFILL]
         if not behind:
             return  # most steps: a budget takes time to work out
+        behind.sort(key=self._shares.turn)
         budget = self._budget(len(behind))
         for sequence, count in self._chunks(behind, budget):
             if count:
@@ -397,7 +420,7 @@ class ContinuousBatchScheduler:
     def _widths(self, lefts: list[int], budget: int) -> Iterator[int]:
         """Tokens of the first rows' chunks, as far as the budget goes."""
         if not self.config.packs:
-            rows, width = _rectangle(lefts, budget, self.config.max_width)
+            rows, width = rectangle(lefts, budget, self.config.max_width)
             yield from [width] * rows
             return
         for left in lefts:
@@ -442,41 +465,14 @@ class ContinuousBatchScheduler:
     def _has_room(self, sequence: Sequence) -> bool:
         return self._has_place(sequence) and self._may_join
 
-    # Waiting
-
     def _push(self, sequence: Sequence) -> None:
-        behind = sequence is not self._accused
-        key = (behind, sequence.priority, sequence.arrival, next(self._ties), sequence)
-        heapq.heappush(self._waiting, key)
-
-    def _peek(self) -> Sequence | None:
-        while self._waiting and self._waiting[0][-1].status is not Status.WAITING:
-            heapq.heappop(self._waiting)
-        return self._waiting[0][-1] if self._waiting else None
-
-
-def _order(sequence: Sequence) -> tuple[int, float, int]:
-    return (sequence.priority, sequence.arrival, sequence.id)
+        self._line.push(sequence, first=sequence is self._accused)
 
 
 def _twins(one: Sequence, other: Sequence) -> bool:
     """Whether their rows are equal: same group, and neither has generated a token."""
     same = one.group is not None and one.group == other.group
     return same and not one.output and not other.output
-
-
-def _rectangle(lefts: list[int], budget: int, max_width: int) -> tuple[int, int]:
-    """How many of the first rows to compute, and how wide.
-
-    The fewest rows that fill three quarters of the budget, so that the first ones finish
-    sooner; where no number of rows does, the one that fits the most tokens.
-    """
-    sizes = [(rows, min(budget // rows, max_width)) for rows in range(1, len(lefts) + 1)]
-    filled = [sum(min(left, width) for left in lefts[:rows]) for rows, width in sizes]
-    enough = min(max(filled, default=0), budget * 3 / 4)
-    return next(
-        (size for size, tokens in zip(sizes, filled, strict=True) if tokens >= enough), (0, 0)
-    )
 
 
 def _blocks(tokens: int) -> int:

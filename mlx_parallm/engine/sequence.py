@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlx_parallm.engine.adapters.adapter import Adapter
+    from mlx_parallm.engine.client import Client
     from mlx_parallm.engine.grammar.constraint import Constraint
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
@@ -199,6 +200,7 @@ class Sequence:
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
         constraint: the grammar that its output keeps to; no other sequence's.
+        client: who shares the batch with others; None where nobody is told apart.
     """
 
     prompt: list[int]
@@ -221,6 +223,7 @@ class Sequence:
     switches: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     pooling: str | None = None
     constraint: Constraint | None = None
+    client: Client | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is not None:

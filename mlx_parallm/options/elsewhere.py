@@ -285,16 +285,8 @@ _SERVING = (
         0,
         _not_needed("requests are not logged"),
     ),
-    _flag(
-        "--ssl-keyfile --ssl-certfile --ssl-key-file --ssl-cert-file",
-        1,
-        _instead("TLS is not built in; put a reverse proxy in front"),
-    ),
-    _flag(
-        "--api-key-file",
-        1,
-        _instead('type --api-key "$(cat FILE)", or set MLX_PARALLM_API_KEY in the environment'),
-    ),
+    _flag("--ssl-key-file", 1, _sets("ssl_keyfile")),
+    _flag("--ssl-cert-file", 1, _sets("ssl_certfile")),
 )
 
 FLAGS: tuple[Flag, ...] = tuple(_flags())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_parallm.options import elsewhere
+from mlx_parallm.options.key_file import read_key_file
 from mlx_parallm.options.parser import CommandLine, UsageError, flag_of, parse, suggestion
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError
 
@@ -109,6 +110,13 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError(
             "--kv-cache-memory and --gpu-memory-utilization exclude each other; give one"
         )
+    if settings.api_key_file is not None:
+        try:
+            read_key_file(Path(settings.api_key_file).expanduser())
+        except ValueError as error:
+            raise SettingsError(f"--api-key-file {settings.api_key_file}: {error}") from None
+    if not settings.has_keys and (settings.requests_per_minute or settings.tokens_per_minute):
+        raise SettingsError("limits a minute are of API keys: give --api-key or --api-key-file")
     return settings
 
 

@@ -17,6 +17,7 @@ from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
 from mlx_parallm.server.flow.dispatch import Dispatcher
 from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.gate.admission import Admission
+from mlx_parallm.server.gate.clients import clients_of
 from mlx_parallm.server.gate.cors import Cors
 from mlx_parallm.server.gate.undeclared import refuse_undeclared
 from mlx_parallm.server.handlers import add_handlers
@@ -113,13 +114,13 @@ def create_app(
     app.add_middleware(
         Gate,
         admission=Admission(lambda: app.state.server),
-        api_keys=settings.api_key,
+        clients=clients_of(settings),
         on_answer=on_answer,
     )
     app.add_middleware(Cors, origins=settings.cors_origin)
     for router in _ROUTERS:
         app.include_router(router, dependencies=[Depends(refuse_undeclared)])
-    use_own_openapi(app, bool(settings.api_key))
+    use_own_openapi(app, settings.has_keys)
     return app
 
 

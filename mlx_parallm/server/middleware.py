@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_parallm.errors import AuthenticationError, ParallmError
 from mlx_parallm.server.gate.admission import Admission
-from mlx_parallm.server.gate.keys import Keys
+from mlx_parallm.server.gate.clients import ApiClient, Clients, caller
 from mlx_parallm.server.gate.request_id import request_id_from
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, error_response, internal_error
 
@@ -36,7 +36,7 @@ class Gate:
 
     Args:
         admission: who may enter.
-        api_keys: accepted bearer tokens; empty lets everybody in.
+        clients: who has a key; empty lets everybody in.
         on_answer: called once a request with (method, route, status, seconds).
     """
 
@@ -44,12 +44,12 @@ class Gate:
         self,
         app: ASGIApp,
         admission: Admission,
-        api_keys: Sequence[str] = (),
+        clients: Clients,
         on_answer: Callable[[str, str, int, float], None] | None = None,
     ) -> None:
         self._app = app
         self._admission = admission
-        self._keys = Keys(api_keys)
+        self._clients = clients
         self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +61,7 @@ class Gate:
         request_id = request_id_from(_header(scope, b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
         added = [(b"x-request-id", request_id.encode())]
+        scope["state"]["added_headers"] = added
         if "refusal" in scope["state"]:
             # The connection is one too many.
             added.append((b"connection", b"close"))
@@ -86,27 +87,35 @@ class Gate:
             self._note(scope, status, time.perf_counter() - started_at)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._is_refused(scope):
-            refusal: ParallmError | None = AuthenticationError(
-                "Incorrect or missing API key: send a bearer token."
-            )
-        else:
-            refusal = self._admission.refusal(scope)
+        client = self._client_of(scope)
+        refusal = self._refusal(scope, client)
+        if client is not None:
+            scope["state"]["added_headers"].extend(client.allowance.headers())
         if refusal is not None:
             await error_response(refusal, scope)(scope, receive, send)
             return
+        caller.set(client)
         with self._admission.entered(scope):
             await self._app(scope, receive, send)
 
-    def _is_refused(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope, client: ApiClient | None) -> ParallmError | None:
         path = scope["path"]
-        if not self._keys or path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS):
-            return False
+        is_open = path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
+        if self._clients and client is None and not is_open:
+            return AuthenticationError("Incorrect or missing API key: send a bearer token.")
+        refusal = self._admission.refusal(scope)
+        if refusal is None and client is not None and scope["method"] == "POST":
+            refusal = client.allowance.take_request()
+        return refusal
+
+    def _client_of(self, scope: Scope) -> ApiClient | None:
+        """Whose key came with the request; None for no key or a wrong one."""
+        if not self._clients:
+            return None
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        if scheme.lower() == b"bearer" and self._keys.match(token.strip()):
-            return False
+        client = self._clients.find(token.strip()) if scheme.lower() == b"bearer" else None
         # Anthropic's clients send their key in a header of its own.
-        return not self._keys.match(_header(scope, b"x-api-key").strip())
+        return client or self._clients.find(_header(scope, b"x-api-key").strip())
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]

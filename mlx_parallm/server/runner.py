@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from types import FrameType
 
 import uvicorn
@@ -35,6 +36,7 @@ class Runner(uvicorn.Server):
             that is left is answered with an error. Meanwhile new ones get a 503.
         answer_s: seconds for those last answers to reach their clients.
         limits: of connections.
+        tls: serve https with it.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Runner(uvicorn.Server):
         drain_s: float,
         answer_s: int,
         limits: ConnectionLimits | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         limits = limits or ConnectionLimits()
         config = uvicorn.Config(
@@ -58,6 +61,7 @@ class Runner(uvicorn.Server):
             backlog=_ACCEPTED_AT_ONCE,
             timeout_keep_alive=max(1, round(limits.idle_s)),
             timeout_graceful_shutdown=answer_s,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         super().__init__(config)
         self.server_state = self._connections = Connections(limits)

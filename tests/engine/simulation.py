@@ -188,7 +188,7 @@ class Simulation:
         assert computed <= budget, "padding counts too, where it is computed"
 
     def _check_order(self, plan: Plan) -> None:
-        """First come, first served within a priority.
+        """First come, first served within a client's priority.
 
         Only a member of a group may be passed: it waits for the group's prompt, not for a row.
         While a fault is being traced, the one accused goes first.
@@ -198,7 +198,8 @@ class Simulation:
         started = {s.id for s in plan.admit}
         waiting = [s for s in self.added if s.status is Status.WAITING and s.group is None]
         for admitted in plan.admit:
-            assert all(_order(admitted) <= _order(s) for s in waiting if s.id not in started)
+            own = [s for s in waiting if s.client == admitted.client and s.id not in started]
+            assert all(_order(admitted) <= _order(s) for s in own)
 
 
 def _order(sequence: Sequence) -> tuple[int, float]:

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mlx_parallm.engine.client import Client
 from mlx_parallm.engine.plan import SchedulerConfig
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
@@ -44,11 +45,19 @@ class Machine(RuleBasedStateMachine):
         end=st.booleans(),
         min_tokens=st.integers(0, 8),
         priority=st.sampled_from([0, 0, 0, -1, 2]),
+        client=st.sampled_from([None, None, Client("a"), Client("b", 3.0)]),
     )
-    def add(self, prompt: int, max_tokens: int, end: bool, min_tokens: int, priority: int) -> None:
-        self.simulation.add(
-            sequence(prompt, max_tokens, end=end, min_tokens=min_tokens, priority=priority)
-        )
+    def add(
+        self,
+        prompt: int,
+        max_tokens: int,
+        end: bool,
+        min_tokens: int,
+        priority: int,
+        client: Client | None,
+    ) -> None:
+        asked = {"min_tokens": min_tokens, "priority": priority, "client": client}
+        self.simulation.add(sequence(prompt, max_tokens, end=end, **asked))
 
     @rule(prompt=st.integers(1, 40), size=st.integers(2, 5), max_tokens=st.integers(0, 12))
     def add_group(self, prompt: int, size: int, max_tokens: int) -> None:

@@ -7,6 +7,7 @@ answer: calls of tools, stop strings and broken characters are tested by sending
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from mlx_parallm.server.listener import listen
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.runner import Runner
 from mlx_parallm.server.state import ServerState
+from mlx_parallm.server.tls import tls_context
 from mlx_parallm.settings import Settings
 
 END, USER, ASSISTANT = 0, 1, 2
@@ -239,10 +241,11 @@ class Served:
         engine: Any,
         drain_s: float,
         limits: ConnectionLimits | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.app = app
         self.engine = engine
-        self.runner = Runner(app, drain_s=drain_s, answer_s=2, limits=limits)
+        self.runner = Runner(app, drain_s=drain_s, answer_s=2, limits=limits, tls=tls)
         self._socket = listen("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -335,8 +338,9 @@ def serve() -> Iterator[ServeFactory]:
     ) -> Served:
         engine = engine or ParrotEngine()
         options = {"served_model_name": ("parrot",), "log_level": "warning"} | settings
-        app = create_app(Settings(**options), cast(Engine, engine))
-        served = Served(app, engine, drain_s, limits)
+        given = Settings(**options)
+        app = create_app(given, cast(Engine, engine))
+        served = Served(app, engine, drain_s, limits, tls_context(given))
         running.append(served)
         if ready:
             served.wait_ready()

@@ -63,6 +63,10 @@ class Dispatcher:
             for sequence in sequences:
                 if sequence.adapter is None:
                     sequence.use(self.default_adapter)
+        for generation in generations:
+            if generation.client is not None:
+                for sequence in generation.sequences:
+                    sequence.client = generation.client.share
         # First: an output may come back before submit() returns.
         for generation in generations:
             self._owner.update(dict.fromkeys(generation.open_ids, generation))
@@ -72,6 +76,8 @@ class Dispatcher:
             for sequence in sequences:
                 self._owner.pop(sequence.id, None)
             raise
+        for generation in generations:
+            generation.spend(generation.prompt_tokens)
 
     def cancel(self, generation: Generation, error: ParallmError) -> None:
         """End a generation from our side; its rows are free within a step."""
@@ -103,6 +109,7 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - must not reach the other requests
                 self.cancel(generation, _for_client(error))
                 continue
+            generation.spend(len(output.token_ids))
             if ended:
                 del self._owner[output.sequence_id]
                 if output.finish_reason is None:

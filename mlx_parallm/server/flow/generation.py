@@ -26,6 +26,7 @@ from mlx_parallm.memory.citations import CitedAnswer
 from mlx_parallm.server.answer import Call, CallEnd, Event, Reader, Text
 from mlx_parallm.server.answer.blocks import Blocks
 from mlx_parallm.server.answer.thought_counter import ThoughtCounter
+from mlx_parallm.server.gate.clients import caller
 from mlx_parallm.server.input.prompts import Prompt
 
 # Bytes of a stream that are kept for a client that does not read them.
@@ -208,11 +209,15 @@ class Track:
 
 
 class Generation:
-    """The sequences of one request, until all have ended or one has failed."""
+    """The sequences of one request, until all have ended or one has failed.
+
+    Made while the request is being answered: `client` is who sent it.
+    """
 
     def __init__(self, tracks: list[Track]) -> None:
         self.tracks = tracks
         self.error: ParallmError | None = None
+        self.client = caller.get()
         self.submitted_at = time.perf_counter()
         self.first_output_at: float | None = None
         self.ended_at: float | None = None
@@ -232,6 +237,16 @@ class Generation:
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.ended_at is not None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all its prompts; one that several choices share counts once."""
+        return sum(len(p.ids) for p in {id(t.prompt): t.prompt for t in self.tracks}.values())
+
+    def spend(self, tokens: int) -> None:
+        """Count tokens against what the client may use."""
+        if self.client is not None:
+            self.client.spend(tokens)
 
     def feed(self, output: Output) -> bool:
         """Take an output of one of the sequences; says whether that one has ended.
