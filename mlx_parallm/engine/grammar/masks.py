@@ -102,7 +102,12 @@ class MaskFiller:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A grammar that has begun: its masks lie from `first` on."""
+    """A grammar that has begun: its masks lie from `first` on.
+
+    A matcher that follows guesses is a copy. llguidance (1.9) takes guesses back, but keeps
+    the mask behind the last one, and gives it again where another text leads to a place that
+    looks the same to its lexer.
+    """
 
     constraint: Constraint
     matcher: LLMatcher
@@ -168,7 +173,9 @@ class _Step:
                 state = state.after(guesses[place])
             place += 1
         if matcher is not None and place < one.size:
-            self.matchers.append(_Begun(constraint, matcher, first + place, guesses[place:]))
+            rest = guesses[place:]
+            follows = matcher.deep_copy() if rest else matcher
+            self.matchers.append(_Begun(constraint, follows, first + place, rest))
 
     def _free(self, row: int, state: GateState) -> None:
         """The mask of free text."""

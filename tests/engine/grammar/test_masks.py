@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx_lm.utils import load_tokenizer
 
 from mlx_parallm.engine.grammar import Compiler, Constraint, Gate, Grammar
 from mlx_parallm.engine.grammar.gate import Phase
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks, Wanted
+from mlx_parallm.models.sources.sources import BUNDLED, resolve
 from tests.engine import mock
 from tests.engine.grammar.words import allowed, tokens
 
@@ -87,6 +89,32 @@ def test_masks_allow_what_is_taken(compiler: Compiler, data: st.DataObject) -> N
             if guess is not None:
                 walk.take(guess)
         assert constraint.error is None
+
+
+def test_guesses_that_were_wrong_leave_nothing_behind() -> None:
+    """Two properties are followed by the same letters, but not by the same tokens."""
+    tokenizer = load_tokenizer(resolve(BUNDLED))
+    compiler = Compiler(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    inner = {"type": "object", "properties": {"of": {"type": "string"}}, "required": ["of"]}
+    nothing = {"type": "object", "additionalProperties": False}
+    schema = {"type": "object", "properties": {"none": nothing, "some": inner}}
+    constraint = compiler.constraint(Grammar.json_schema(schema), param="x").result(10)
+    begin, guessed, said = (
+        [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+        for text in ('{"', 'some":', 'none":')
+    )
+    filler = MaskFiller(len(tokenizer), [tokenizer.eos_token_id])
+    for token in begin:
+        constraint.take(token)
+    fresh = constraint.copy()
+    filler.fill([Wanted(constraint, 0, guessed)])
+    for token in said:
+        constraint.take(token)
+        fresh.take(token)
+    masks = filler.fill([Wanted(constraint, 0), Wanted(fresh, 1)])
+    assert masks.words[0].tolist() == masks.words[1].tolist()
+    filler.close()
+    compiler.close()
 
 
 def test_what_is_behind_a_wrong_guess_is_free(compiler: Compiler) -> None:
