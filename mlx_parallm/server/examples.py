@@ -48,6 +48,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "PredictRequest": {"inputs": [[0.1, 0.2, 0.3, 0.4]]},
     "RerankRequest": {"query": "Where is the key?", "documents": ["Under the mat.", "It rains."]},
     "ResponsesRequest": {"input": "Say hello in French.", "max_output_tokens": 64},
+    "RolloutRequest": {"prompt": _PROMPT, "n": 4, "max_tokens": 16, "temperature": 0.8},
     "ScoreRequest": {"prompt": _PROMPT, "continuations": [" Paris", " Rome"]},
     "SearchMemoriesRequest": {"query": "Where is the key?", "collections": ["notes"]},
     "SystemOneRequest": {

@@ -44,6 +44,7 @@ from mlx_parallm.server.routes import (
     tokens,
 )
 from mlx_parallm.server.routes.compat import llama_cpp, messages, ollama, openai_responses
+from mlx_parallm.server.routes.rollouts import rollout
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.settings import Settings
 
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.02
 _FAMILIES = (
     adapters,
+    rollout,
     docs,
     page,
     health,

@@ -49,6 +49,7 @@ from mlx_parallm.server.schemas.pooling import (
     ScoreRequest,
 )
 from mlx_parallm.server.schemas.predict import PredictRequest
+from mlx_parallm.server.schemas.rollouts.rollout import RolloutRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 BODIES: tuple[type[BaseModel], ...] = (
@@ -81,6 +82,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     PredictRequest,
     RerankRequest,
     ResponsesRequest,
+    RolloutRequest,
     ScoreRequest,
     SearchMemoriesRequest,
     SystemOneRequest,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlx_parallm.engine.sequence import Output
+from mlx_parallm.engine.sequence import Sequence as EngineSequence
 from mlx_parallm.errors import ParallmError, SequenceError, UnavailableError
-from mlx_parallm.server.flow.generation import Generation
+from mlx_parallm.server.flow.generation import Generation, Track
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.adapters.adapter import Adapter
@@ -63,21 +64,32 @@ class Dispatcher:
             for sequence in sequences:
                 if sequence.adapter is None:
                     sequence.use(self.default_adapter)
-        for generation in generations:
-            if generation.client is not None:
-                for sequence in generation.sequences:
-                    sequence.client = generation.client.share
-        # First: an output may come back before submit() returns.
-        for generation in generations:
-            self._owner.update(dict.fromkeys(generation.open_ids, generation))
-        try:
-            self._engine.submit(sequences, self._sink)
-        except BaseException:
-            for sequence in sequences:
-                self._owner.pop(sequence.id, None)
-            raise
+        self._hand_over({sequence: one for one in generations for sequence in one.sequences})
         for generation in generations:
             generation.spend(generation.prompt_tokens)
+
+    def extend(self, generation: Generation, tracks: Sequence[Track]) -> None:
+        """Hand more sequences of a running generation to the engine, as they are.
+
+        Raises:
+            ParallmError: the engine has no room or does not run.
+        """
+        generation.add(tracks)
+        self._hand_over({track.sequence: generation for track in tracks})
+        generation.spend(sum(len(track.prompt.ids) for track in tracks))
+
+    def _hand_over(self, owners: Mapping[EngineSequence, Generation]) -> None:
+        for sequence, owner in owners.items():
+            if owner.client is not None:
+                sequence.client = owner.client.share
+            # First: an output may come back before submit() returns.
+            self._owner[sequence.id] = owner
+        try:
+            self._engine.submit(list(owners), self._sink)
+        except BaseException:
+            for sequence in owners:
+                self._owner.pop(sequence.id, None)
+            raise
 
     def cancel(self, generation: Generation, error: ParallmError) -> None:
         """End a generation from our side; its rows are free within a step."""

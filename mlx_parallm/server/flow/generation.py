@@ -248,6 +248,10 @@ class Generation:
         if self.client is not None:
             self.client.spend(tokens)
 
+    def add(self, tracks: Items[Track]) -> None:
+        """Wait for more sequences, which are no answers of their own."""
+        self._open.update({track.sequence.id: track for track in tracks})
+
     def feed(self, output: Output) -> bool:
         """Take an output of one of the sequences; says whether that one has ended.
 

@@ -315,7 +315,10 @@ class Prompts:
         self._check_ids(body.logprob_token_ids, "logprob_token_ids")
         return {
             "logprob_token_ids": tuple(dict.fromkeys(body.logprob_token_ids)),
-            "logprobs_mode": body.logprobs_mode or self._logprobs_mode,
+            "logprobs_mode": "raw_logprobs"
+            if body.both_logprobs
+            else body.logprobs_mode or self._logprobs_mode,
+            "processed_logprobs": body.both_logprobs,
         }
 
     def num_logprobs(self, asked: int | None, param: str) -> int | None:

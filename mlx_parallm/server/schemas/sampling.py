@@ -181,6 +181,11 @@ class ReportFields(SamplingFields):
     )
     include_metrics: bool = Field(False, description="Times of this request, in ms.")
 
+    @property
+    def both_logprobs(self) -> bool:
+        """Whether those of the distribution that was drawn from come beside the others."""
+        return False
+
     def check_named_tokens(self, *, reports: bool, generates: bool) -> None:
         """logprob_token_ids belong to reported log-probabilities of generated tokens."""
         if not self.logprob_token_ids:

@@ -1,0 +1,1 @@
+"""Routes for trainers: samples in several forms."""
