@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
 from mlx_parallm.cpu import blas
 from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
+from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.greeting import Greeting
 from mlx_parallm.open_files import raise_limit
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.listener import free_port_near, listen
+from mlx_parallm.server.observing.log_format import set_up_logging
 from mlx_parallm.server.tls import tls_context
 from mlx_parallm.settings import PROGRAM, Settings, SettingsError
 
@@ -59,7 +61,7 @@ def _main(argv: Sequence[str]) -> int:
         settings = load_settings(argv)
     except SettingsError as error:
         return _complain(str(error), _EXIT_USAGE)
-    _set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     blas.preload()
     try:
         listener = listen(settings.host, settings.port)
@@ -98,7 +100,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         failures.append(error)
         runner.should_exit = True
 
-    app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
+    try:
+        app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
+    except UnsupportedError as error:
+        return _complain(str(error), _EXIT_USAGE)
     limits = ConnectionLimits.of(settings, raise_limit())
     runner = Runner(app, drain_s=settings.drain_timeout, answer_s=_ANSWER_S, limits=limits, tls=tls)
     runner.run(sockets=[listener])
@@ -179,15 +184,6 @@ def _why_not_listening(error: OSError, settings: Settings) -> str:
     if error.errno == errno.EACCES:
         return f"{place} may not be used by this user; choose another port with --port"
     return f"cannot listen on {place}: {error.strerror or error}"
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("mlx_parallm").setLevel(level.upper())
-    # uvicorn tells of every start and stop at INFO; we have a line of our own.
-    logging.getLogger("uvicorn").setLevel("DEBUG" if level == "debug" else "WARNING")
 
 
 def _complain(message: str, code: int) -> int:

@@ -217,6 +217,16 @@ class Settings:
     log_level: str = _option(
         "info", choice("debug", "info", "warning", "error", "critical"), "how much to log"
     )
+    log_format: str = _option(
+        "text", choice("text", "json"), "log lines for people, or a JSON object a line"
+    )
+    otlp_traces_endpoint: str | None = _option(
+        None,
+        filled,
+        "OpenTelemetry collector for a span of each request, such as "
+        "http://127.0.0.1:4318/v1/traces; needs the extra otel",
+        metavar="URL",
+    )
     max_body_size: int = _option(
         16 * 1024**2, parse_bytes, "largest request body; more get a 413", metavar="SIZE"
     )

@@ -153,6 +153,8 @@ class ContinuousBatchScheduler:
         for sequence in plan.decode:
             sequence.num_computed += 1
             sequence.in_flight += 1
+            sequence.ledger.steps += 1
+            sequence.ledger.rows += len(plan.decode)
 
     def update(self, sequence: Sequence, tokens: Items[int]) -> list[int]:
         """Take the tokens that a step sampled for a sequence.
@@ -250,6 +252,7 @@ class ContinuousBatchScheduler:
         self.disband(sequence)
         sequence.status, sequence.num_computed = Status.WAITING, 0
         self.preemptions += 1
+        sequence.ledger.preemptions += 1
         self.add(sequence)
 
     def _admit(self, plan: Plan) -> None:
@@ -310,7 +313,9 @@ class ContinuousBatchScheduler:
         self.running.append(sequence)
         plan.admit.append(sequence)
         if self.restore is not None:
-            self.restore(sequence.namespace, sequence.tokens, sequence.num_tokens - 1)
+            sequence.ledger.from_disk += self.restore(
+                sequence.namespace, sequence.tokens, sequence.num_tokens - 1
+            )
         match = self._match(sequence)
         sequence.num_cached = 0
         if match.num_tokens:
@@ -388,6 +393,7 @@ class ContinuousBatchScheduler:
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))
+                sequence.ledger.chunks += 1
                 sequence.num_computed += count
             if sequence.num_pending <= 1:
                 self._caught_up(sequence, plan)

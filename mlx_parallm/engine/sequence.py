@@ -14,6 +14,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
+from mlx_parallm.engine.ledger import Ledger
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -201,6 +203,7 @@ class Sequence:
             such a sequence).
         constraint: the grammar that its output keeps to; no other sequence's.
         client: who shares the batch with others; None where nobody is told apart.
+        ledger: what it was given so far.
     """
 
     prompt: list[int]
@@ -224,6 +227,7 @@ class Sequence:
     pooling: str | None = None
     constraint: Constraint | None = None
     client: Client | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
         if self.adapter is not None:

@@ -22,8 +22,10 @@ from mlx_parallm.server.gate.cors import Cors
 from mlx_parallm.server.gate.undeclared import refuse_undeclared
 from mlx_parallm.server.handlers import add_handlers
 from mlx_parallm.server.memories import in_thread
-from mlx_parallm.server.metrics import Metrics
 from mlx_parallm.server.middleware import Gate
+from mlx_parallm.server.observing.metrics import Metrics
+from mlx_parallm.server.observing.record import RequestRecord
+from mlx_parallm.server.observing.tracing import Tracer
 from mlx_parallm.server.openapi import use_own_openapi
 from mlx_parallm.server.routes import (
     adapters,
@@ -95,6 +97,9 @@ def create_app(
             and stops it. The app answers (503) while the engine loads.
         on_ready: called once, when the model is loaded.
         on_failure: called instead, when it cannot be loaded.
+
+    Raises:
+        UnsupportedError: a setting needs an extra that is not installed.
     """
     app = FastAPI(
         title="mlx_parallm",
@@ -108,10 +113,17 @@ def create_app(
     app.state.server = None
     add_handlers(app)
 
-    def on_answer(method: str, route: str, status: int, seconds: float) -> None:
+    endpoint = settings.otlp_traces_endpoint
+    tracer = app.state.tracer = None if endpoint is None else Tracer.to(endpoint)
+
+    def on_answer(
+        method: str, route: str, status: int, seconds: float, record: RequestRecord
+    ) -> None:
         state: ServerState | None = app.state.server
         if state is not None:
             state.metrics.on_answer(method, route, status, seconds)
+        if tracer is not None and record.generations:
+            tracer.on_answer(method, route, status, seconds, record)
 
     app.add_middleware(
         Gate,
@@ -197,13 +209,15 @@ def _lifespan(
             yield
         finally:
             await _shut_down(state, tasks)
+            if app.state.tracer is not None:
+                await asyncio.to_thread(app.state.tracer.close)
 
     return lifespan
 
 
 def _build_state(settings: Settings, engine: Engine) -> ServerState:
     # The metrics read the queue, and the queue's dispatcher tells the metrics.
-    metrics = Metrics(engine.stats, lambda: len(queue))
+    metrics = Metrics(engine.stats, lambda: len(queue), settings.model_names[0])
     dispatcher = Dispatcher(engine, asyncio.get_running_loop(), metrics.on_generation)
     queue = RequestQueue(dispatcher, settings.batch_timeout_ms / 1e3, settings.max_batch_size)
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")

@@ -12,9 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_parallm.errors import AuthenticationError, ParallmError
 from mlx_parallm.server.gate.admission import Admission
-from mlx_parallm.server.gate.clients import ApiClient, Clients, caller
+from mlx_parallm.server.gate.clients import ApiClient, Clients
 from mlx_parallm.server.gate.request_id import request_id_from
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, error_response, internal_error
+from mlx_parallm.server.observing.record import RequestRecord, current
 
 logger = logging.getLogger("mlx_parallm.access")
 
@@ -37,7 +38,7 @@ class Gate:
     Args:
         admission: who may enter.
         clients: who has a key; empty lets everybody in.
-        on_answer: called once a request with (method, route, status, seconds).
+        on_answer: called once a request with (method, route, status, seconds, record).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Gate:
         app: ASGIApp,
         admission: Admission,
         clients: Clients,
-        on_answer: Callable[[str, str, int, float], None] | None = None,
+        on_answer: Callable[[str, str, int, float, RequestRecord], None] | None = None,
     ) -> None:
         self._app = app
         self._admission = admission
@@ -62,6 +63,8 @@ class Gate:
         scope.setdefault("state", {})["request_id"] = request_id
         added = [(b"x-request-id", request_id.encode())]
         scope["state"]["added_headers"] = added
+        traceparent = _header(scope, b"traceparent").decode("latin-1")
+        scope["state"]["record"] = RequestRecord(traceparent=traceparent)
         if "refusal" in scope["state"]:
             # The connection is one too many.
             added.append((b"connection", b"close"))
@@ -87,6 +90,7 @@ class Gate:
             self._note(scope, status, time.perf_counter() - started_at)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record: RequestRecord = scope["state"]["record"]
         client = self._client_of(scope)
         refusal = self._refusal(scope, client)
         if client is not None:
@@ -94,7 +98,8 @@ class Gate:
         if refusal is not None:
             await error_response(refusal, scope)(scope, receive, send)
             return
-        caller.set(client)
+        record.client = client
+        current.set(record)
         with self._admission.entered(scope):
             await self._app(scope, receive, send)
 
@@ -123,15 +128,26 @@ class Gate:
             status = CLIENT_CLOSED_REQUEST
         route = getattr(scope.get("route"), "path", "other")
         if self._on_answer is not None:
-            self._on_answer(scope["method"], route, status, seconds)
-        logger.info(
-            "%s %s %d %.1f ms %s",
-            scope["method"][:_MAX_METHOD],
-            _loggable(scope["path"]),
-            status,
-            seconds * 1e3,
-            state["request_id"],
-        )
+            self._on_answer(scope["method"], route, status, seconds, state["record"])
+        if logger.isEnabledFor(logging.INFO):
+            _log(scope, status, seconds)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """One line a request."""
+    state, path = scope["state"], _loggable(scope["path"])
+    method, facts = scope["method"][:_MAX_METHOD], state["record"].facts()
+    shown = "".join(f" {name}={value}" for name, value in facts.items())
+    facts = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "ms": round(seconds * 1e3, 3),
+        "request_id": state["request_id"],
+        **facts,
+    }
+    line = f"{method} {path} {status} {seconds * 1e3:.1f} ms {state['request_id']}{shown}"
+    logger.info(line, extra={"facts": facts})
 
 
 def _loggable(path: str) -> str:

@@ -19,7 +19,7 @@ from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.flow.registry import Registry
 from mlx_parallm.server.gate.turnstile import Turnstile
 from mlx_parallm.server.input.prompts import Prompts
-from mlx_parallm.server.metrics import Metrics
+from mlx_parallm.server.observing.metrics import Metrics
 from mlx_parallm.server.response_store import ResponseStore
 from mlx_parallm.settings import Settings
 

@@ -63,6 +63,8 @@ class Speculation:
         drafted = proposal.counts.tolist()
         for sequence, count, right in zip(sequences, drafted, accepted, strict=True):
             self.lengths.verified(sequence, count, right)
+            sequence.ledger.guessed += count
+            sequence.ledger.accepted += right
         for row in proposal.forced:
             self._learn_forced(drafted[row], accepted[row])
             drafted[row] = 0

@@ -26,8 +26,8 @@ from mlx_parallm.memory.citations import CitedAnswer
 from mlx_parallm.server.answer import Call, CallEnd, Event, Reader, Text
 from mlx_parallm.server.answer.blocks import Blocks
 from mlx_parallm.server.answer.thought_counter import ThoughtCounter
-from mlx_parallm.server.gate.clients import caller
 from mlx_parallm.server.input.prompts import Prompt
+from mlx_parallm.server.observing.record import current
 
 # Bytes of a stream that are kept for a client that does not read them.
 _MAX_UNREAD = 32 * 1024**2
@@ -217,7 +217,10 @@ class Generation:
     def __init__(self, tracks: list[Track]) -> None:
         self.tracks = tracks
         self.error: ParallmError | None = None
-        self.client = caller.get()
+        record = current.get()
+        self.client = None if record is None else record.client
+        if record is not None:
+            record.generations.append(self)
         self.submitted_at = time.perf_counter()
         self.first_output_at: float | None = None
         self.ended_at: float | None = None
@@ -242,6 +245,22 @@ class Generation:
     def prompt_tokens(self) -> int:
         """Of all its prompts; one that several choices share counts once."""
         return sum(len(p.ids) for p in {id(t.prompt): t.prompt for t in self.tracks}.values())
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts' tokens, those found in the prefix cache."""
+        first = {id(t.prompt): t for t in reversed(self.tracks)}
+        return sum(track.cached_tokens for track in first.values())
+
+    @property
+    def generated_tokens(self) -> int:
+        """Of all its sequences so far."""
+        return sum(len(track.token_ids) for track in self.tracks)
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Of its sequences; "error" for those that have not ended well."""
+        return [track.finish_reason or "error" for track in self.tracks]
 
     def spend(self, tokens: int) -> None:
         """Count tokens against what the client may use."""

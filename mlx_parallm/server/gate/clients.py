@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +23,6 @@ class ApiClient:
     def spend(self, tokens: int) -> None:
         """Tokens of its prompts and answers."""
         self.allowance.spend(tokens)
-
-
-# Of the request that is being answered; set by the gate, read where its sequences are made.
-caller: ContextVar[ApiClient | None] = ContextVar("caller", default=None)
 
 
 class Clients:

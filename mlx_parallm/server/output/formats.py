@@ -14,6 +14,7 @@ from typing import Any
 
 from mlx_parallm import __version__
 from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.observing.receipt import receipts_of
 from mlx_parallm.server.output.json_text import compact as compact
 from mlx_parallm.server.schemas.sampling import ReportFields
 
@@ -69,6 +70,7 @@ class Events:
     def __init__(self, prefix: str, kind: str, model: str, body: ReportFields) -> None:
         options = body.stream_options
         self._metrics = body.include_metrics
+        self._receipt = body.receipt
         self._usage_at_end = options is not None and options.include_usage
         self._usage_always = (
             options is not None and options.include_usage and options.continuous_usage_stats
@@ -99,16 +101,22 @@ class Events:
 
     def end(self, tracks: Sequence[Track]) -> bytes:
         """The last events."""
-        if not (self._usage_at_end or self._metrics):
+        if not (self._usage_at_end or self._metrics or self._receipt):
             return DONE
         last = f"{self._begin}]"
         if self._usage_at_end:
             last += f',"usage":{compact(usage_of(tracks))}'
         if self._metrics:
             last += f',"metrics":{compact(metrics_of(tracks))}'
+        if self._receipt:
+            last += f',"receipts":{compact(receipts_of(tracks))}'
         return f"{last}}}\n\n".encode() + DONE
 
     def whole(self, choices: list[dict[str, Any]], tracks: Sequence[Track]) -> dict[str, Any]:
         """A whole response."""
         response = {**self.head, "choices": choices, "usage": usage_of(tracks)}
-        return {**response, "metrics": metrics_of(tracks)} if self._metrics else response
+        if self._metrics:
+            response["metrics"] = metrics_of(tracks)
+        if self._receipt:
+            response["receipts"] = receipts_of(tracks)
+        return response

@@ -26,7 +26,7 @@ from mlx_parallm.server.schemas.base import (
     wrong,
 )
 from mlx_parallm.server.schemas.sampling import NumLogprobs, ReportFields
-from mlx_parallm.server.schemas.usage import RequestMetrics, Usage
+from mlx_parallm.server.schemas.usage import Receipt, RequestMetrics, Usage
 
 _TEXT_PARTS = {"text": "text", "refusal": "refusal"}
 
@@ -417,3 +417,4 @@ class ChatCompletionResponse(BaseModel):
     prompt_logprobs: list[dict[str, Any] | None] | None = None
     prompt_token_ids: list[int] | None = None
     metrics: RequestMetrics | None = None
+    receipts: list[Receipt] | None = None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_val
 
 from mlx_parallm.server.schemas.base import MAX_TOKEN_ID, Unsupported, unsupported, wrong
 from mlx_parallm.server.schemas.sampling import MAX_SEQUENCES, NumLogprobs, ReportFields
-from mlx_parallm.server.schemas.usage import RequestMetrics, Usage
+from mlx_parallm.server.schemas.usage import Receipt, RequestMetrics, Usage
 
 
 def _prompt_list(value: Any) -> list[str | list[int]]:
@@ -148,3 +148,4 @@ class CompletionResponse(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     metrics: RequestMetrics | None = None
+    receipts: list[Receipt] | None = None

@@ -180,6 +180,9 @@ class ReportFields(SamplingFields):
         False, description="The version of the adapter that gave each token; 0 is the base model."
     )
     include_metrics: bool = Field(False, description="Times of this request, in ms.")
+    receipt: bool = Field(
+        False, description="What each choice was given: cache, chunks, guesses, versions, seed."
+    )
 
     @property
     def both_logprobs(self) -> bool:

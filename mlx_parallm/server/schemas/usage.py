@@ -15,6 +15,29 @@ class RequestMetrics(BaseModel):
     tokens_per_second: float | None
 
 
+class Receipt(BaseModel):
+    """What one choice was given, with `receipt`; times in milliseconds."""
+
+    index: int
+    seed: int | None
+    queue_ms: float | None
+    first_token_ms: float
+    prompt_tokens: int
+    cached_tokens: int
+    cached_tokens_from_disk: int
+    prompt_chunks: int
+    generated_tokens: int
+    steps: int
+    mean_batch_rows: float | None
+    guessed_tokens: int
+    accepted_tokens: int
+    preemptions: int
+    constrained: bool
+    adapter: str | None
+    weight_versions: list[int]
+    memories: list[str]
+
+
 class PromptTokensDetails(BaseModel):
     """Where prompt tokens came from."""
 

@@ -71,7 +71,8 @@ class Server:
                 text = response.read().decode()
         except (OSError, http.client.HTTPException):
             return None
-        found = dict(re.findall(r"^mlx_parallm_engine_(\w+)_total (\S+)$", text, re.MULTILINE))
+        pattern = r"^mlx_parallm:engine_(\w+)_total\{.*\} (\S+)$"
+        found = dict(re.findall(pattern, text, re.MULTILINE))
         names = ("steps", "decode_rows")
         if not all(name in found for name in names):
             return None

@@ -212,21 +212,24 @@ def test_metrics(serve: Any) -> None:
     server.http.request("ODD-METHOD", "/odd-path")
     text = server.http.get("/metrics").text
     route = 'method="POST",route="/v1/completions"'
-    assert f'mlx_parallm_http_requests_total{{{route},status="200"}} 2.0' in text
-    assert f'mlx_parallm_http_requests_total{{{route},status="400"}} 1.0' in text
+    assert f'mlx_parallm:http_requests_total{{{route},status="200"}} 2.0' in text
+    assert f'mlx_parallm:http_requests_total{{{route},status="400"}} 1.0' in text
     # Names that clients make up do not become labels.
     assert "odd-path" not in text
     assert "ODD" not in text
-    assert "mlx_parallm_time_to_first_token_seconds_count 2.0" in text
-    assert "mlx_parallm_time_per_output_token_seconds_count 2.0" in text
-    assert "# TYPE mlx_parallm_engine_running gauge" in text
-    assert "# TYPE mlx_parallm_engine_generated_tokens_total counter" in text
-    assert 'mlx_parallm_engine_speculation_reasons_total{reason="pays"} 0.0' in text
+    mine = '{model_name="parrot"}'
+    for name in ("time_to_first_token", "request_time_per_output_token", "request_decode_time"):
+        assert f"mlx_parallm:{name}_seconds_count{mine} 2.0" in text
+    assert 'request_success_total{finished_reason="stop",model_name="parrot"} 2.0' in text
+    assert "# TYPE mlx_parallm:num_requests_running gauge" in text
+    assert "# TYPE mlx_parallm:generation_tokens_total counter" in text
+    reason = '{model_name="parrot",reason="pays"}'
+    assert f"mlx_parallm:speculation_reasons_total{reason} 0.0" in text
     figures = server.http.get("/debug/metrics").json()
     assert figures["engine"]["running"] == 0
     assert figures["engine"]["speculation_reasons"]["does_not_pay"] == 0
     assert figures["queued_requests"] == 0
-    assert figures["server"]["mlx_parallm_time_to_first_token_seconds_count"] == 2
+    assert figures["server"]["mlx_parallm:time_to_first_token_seconds_count"] == 2
 
 
 def test_models(server: Any) -> None:
