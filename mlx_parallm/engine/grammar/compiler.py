@@ -87,7 +87,7 @@ class Compiler:
         """The compiled grammar, or why there is none."""
         with self._lock:
             kept = self._kept.get(grammar)
-            if kept is not None:
+            if kept is not None and not _is_spent(kept):
                 self._kept.move_to_end(grammar)
                 found: Future[LLMatcher | str] = Future()
                 found.set_result(kept)
@@ -153,6 +153,15 @@ def _words(tokenizer: Any, vocab_size: int, ends: list[int]) -> LLTokenizer:
     except ValueError as error:
         log.warning("answers cannot be constrained by grammars: %s", error)
         raise UnsupportedError("This model's tokenizer cannot be used with grammars.") from None
+
+
+def _is_spent(kept: LLMatcher | str) -> bool:
+    """Whether a compiled grammar's lexer, which all its copies share, has come to its limits."""
+    if isinstance(kept, str):
+        return False
+    trial = kept.deep_copy()
+    trial.compute_bitmask()
+    return bool(trial.is_error())
 
 
 def _plain(error: str) -> str:

@@ -140,6 +140,18 @@ def test_special_tokens_may_be_named(compiler: Compiler) -> None:
         assert constraint.allowed(tokens("<|use")) == 0
 
 
+def test_an_answer_that_comes_to_a_grammars_limits_does_not_spoil_it(compiler: Compiler) -> None:
+    """Its first mask is cheap, so that it is admitted; the one behind "x" is not."""
+    grammar = Grammar.lark('start: "y" | "x" MANY\nMANY: /((((a{100}){100}){100}){100})/')
+    first = compiler.constraint(grammar, param="x").result(10)
+    assert first.matcher is not None
+    first.take(tokens("x")[0])
+    while not first.matcher.is_error():
+        first.matcher.compute_bitmask()
+        first.take(tokens("a")[0])
+    assert accepts(compiler, grammar, "y")
+
+
 def test_several_who_wait_for_the_same_grammar(compiler: Compiler) -> None:
     grammar = Grammar.regex("(wait|for|me){1,50}")
     futures = [compiler.constraint(grammar, param="x") for _ in range(20)]
