@@ -173,6 +173,15 @@ class ServerState:
             return self.check_model(name), None
         return name, await self.adapters.get(name)
 
+    def check_known(self, name: str) -> None:
+        """For what is the same for a model and its adapters.
+
+        Raises:
+            NotFoundError: no such model is served, and no such adapter.
+        """
+        if name not in self.adapters:
+            self.check_model(name)
+
     def check_model(self, name: str) -> str:
         """The served name that a request's `model` means; empty means the first.
 

@@ -90,6 +90,45 @@ def test_a_request_chooses_an_adapter_by_its_model(served: Any, folders: list[Pa
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_and_messages_choose_an_adapter_too(served: Any, stream: bool) -> None:
+    """Their answers are those of chat with the same adapter."""
+    said = {"role": "user", "content": "tell me more"}
+    chat: dict[str, Any] = {"messages": [said], "max_tokens": 8, "temperature": 0}
+    own: dict[str, Any] = {"max_output_tokens": 8, "input": [said], "temperature": 0}
+    wanted = {}
+    for model in ("base", "first"):
+        choice = served.post(CHAT, model=model, **chat).json()["choices"][0]
+        wanted[model] = choice["message"]["content"]
+    assert wanted["base"] != wanted["first"]
+    for model, text in wanted.items():
+        message = served.post("/v1/messages", model=model, stream=stream, **chat)
+        response = served.post("/v1/responses", model=model, stream=stream, **own)
+        if stream:
+            assert streamed(message, "text") == streamed(response, "delta") == text
+            continue
+        assert (message.json()["model"], response.json()["model"]) == (model, model)
+        assert message.json()["content"][0]["text"] == text
+        assert response.json()["output"][0]["content"][0]["text"] == text
+
+
+def streamed(answer: Any, name: str) -> str:
+    """All texts of an answer's events, together."""
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:6] == "data: "]
+    parts = [event.get("delta", "") for event in events]
+    texts = [part.get(name, "") if isinstance(part, dict) else part for part in parts]
+    return "".join(texts)
+
+
+def test_tokens_are_counted_for_an_adapter(served: Any) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    for path in ("/v1/messages/count_tokens", "/tokenize"):
+        answers = [served.post(path, model=name, messages=messages) for name in ("base", "first")]
+        assert answers[0].json() == answers[1].json()
+        unknown = served.post(path, model="nobody", messages=messages)
+        assert unknown.status_code == 404
+
+
 def test_vllms_calls(served: Any, folders: list[Path]) -> None:
     body = {"lora_name": "policy", "lora_path": str(folders[1])}
     answer = served.post("/v1/load_lora_adapter", **body)

@@ -43,7 +43,7 @@ async def tokenize(request: Request) -> Response:
     if isinstance(given, dict) and "content" in given:
         return await _llama_tokens(validate(LlamaTokenizeRequest, given), prompts)
     body = validate(TokenizeRequest, with_defaults(given, TokenizeRequest, state.settings))
-    state.check_model(body.model)
+    state.check_known(body.model)
     if body.prompt is None:
         add = bool(body.add_special_tokens)
         ids = (await prompts.conversation(body, body.tools, add)).ids
@@ -67,7 +67,7 @@ async def detokenize(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, DetokenizeRequest, state.settings.max_body_size)
-    state.check_model(body.model)
+    state.check_known(body.model)
     text = await prompts.detokenize(body.tokens)
     return json_answer({"prompt": text, "content": text})
 

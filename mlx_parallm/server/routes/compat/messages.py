@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.compat.error_shapes import MESSAGES_PATH, status_for
 from mlx_parallm.server.compat.messages_format import MessagesFormat
 from mlx_parallm.server.compat.messages_requests import count_tokens, message_tracks
@@ -50,9 +51,11 @@ async def create_message(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, MessagesRequest, state.settings.max_body_size)
-    style = MessagesFormat(state.check_model(body.model))
+    model, adapter = await state.model_of(body.model)
     namespace = prefix_namespace(request, state, None)
     tracks = await message_tracks(body, prompts, state.settings, namespace)
+    use_adapter(tracks, adapter)
+    style = MessagesFormat(model)
     if body.stream:
         return event_answer(state, Streamed(tracks, style), MESSAGE_EVENTS)
     return await whole_answer(request, state, Collected(tracks), lambda: style.whole(tracks[0]))
@@ -70,5 +73,5 @@ async def count_message_tokens(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, CountTokensRequest, state.settings.max_body_size)
-    state.check_model(body.model)
+    state.check_known(body.model)
     return json_answer({"input_tokens": await count_tokens(body, prompts, state.settings)})

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.compat.responses_format import ResponsesFormat
 from mlx_parallm.server.compat.responses_requests import response_tracks
 from mlx_parallm.server.flow.generation import Collected, Streamed
@@ -41,10 +42,11 @@ async def create_response(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, ResponsesRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
     earlier = await _earlier(request, body.previous_response_id)
     namespace = prefix_namespace(request, state, None)
     tracks = await response_tracks(body, earlier, prompts, state.settings, namespace)
+    use_adapter(tracks, adapter)
     owner, items = _owner(request), [*earlier, *body.input]
 
     def keep(response: dict[str, Any]) -> None:
