@@ -86,6 +86,9 @@ class Settings:
     )
     max_loras: int = _option(8, integer(1, 1024), "adapters that rows of one batch can mix")
     max_lora_rank: int = _option(64, integer(1, 4096), "largest rank of an adapter")
+    weight_versions: int = _option(
+        2, integer(1, 64), "versions of the model's weights that are kept, the one in use included"
+    )
     max_batch_size: int = _option(32, integer(1, 4096), "sequences computed together at most")
     batch_timeout_ms: float = _option(
         2.0, number(0), "an idle engine waits this long for more requests to start with"

@@ -95,6 +95,11 @@ class RowCache:
         """A new, empty row with room for so many tokens."""
         return self._home(capacity_for(tokens)).join()
 
+    def adopt(self, row: Row) -> None:
+        """Take over a row of another RowCache of the same model."""
+        home: BatchedCache = row.home
+        home.move(row, self._home(home.capacity or capacity_for(row.length)))
+
     def leave(self, row: Row) -> None:
         """Take a row out."""
         row.home.leave(row)

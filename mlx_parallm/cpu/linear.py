@@ -35,8 +35,15 @@ def optimize_linears(model: Any) -> int:
         is_linear = type(module) is nn.Linear or (tied and type(module) is nn.Embedding)
         if is_linear and _gains(module.weight):
             module.weight = transposed_layout(module.weight)
+            # Not through nn.Module, which takes only parameters and modules for its own.
+            object.__setattr__(module, "stored_transposed", True)
             changed += 1
     return changed
+
+
+def is_stored_transposed(module: Any) -> bool:
+    """Whether other weights for this module should be laid out like its own."""
+    return bool(getattr(module, "stored_transposed", False))
 
 
 def transposed_layout(weight: mx.array) -> mx.array:

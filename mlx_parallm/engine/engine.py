@@ -24,7 +24,7 @@ from mlx_parallm.cache.prefixes.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
-from mlx_parallm.engine.adapters.live import switch_rows
+from mlx_parallm.engine.adapters.live import Running, switch_rows, switch_weights
 from mlx_parallm.engine.answers import Answers, Sink
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.forward.assembly import assemble
@@ -36,6 +36,7 @@ from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result
+from mlx_parallm.engine.weights import Weights
 from mlx_parallm.errors import (
     InvalidRequestError,
     ModelLoadError,
@@ -46,7 +47,8 @@ from mlx_parallm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.checkpoint.fitting import Fitting
+from mlx_parallm.models.loader import DTYPES, LoadedModel
 from mlx_parallm.models.lora.modules import Modules
 
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
@@ -213,12 +215,15 @@ class Engine:
         return self._adapter_pool.slots.modules
 
     def prepare_adapter(self, adapter: Adapter) -> list[Callable[[], None]]:
-        """Short steps for `call` that copy an adapter's weights to the device.
+        """Short steps for `call` that copy an adapter's weights to the device; none where that
+        was done.
 
         Raises:
             UnsupportedError: this model takes no adapters.
         """
-        return self._adapter_pool.preparing(adapter)
+        pool, base = self._adapter_pool, self.runner.weights.current
+        mine = adapter.on(base.version)
+        return [] if mine.slot or mine.prepared is not None else pool.preparing(mine, base)
 
     def switch_adapter(self, new: Adapter, *, recompute: bool) -> Future[int]:
         """Let running sequences of earlier versions go on with a new one; see live.py."""
@@ -226,6 +231,35 @@ class Engine:
             lambda: switch_rows(self.scheduler, self.runner, new, recompute=recompute),
             at_rest=True,
         )
+
+    @property
+    def weights(self) -> Weights:
+        """The model's own, as new sequences get them."""
+        return self.runner.weights.current
+
+    def fitting(self) -> Fitting:
+        """Makes parameters of this model from uploads; its steps are for `call`.
+
+        Raises:
+            UnsupportedError: the model has a head that is no part of it.
+        """
+        loaded = self.loaded
+        if loaded is None or loaded.head is not None:
+            raise UnsupportedError(
+                "The weights of a model with a classification head cannot be replaced.",
+                param="model",
+            )
+        return Fitting(loaded.model, DTYPES[loaded.dtype], self.weights.parameters)
+
+    def put_weights(self, new: Weights, running: Running) -> Future[int]:
+        """Make other weights the model's own, between two steps; see live.py."""
+
+        def put() -> int:
+            assert self.loaded is not None
+            self.loaded.weights_digest = new.digest
+            return switch_weights(self.scheduler, self.runner, new, running)
+
+        return self.call(put, at_rest=True)
 
     @property
     def _adapter_pool(self) -> AdapterPool:
@@ -453,8 +487,15 @@ class Engine:
 
     def _add(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
-            if sequence.id in self._answers:
-                self.scheduler.add(sequence)
+            if sequence.id not in self._answers:
+                continue
+            memory = sequence.memory
+            if memory is not None and memory.weights_digest != self.weights.digest:
+                self._fail(sequence, _OUTDATED_MEMORIES)
+                continue
+            if memory is not None:
+                sequence.begin_with(self.weights)
+            self.scheduler.add(sequence)
 
     def _abort(self, ids: list[int]) -> None:
         for sequence_id in ids:
@@ -483,6 +524,12 @@ class Engine:
         mx.clear_cache()
         stats = self._stats
         stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0
+
+
+_OUTDATED_MEMORIES = InvalidRequestError(
+    "These memories were made before the model's weights were replaced.",
+    param="memory.collections",
+)
 
 
 def _unfollowed(sequence: Sequence) -> InvalidRequestError:

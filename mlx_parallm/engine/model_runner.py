@@ -20,8 +20,10 @@ from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.packing import can_pack
 from mlx_parallm.cache.prefixes.prefix_store import PrefixStore
 from mlx_parallm.cache.row_cache import RowCache
+from mlx_parallm.cache.span import Row
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
 from mlx_parallm.engine.forward.forwards import Computed, Forwards, Work
+from mlx_parallm.engine.forward.forwards_by_version import ForwardsByVersion
 from mlx_parallm.engine.forward.packed_forwards import PackedForwards
 from mlx_parallm.engine.forward.padded_forwards import PaddedForwards
 from mlx_parallm.engine.forward.riders import PromptRiders
@@ -35,11 +37,13 @@ from mlx_parallm.engine.sampling.constrained import is_constrained, wanted_masks
 from mlx_parallm.engine.sampling.sampler import Sampled, Sampler
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import Guessed, Launched, Result, keep_scores, read_logprobs
+from mlx_parallm.engine.weights import ModelWeights
 from mlx_parallm.memory import citations
 from mlx_parallm.models.adapting import replacements
 from mlx_parallm.models.adapting.adapt import adapt
 from mlx_parallm.models.adapting.attention import install_attention
 from mlx_parallm.models.body import BodyTap
+from mlx_parallm.models.checkpoint.parameters import Parameters
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class Begun:
     """A step whose forward computes, and that has not sampled.
 
     Attributes:
+        forwards: that compute it.
         began: when; besides: seconds that it took before its forward.
         guessing: whether guesses were asked for.
         masks: those of its rows, where they were begun already.
@@ -55,6 +60,7 @@ class Begun:
     plan: Plan
     work: Work
     computed: Computed
+    forwards: Forwards
     began: float
     besides: float
     guessing: bool
@@ -84,7 +90,8 @@ class ModelRunner:
         self.riders = PromptRiders(vocab_size)
         self.body = BodyTap(model)
         self.packs = can_pack(model, self.body)
-        self.forwards = self._new_forwards()
+        self.weights = ModelWeights(Parameters(model))
+        self.forwards_by_version = ForwardsByVersion(self._new_forwards)
         self.prefixes: PrefixStore | None = None
         self.speculation: Speculation | None = None
         self.adapters: AdapterPool | None = None
@@ -103,14 +110,18 @@ class ModelRunner:
         return PackedForwards(self.model, self.body, self.riders, on_gpu=on_gpu)
 
     @property
-    def cache(self) -> BatchedCache | RowCache:
-        """What holds the rows."""
-        return self.forwards.cache
+    def forwards(self) -> Forwards:
+        """Those of the current weights."""
+        return self.forwards_by_version.of(self.weights.current)
+
+    def row_of(self, sequence: Sequence) -> Row | None:
+        """The sequence's row, where it has one."""
+        return self.forwards_by_version.of(sequence.weights).rows.get(sequence.id)
 
     @property
-    def num_rows(self) -> int:
-        """Rows that are held."""
-        return len(self.forwards.rows)
+    def cache(self) -> BatchedCache | RowCache:
+        """What holds the rows of the current weights."""
+        return self.forwards.cache
 
     def speculate(self, drafter: Drafter, most: int) -> None:
         """Guess up to `most` tokens a step from now on."""
@@ -152,17 +163,22 @@ class ModelRunner:
             self.release(sequence)
         for sequence, match in plan.loads:
             assert self.prefixes is not None
-            self.prefixes.load(self.forwards.join(sequence), match)
+            forwards = self.forwards_by_version.of(sequence.weights)
+            self.prefixes.load(forwards.join(sequence), match)
         besides = time.perf_counter() - began
-        work = self._work(plan, guesses)
+        forwards = self.forwards_by_version.of(plan.weights)
+        work = self._work(plan, forwards, guesses)
         masks = None
         if is_constrained(work.decode) and not any(s.in_flight for s in work.decode):
             masks = self._start_masks(work)
-        computed = self.forwards.compute(work)
+        with self.weights.over(plan.weights):
+            computed = forwards.compute(work)
         if self.speculation is not None:
             for sequence, leader in plan.forks:
                 self.speculation.drafter.fork(sequence, leader)
-        begun = Begun(plan, work, computed, began, besides, guessing=guesses > 0, masks=masks)
+        begun = Begun(
+            plan, work, computed, forwards, began, besides, guessing=guesses > 0, masks=masks
+        )
         if begun.constrained and computed.logits is not None:
             mx.async_eval(computed.logits)
         return begun
@@ -172,10 +188,10 @@ class ModelRunner:
         plan, work, computed = begun.plan, begun.work, begun.computed
         masks, waited_s = self._masks(begun)
         sampled = self._sample(work, computed, masks)
-        self._start(computed, sampled)
+        self._start(begun, sampled)
         if self.prefixes is not None:
             for sequence in work.chunked:
-                self.prefixes.save_chunk(self.forwards.rows[sequence.id], sequence)
+                self.prefixes.save_chunk(begun.forwards.rows[sequence.id], sequence)
         if self.speculation is not None:
             self.speculation.drafter.observe(plan.decode, guessing=begun.guessing)
         besides = begun.besides + waited_s
@@ -212,11 +228,11 @@ class ModelRunner:
         found = None if masks is None else masks.result()
         return found, time.perf_counter() - since
 
-    def _work(self, plan: Plan, guesses: int) -> Work:
+    def _work(self, plan: Plan, forwards: Forwards, guesses: int) -> Work:
         chunks = {sequence.id: count for sequence, count in plan.prefill}
         for sequence, _ in plan.prefill:
-            self.forwards.join(sequence)
-        decode = self.forwards.order(plan.decode, chunks, guesses)
+            forwards.join(sequence)
+        decode = forwards.order(plan.decode, chunks, guesses)
         work = Work(decode, chunks, [sequence for sequence, _ in plan.prefill], plan.forks)
         if guesses and self.speculation is not None and decode:
             without = {sequence.id for sequence, _ in plan.forks}
@@ -238,17 +254,17 @@ class ModelRunner:
         self._previous = (work.decode, sampled.tokens)
         return sampled
 
-    def _start(self, computed: Computed, sampled: Sampled | None) -> None:
+    def _start(self, begun: Begun, sampled: Sampled | None) -> None:
         """Let the device compute everything that the step made."""
+        computed = begun.computed
         arrays = [array for score in computed.scores for array in score.arrays]
         if sampled is not None:
             arrays += sampled.arrays
         arrays += [array for part in computed.cited for array in (part.ids, part.weights)]
         drafts = [] if self.speculation is None else self.speculation.drafter.caches
         # The caches too: a graph that is not evaluated grows from step to step.
-        mx.async_eval(
-            arrays, self.riders.arrays, self.cache.arrays, *(cache.arrays for cache in drafts)
-        )
+        held = [begun.forwards.cache.arrays, *(cache.arrays for cache in drafts)]
+        mx.async_eval(arrays, self.riders.arrays, *held)
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""
@@ -270,7 +286,7 @@ class ModelRunner:
 
     def reset(self) -> None:
         """Forget every row, after a step failed."""
-        self.forwards = self._new_forwards()
+        self.forwards_by_version.reset()
         if self.speculation is not None:
             self.speculation.drafter.reset()
         self.sampler.forget()
@@ -306,7 +322,8 @@ class ModelRunner:
         results = []
         for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
             first = firsts[place]
-            self.forwards.rewind(sequence, int(proposal.counts[place]) - count)
+            rewound = int(proposal.counts[place]) - count
+            self.forwards_by_version.of(sequence.weights).rewind(sequence, rewound)
             found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
             taken = tokens[first : first + count + 1].tolist()
             results.append(Result(sequence, taken, found or None))
@@ -334,7 +351,8 @@ class ModelRunner:
 
     def release(self, sequence: Sequence) -> None:
         """Give a sequence's row back, if it has one; its full pages are kept as a prefix."""
-        row = self.forwards.rows.get(sequence.id)
+        forwards = self.forwards_by_version.of(sequence.weights)
+        row = forwards.rows.get(sequence.id)
         if row is None:
             return
         if self.speculation is not None:
@@ -343,7 +361,8 @@ class ModelRunner:
         if self.prefixes is not None:
             self.prefixes.save(row, sequence)
             self.prefixes.forget(sequence)
-        self.forwards.release(sequence)
+        forwards.release(sequence)
+        self.forwards_by_version.forget_empty(self.weights.current)
 
     def _lazy_tokens(self, sequences: list[Sequence]) -> mx.array | None:
         """(R,) newest tokens of the first R sequences, all that the host has not read among

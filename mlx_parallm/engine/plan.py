@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mlx_parallm.cache.prefixes.prefix_contract import Match
 from mlx_parallm.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from mlx_parallm.engine.weights import Weights
 
 
 @dataclass(slots=True)
@@ -21,6 +25,7 @@ class Plan:
         forks: (sequence, leader): gets a copy of the leader's row after prefill.
         decode: sequences that compute their last token and sample the next.
         complete: sequences that only wanted their prompt computed.
+        weights: the version of the model that all of them are computed with.
     """
 
     release: list[Sequence] = field(default_factory=list)
@@ -30,6 +35,7 @@ class Plan:
     forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
     complete: list[Sequence] = field(default_factory=list)
+    weights: Weights | None = None
 
     @property
     def computes(self) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
@@ -25,6 +25,9 @@ from mlx_parallm.engine.fairness import Shares, stands_behind
 from mlx_parallm.engine.plan import Plan, SchedulerConfig, rectangle
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 from mlx_parallm.engine.waiting_line import WaitingLine
+
+if TYPE_CHECKING:
+    from mlx_parallm.engine.weights import Weights
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
 Restore = Callable[[tuple[object, ...], list[int], int], int]
@@ -51,6 +54,8 @@ class ContinuousBatchScheduler:
         self.restore: Restore | None = None
         self.budget: Budget | None = None  # None: always the most
         self.admit_adapter: AdmitAdapter | None = None  # None: there are no adapters
+        self.weights: Weights | None = None  # of sequences that begin
+        self._turn: Weights | None = None  # of the newest step
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.paused = False  # nothing is computed
@@ -102,7 +107,7 @@ class ContinuousBatchScheduler:
     @property
     def decoding(self) -> list[Sequence]:
         """Sequences that the next step will most likely decode."""
-        return [s for s in self.running if s.status is Status.RUNNING]
+        return self._decoding(self._next_turn())
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether the sequence could ever run to its end, alone."""
@@ -141,12 +146,28 @@ class ContinuousBatchScheduler:
         self._release = []
         if self.paused:
             return plan
+        self._turn = plan.weights = self._next_turn()
         self._retire(plan)
         if not self._make_room(plan):
             self._admit(plan)
         self._catch_up(plan)
-        plan.decode = [s for s in self.decoding if s.params.max_tokens > 0]
+        plan.decode = [s for s in self._decoding(plan.weights) if s.params.max_tokens > 0]
         return plan
+
+    def _next_turn(self) -> Weights | None:
+        """The version of the model that the next step computes with.
+
+        A forward reads one. Where rows finish on earlier ones, all versions take turns.
+        """
+        versions = {id(s.weights): s.weights for s in self.running}
+        if len(versions) < 2:
+            return next(iter(versions.values()), self.weights)
+        ordered = sorted((w for w in versions.values() if w), key=lambda w: w.version)
+        last = -1 if self._turn is None else self._turn.version
+        return next((w for w in ordered if w.version > last), ordered[0])
+
+    def _decoding(self, weights: Weights | None) -> list[Sequence]:
+        return [s for s in self.running if s.status is Status.RUNNING and s.weights is weights]
 
     def launched(self, plan: Plan) -> None:
         """A plan is on its way: count its tokens as computed."""
@@ -263,6 +284,7 @@ class ContinuousBatchScheduler:
             if sequence in plan.release:
                 break  # displaced in this step: its newest token is still to be read
             self._line.pop()
+            self._begin_with_current(sequence)
             if not (self.admits or sequence.output) or not self._has_adapter(sequence):
                 passed.append(sequence)
             elif not self._follows(sequence):
@@ -301,6 +323,14 @@ class ContinuousBatchScheduler:
                 return
             self._preempt(victim)
             plan.release.append(victim)
+
+    def _begin_with_current(self, sequence: Sequence) -> None:
+        """Whoever has written nothing yet gets the newest weights, unless it has memories, which
+        were made with others."""
+        if self.weights is None or sequence.weights is self.weights:
+            return
+        if sequence.weights is None or not (sequence.output or sequence.memory):
+            sequence.begin_with(self.weights)
 
     def _has_adapter(self, sequence: Sequence) -> bool:
         return self.admit_adapter is None or self.admit_adapter(sequence, self.running)
@@ -359,7 +389,7 @@ class ContinuousBatchScheduler:
     def _leader_key(self, sequence: Sequence) -> Hashable | None:
         """Equal for sequences of which one may compute a prefix for the others."""
         if sequence.group is not None and len(sequence.prompt) > 1 and not sequence.output:
-            return sequence.group
+            return sequence.group, sequence.namespace
         page = self.prefixes.page_size
         if not self.config.shares_prefixes or sequence.num_tokens <= page:
             return None
@@ -385,11 +415,13 @@ class ContinuousBatchScheduler:
     # Tokens
 
     def _catch_up(self, plan: Plan) -> None:
-        behind = [s for s in self.running if s.status is Status.PREFILL]
+        behind = [
+            s for s in self.running if s.status is Status.PREFILL and s.weights is plan.weights
+        ]
         if not behind:
             return  # most steps: a budget takes time to work out
         behind.sort(key=self._shares.turn)
-        budget = self._budget(len(behind))
+        budget = self._budget(len(self._decoding(plan.weights)), len(behind))
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))
@@ -398,9 +430,8 @@ class ContinuousBatchScheduler:
             if sequence.num_pending <= 1:
                 self._caught_up(sequence, plan)
 
-    def _budget(self, behind: int) -> int:
+    def _budget(self, decoding: int, behind: int) -> int:
         """Prompt tokens of the next step."""
-        decoding = len(self.decoding)
         most = self.config.prefill_chunk if decoding else self.config.idle_prefill_tokens
         return most if self.budget is None else min(most, self.budget(decoding, behind))
 

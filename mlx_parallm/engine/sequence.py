@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.engine.client import Client
     from mlx_parallm.engine.grammar.constraint import Constraint
+    from mlx_parallm.engine.weights import Weights
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
 
@@ -148,6 +149,20 @@ class TokenLogprob:
     processed: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Which versions compute a sequence from a token of its output on.
+
+    Attributes:
+        adapter: the version of its adapter, None where it has none.
+        weights: the version of the model's weights.
+    """
+
+    first: int
+    adapter: int | None = None
+    weights: int = 0
+
+
 @dataclass(slots=True)
 class Output:
     """What one step gave one sequence. The last one has finish_reason or error.
@@ -197,7 +212,8 @@ class Sequence:
             namespace is added when the sequence is made.
         adapter: that its tokens are computed with, None for the base model; its part of the
             namespace is added as well.
-        switches: (token of the output, version) from which on an adapter's version computed.
+        weights: the version of the model that computes it; None until it is known.
+        switches: from which token of the output on which versions computed.
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
@@ -223,7 +239,8 @@ class Sequence:
     prompt_scores: list[TokenLogprob | None] = field(default_factory=list)
     memory: MemoryRequest | None = None
     adapter: Adapter | None = None
-    switches: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    weights: Weights | None = None
+    switches: list[Switch] = field(default_factory=lambda: [Switch(0)])
     pooling: str | None = None
     constraint: Constraint | None = None
     client: Client | None = None
@@ -237,32 +254,70 @@ class Sequence:
 
     def use(self, adapter: Adapter) -> None:
         """Compute with an adapter; before the sequence is submitted."""
-        self.adapter, self.switches = adapter, [(0, adapter.version)]
+        self.adapter = adapter
         if adapter.namespace not in self.namespace:
             self.namespace = (*self.namespace, adapter.namespace)
+        self._note_versions()
 
-    def switch(self, adapter: Adapter, *, exact: bool) -> None:
-        """Go on with another version of its adapter.
+    def begin_with(self, weights: Weights) -> None:
+        """Compute with a version of the model; before any token is computed, or all anew."""
+        self._replace_in_namespace(self.weights, weights)
+        self.weights = weights
+        if self.adapter is not None:
+            self.adapter = self.adapter.on(weights.version)
+        self._note_versions()
+
+    def switch(
+        self, *, adapter: Adapter | None = None, weights: Weights | None = None, exact: bool
+    ) -> None:
+        """Go on with another version of its adapter, or of the model.
 
         Args:
             exact: all of its K and V will be the new version's; else they are nobody's prefix.
         """
-        assert self.adapter is not None
-        old, new = self.adapter.namespace, adapter.namespace
-        self.namespace = tuple(new if part == old else part for part in self.namespace)
+        if adapter is not None:
+            self._replace_in_namespace(self.adapter, adapter)
+            self.adapter = adapter
+        if weights is not None:
+            self.begin_with(weights)
         if not exact:
             self.namespace = (*self.namespace, ("mixed", self.id))
-        self.adapter = adapter
-        self.switches.append((len(self.output), adapter.version))
+        self._note_versions()
+
+    def _replace_in_namespace(self, old: Adapter | Weights | None, new: Adapter | Weights) -> None:
+        before = () if old is None else old.namespace
+        parts = [new.namespace if part == before else part for part in self.namespace]
+        if not before:
+            parts.append(new.namespace)
+        self.namespace = tuple(part for part in parts if part != ())
+
+    def _note_versions(self) -> None:
+        switch = Switch(
+            len(self.output),
+            None if self.adapter is None else self.adapter.version,
+            0 if self.weights is None else self.weights.version,
+        )
+        if self.switches[-1].first == switch.first:
+            self.switches.pop()
+        self.switches.append(switch)
 
     @property
     def versions(self) -> list[int]:
-        """The adapter's version of each token of the output; 0 is the base model's."""
-        ends = [*(place for place, _ in self.switches[1:]), len(self.output)]
+        """The version that gave each token: of its adapter, or of the model where it has none."""
+        return [s.weights if s.adapter is None else s.adapter for s in self._switch_of_each]
+
+    @property
+    def base_versions(self) -> list[int]:
+        """The version of the model's weights at each token."""
+        return [switch.weights for switch in self._switch_of_each]
+
+    @property
+    def _switch_of_each(self) -> list[Switch]:
+        ends = [*(switch.first for switch in self.switches[1:]), len(self.output)]
         return [
-            version
-            for (first, version), end in zip(self.switches, ends, strict=True)
-            for _ in range(first, end)
+            switch
+            for switch, end in zip(self.switches, ends, strict=True)
+            for _ in range(switch.first, end)
         ]
 
     @classmethod

@@ -76,10 +76,10 @@ class Counter:
         """Count a step, and look at the state."""
         scheduler, stats = self._scheduler, self.stats
         stats.running, stats.waiting = len(scheduler.running), scheduler.num_waiting
-        stats.rows = self._runner.num_rows
+        stats.rows = self._runner.forwards_by_version.num_rows
         stats.kv_tokens_used = scheduler.kv_tokens_used
         stats.kv_tokens_total = scheduler.config.kv_tokens
-        stats.kv_bytes = self._runner.cache.nbytes
+        stats.kv_bytes = self._runner.forwards_by_version.nbytes
         stats.preemptions = scheduler.preemptions
         stats.step_time += time.perf_counter() - began
         if launched is not None:

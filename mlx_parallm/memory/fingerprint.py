@@ -15,7 +15,8 @@ _SAMPLE = 4096  # bytes read at the start, in the middle and at the end of each 
 
 
 def fingerprint_of(loaded: LoadedModel, adapter: str = "") -> str:
-    """A short hash of a model's config and of samples of its weights.
+    """A short hash of a model's config and of samples of its weights, or of what was uploaded
+    in their place.
 
     Args:
         adapter: name and version of one that took part in making memories.
@@ -23,6 +24,7 @@ def fingerprint_of(loaded: LoadedModel, adapter: str = "") -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(loaded.config, sort_keys=True, default=str).encode())
     digest.update(adapter.encode())
+    digest.update(loaded.weights_digest.encode())
     files = sorted(loaded.folder.glob("*.safetensors"))
     if files:
         for path in files:

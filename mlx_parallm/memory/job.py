@@ -112,7 +112,13 @@ class DocumentStore(Protocol):
     def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
         """The collection, if it holds this same document already."""
 
-    def store(self, new: NewDocument, job: MemoryJob, layers: Layers) -> StoredCollection:
+    @property
+    def fingerprint(self) -> str:
+        """The model's, as it computes now."""
+
+    def store(
+        self, new: NewDocument, job: MemoryJob, layers: Layers, fingerprint: str
+    ) -> StoredCollection:
         """The collection with the document as its last one."""
 
     def ended(self, job: MemoryJob) -> None:
@@ -193,14 +199,25 @@ class JobRunner:
         before = job.done
         collection = self._store.find(document, job)
         if collection is None:
-            layers = self._memorize(job, document)
-            if layers is None:
+            made = self._by_one_model(job, document)
+            if made is None:
                 return False
-            collection = self._store.store(document, job, layers)
+            collection = self._store.store(document, job, *made)
         job.done = before + document.cost(job.window, job.stride)
         job.version = collection.version
         job.stored.extend(found for found in collection.documents if found.id == document.id)
         return True
+
+    def _by_one_model(self, job: MemoryJob, document: NewDocument) -> tuple[Layers, str] | None:
+        """Memories and the fingerprint of the model that made all of them; None as _memorize."""
+        begun = job.done
+        while True:
+            fingerprint, job.done = self._store.fingerprint, begun
+            layers = self._memorize(job, document)
+            if layers is None:
+                return None
+            if fingerprint == self._store.fingerprint:
+                return layers, fingerprint
 
     def _end(self, job: MemoryJob, status: str, error: ParallmError | None) -> None:
         job.status, job.error = status, error

@@ -86,7 +86,7 @@ class MemoryManager:
         self._engine = engine
         self._loaded: LoadedModel = engine.loaded
         self._defaults = engine.loaded.memory_defaults
-        self._fingerprint: str | None = None
+        self._fingerprints: dict[str, str] = {}  # by the digest of the weights
         self._collections: dict[str, StoredCollection] = {}
         self._lock = threading.Lock()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -196,6 +196,7 @@ class MemoryManager:
         collection = self._known(job.collection)
         for document in collection.documents if collection else ():
             same = (document.id, document.content) == (new.id, new.content)
+            same = same and document.fingerprint == self.fingerprint
             if same and document.metadata == new.metadata and self._damage(document) is None:
                 return collection
         return None
@@ -207,10 +208,12 @@ class MemoryManager:
         except MemoryStoreError as error:
             log.error("%s has ended, which could not be noted: %s", job.id, error)
 
-    def store(self, new: NewDocument, job: MemoryJob, layers: Layers) -> StoredCollection:
-        """For jobs: keep a document that was made."""
+    def store(
+        self, new: NewDocument, job: MemoryJob, layers: Layers, fingerprint: str
+    ) -> StoredCollection:
+        """For jobs: keep a document that was made by the model of this fingerprint."""
         payload = payload_of(layers)
-        document = document_of(new, job, layers, self.fingerprint, payload)
+        document = document_of(new, job, layers, fingerprint, payload)
         version = self.backend.put(document, payload)
         with self._lock:
             old = self._collections.get(job.collection)
@@ -270,9 +273,14 @@ class MemoryManager:
     @property
     def fingerprint(self) -> str:
         """The model's, see fingerprint.py."""
-        if self._fingerprint is None:
-            self._fingerprint = self._engine.call(lambda: fingerprint_of(self._loaded)).result()
-        return self._fingerprint
+        digest = self._loaded.weights_digest
+        if digest not in self._fingerprints:
+            found = self._engine.call(
+                lambda: (self._loaded.weights_digest, fingerprint_of(self._loaded))
+            )
+            digest, fingerprint = found.result()
+            self._fingerprints[digest] = fingerprint
+        return self._fingerprints[digest]
 
     # Removing
 
@@ -318,13 +326,15 @@ class MemoryManager:
             InvalidRequestError: a collection of another model, or an unknown layer.
             DamagedMemoriesError: something of a collection was lost or changed.
         """
+        digest = self._loaded.weights_digest
         documents = self._documents(names)
-        return self._request(self.views.get(documents, settings.position), settings)
+        return self._request(self.views.get(documents, settings.position), settings, digest)
 
     def ready_request(self, names: Items[str], settings: MemorySettings) -> MemoryRequest | None:
         """The same where nothing has to be read; None where it has."""
+        digest = self._loaded.weights_digest
         view = self.views.held(self._documents(names), settings.position)
-        return None if view is None else self._request(view, settings)
+        return None if view is None else self._request(view, settings, digest)
 
     def _documents(self, names: Items[str]) -> tuple[Document, ...]:
         if not names:
@@ -341,7 +351,7 @@ class MemoryManager:
             found += collection.documents
         return tuple(found)
 
-    def _request(self, view: Any, settings: MemorySettings) -> MemoryRequest:
+    def _request(self, view: Any, settings: MemorySettings, digest: str) -> MemoryRequest:
         own = self._defaults if settings.position == "zero" else {}
         layers = own.get("layers") if settings.layers is None else settings.layers
         offset, count = settings.local_offset, len(view.layers)
@@ -357,6 +367,7 @@ class MemoryManager:
             layers=None if layers is None else frozenset(layers),
             local_offset=own.get("local_offset", 0) if offset is None else offset,
             citations=settings.citations,
+            weights_digest=digest,
         )
 
     def search(self, text: str, request: MemoryRequest) -> list[dict[str, Any]]:

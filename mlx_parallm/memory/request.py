@@ -25,6 +25,7 @@ class MemoryRequest:
         layers: those that attend to memories; None is all.
         local_offset: added to the positions of the sequence's own tokens.
         citations: whether to report what was used, by token or as spans.
+        weights_digest: of the model's weights that they were made with; see LoadedModel.
     """
 
     view: MemoryView
@@ -33,6 +34,7 @@ class MemoryRequest:
     layers: frozenset[int] | None = None
     local_offset: int = 0
     citations: Citations = "none"
+    weights_digest: str = ""
 
     @property
     def position(self) -> Position:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -19,6 +20,18 @@ def total_memory() -> int:
         if info.get(name):
             return int(info[name])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory() -> int:
+    """Bytes that the default device could still give; caches of the system count as free."""
+    left = total_memory() - mx.get_active_memory()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return left  # not Linux
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return kilobytes << 10 if on_cpu else left
 
 
 def device_name() -> str:

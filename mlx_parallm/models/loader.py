@@ -49,6 +49,7 @@ class LoadedModel:
         head: of a sequence classifier or reward model.
         pooling: how its embeddings are made: "last", "mean" or "cls".
         predictors: plain networks that are served beside it, by name.
+        weights_digest: of the weights that have replaced the loaded ones; empty as loaded.
     """
 
     model: Any
@@ -66,6 +67,7 @@ class LoadedModel:
     head: ClassificationHead | None = None
     pooling: str = "last"
     predictors: dict[str, Predictor] = field(default_factory=dict)
+    weights_digest: str = ""
 
     @property
     def memory_defaults(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.adapters.adapter import Adapter
+from mlx_parallm.engine.adapters.live import Running
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from mlx_parallm.server.flow.generation import Track
 
 T = TypeVar("T")
-_PIECE_S = 0.01  # that running rows wait at a time for an adapter's weights
-Running = Literal["finish", "keep", "recompute"]
+PIECE_S = 0.01
+"""Seconds that running rows wait at a time for weights that come to the device."""
 
 KEPT_VERSIONS = 4
 """Versions of an adapter that can be rolled back to, the one in use included."""
@@ -107,7 +108,7 @@ class Adapters:
                 assert entry.path is not None
                 config, weights = await self._read(entry.path)
                 await self._install(entry, config, weights)
-            elif not entry.current.slot and entry.current.prepared is None:
+            else:
                 await self._prepare(entry.current)
         if entry.current is None:
             raise NotFoundError(f"The adapter {name[:200]!r} was removed.", param="model")
@@ -213,18 +214,9 @@ class Adapters:
 
     async def _prepare(self, adapter: Adapter) -> None:
         """Copy its weights to the device, a little between any two steps of the engine."""
-        steps = iter(self._engine.prepare_adapter(adapter))
-
-        def some() -> bool:
-            until = time.perf_counter() + _PIECE_S
-            for step in steps:
-                step()
-                if time.perf_counter() > until:
-                    return True
-            return False
-
-        while await asyncio.wrap_future(self._engine.call(some)):
-            pass
+        steps = self._engine.prepare_adapter(adapter)
+        if steps:
+            await run_in_pieces(self._engine, (step() for step in steps))
 
     async def _switch(self, entry: Entry, running: Running) -> None:
         if running != "finish" and entry.current is not None:
@@ -251,6 +243,21 @@ class Adapters:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+async def run_in_pieces(engine: Engine, work: Iterator[None]) -> None:
+    """Run work on the engine's thread, a little between any two of its steps.
+
+    Args:
+        work: does a short piece each time it is asked for the next.
+    """
+
+    def some() -> bool:
+        until = time.perf_counter() + PIECE_S
+        return any(time.perf_counter() > until for _ in work)
+
+    while await asyncio.wrap_future(engine.call(some)):
+        pass
 
 
 def named_adapters(

@@ -63,4 +63,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         },
     },
     "TokenizeRequest": {"prompt": "Hello"},
+    "PutWeightsRequest": {"path": "/checkpoints/step-20"},
+    "RollBackWeightsRequest": {"version": 0},
+    "InitTransferRequest": {"init_info": {}},
+    "StartUpdateRequest": {"is_checkpoint_format": True},
+    "UpdateWeightsRequest": {"weight_dir": "/checkpoints/step-20"},
+    "FinishUpdateRequest": {"running": "keep"},
 }

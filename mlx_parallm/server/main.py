@@ -44,6 +44,7 @@ from mlx_parallm.server.routes import (
     pooling,
     predict,
     tokens,
+    weights,
 )
 from mlx_parallm.server.routes.compat import llama_cpp, messages, ollama, openai_responses
 from mlx_parallm.server.routes.rollouts import rollout
@@ -60,6 +61,7 @@ _POLL_S = 0.02
 _FAMILIES = (
     adapters,
     rollout,
+    weights,
     docs,
     page,
     health,
@@ -272,6 +274,7 @@ async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> Non
         with suppress(asyncio.CancelledError):
             await task
     state.adapters.close()
+    state.close_versions()
     await asyncio.to_thread(state.close_memories)
     await asyncio.to_thread(state.close_responses)
     await asyncio.to_thread(state.engine.stop)

@@ -51,6 +51,14 @@ from mlx_parallm.server.schemas.pooling import (
 from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.schemas.rollouts.rollout import RolloutRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from mlx_parallm.server.schemas.weights import (
+    FinishUpdateRequest,
+    InitTransferRequest,
+    PutWeightsRequest,
+    RollBackWeightsRequest,
+    StartUpdateRequest,
+    UpdateWeightsRequest,
+)
 
 BODIES: tuple[type[BaseModel], ...] = (
     AbortRequests,
@@ -87,6 +95,12 @@ BODIES: tuple[type[BaseModel], ...] = (
     SearchMemoriesRequest,
     SystemOneRequest,
     TokenizeRequest,
+    PutWeightsRequest,
+    RollBackWeightsRequest,
+    InitTransferRequest,
+    StartUpdateRequest,
+    UpdateWeightsRequest,
+    FinishUpdateRequest,
 )
 _REF = "#/components/schemas/{model}"
 

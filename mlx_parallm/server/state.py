@@ -21,6 +21,7 @@ from mlx_parallm.server.gate.turnstile import Turnstile
 from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.observing.metrics import Metrics
 from mlx_parallm.server.response_store import ResponseStore
+from mlx_parallm.server.weights import ModelVersions
 from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ServerState:
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
     _adapters: Adapters | None = None
+    _versions: ModelVersions | None = None
     sleeping: bool = False
 
     def loaded(self) -> LoadedModel:
@@ -161,6 +163,18 @@ class ServerState:
             named, default = named_adapters(settings.lora_modules, settings.adapter_path)
             self._adapters = Adapters(self.engine, named, default, settings.model_names)
         return self._adapters
+
+    @property
+    def versions(self) -> ModelVersions:
+        """The weights that the model has had; once it is loaded."""
+        if self._versions is None:
+            self._versions = ModelVersions(self.engine, self.settings.weight_versions)
+        return self._versions
+
+    def close_versions(self) -> None:
+        """Read no new weights."""
+        if self._versions is not None:
+            self._versions.close()
 
     async def model_of(self, name: str) -> tuple[str, Adapter | None]:
         """The served name that a request's `model` means, and its adapter where it is one's.

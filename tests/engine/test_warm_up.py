@@ -13,7 +13,7 @@ def test_prompts_leave_no_row(llama_factory: Callable[..., LoadedModel]) -> None
     loaded = llama_factory()
     runner = ModelRunner(loaded.model, loaded.vocab_size)
     compute_prompts(runner, (8, 32))
-    assert runner.num_rows == 0 and runner.cache.nbytes == 0
+    assert runner.forwards_by_version.num_rows == 0 and runner.cache.nbytes == 0
 
 
 def test_the_caches_shapes_are_known(llama_factory: Callable[..., LoadedModel]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ class Adapter:
         weights: on the host.
         slot: where it is on the device; 0 is nowhere. Set on the engine's thread.
         prepared: its arrays on their way to a slot; see AdapterSlots.
+        base: the version of the model that these belong to: DoRA's gains depend on it.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Adapter:
     weights: AdapterWeights
     slot: int = 0
     prepared: Any = None
+    base: int = 0
+    _twins: dict[int, Adapter] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -35,3 +38,21 @@ class Adapter:
     def namespace(self) -> tuple[object, ...]:
         """Its part of the prefix cache's key."""
         return ("adapter", self.name, self.version, self.digest)
+
+    def on(self, base: int) -> Adapter:
+        """The same adapter on another version of the model, with a slot of its own."""
+        if base == self.base:
+            return self
+        self._twins.setdefault(self.base, self)
+        twin = Adapter(self.name, self.version, self.weights, base=base, _twins=self._twins)
+        return self._twins.setdefault(base, twin)  # as one step: two threads may ask
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether it is on the device, on any version of the model."""
+        return bool(self.slot) or any(twin.slot for twin in list(self._twins.values()))
+
+    def forget_bases(self, kept: set[int]) -> None:
+        """Drop what it was on versions of the model that are gone."""
+        for base in self._twins.keys() - kept:
+            del self._twins[base]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.weights import ModelWeights, Weights
 from mlx_parallm.models.lora.slots import AdapterSlots, Prepared
 
 
@@ -15,10 +17,12 @@ class AdapterPool:
 
     Args:
         slots: of the model.
+        weights: the model's own, on a version of which an adapter is prepared.
     """
 
-    def __init__(self, slots: AdapterSlots) -> None:
+    def __init__(self, slots: AdapterSlots, weights: ModelWeights) -> None:
         self.slots = slots
+        self._weights = weights
         self.loads = 0
         self._resident: OrderedDict[int, Adapter] = OrderedDict()  # by slot, the newest use last
 
@@ -36,18 +40,27 @@ class AdapterPool:
             slot = self._free_slot({id(s.adapter) for s in running if s.adapter is not None})
             if not slot:
                 return False
-            self._put(slot, adapter)
+            self._put(slot, adapter, sequence.weights)
         self._resident.move_to_end(adapter.slot)
         return True
 
-    def preparing(self, adapter: Adapter) -> list[Callable[[], None]]:
-        """Steps that make `admit` quick, each of them short."""
+    def preparing(self, adapter: Adapter, base: Weights | None) -> list[Callable[[], None]]:
+        """Steps that make `admit` quick, each of them short.
+
+        Args:
+            base: the version of the model that the adapter belongs to.
+        """
         prepared: Prepared = {}
+
+        def on_base(step: Callable[[], None]) -> None:
+            with self._weights.over(base):
+                step()
 
         def done() -> None:
             adapter.prepared = prepared
 
-        return [*self.slots.preparing(adapter.weights, prepared), done]
+        steps = self.slots.preparing(adapter.weights, prepared)
+        return [*(partial(on_base, step) for step in steps), done]
 
     def forget(self, adapter: Adapter) -> None:
         """Free an adapter's slot; no row may use it."""
@@ -55,6 +68,14 @@ class AdapterPool:
             self.slots.clear(adapter.slot)
             del self._resident[adapter.slot]
             adapter.slot = 0
+
+    def forget_bases(self, kept: set[int], running: Iterable[Sequence]) -> None:
+        """Drop what was prepared on versions of the model that are gone."""
+        used = {id(sequence.adapter) for sequence in running}
+        for adapter in self.resident:
+            if adapter.base not in kept and id(adapter) not in used:
+                self.forget(adapter)
+            adapter.forget_bases(kept)
 
     def _free_slot(self, used: set[int]) -> int:
         for slot in range(1, self.slots.size + 1):
@@ -66,9 +87,9 @@ class AdapterPool:
                 return slot
         return 0
 
-    def _put(self, slot: int, adapter: Adapter) -> None:
+    def _put(self, slot: int, adapter: Adapter, base: Weights | None) -> None:
         if adapter.prepared is None:
-            for step in self.preparing(adapter):
+            for step in self.preparing(adapter, base):
                 step()
         self.slots.put(slot, adapter.prepared)
         adapter.prepared, adapter.slot = None, slot

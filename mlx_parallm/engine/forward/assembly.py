@@ -65,11 +65,12 @@ def assemble(
         ),
         prefixes.tree if prefixes is not None else None,
     )
+    scheduler.weights = runner.weights.current
     if prefixes is not None and prefixes.disk is not None:
         scheduler.restore = prefixes.disk.restore
     if not loaded.is_encoder:
         runner.adapters = AdapterPool(
-            AdapterSlots(loaded.model, runner.body.routing, config.max_loras)
+            AdapterSlots(loaded.model, runner.body.routing, config.max_loras), runner.weights
         )
         scheduler.admit_adapter = runner.adapters.admit
         first, most, idle = _tokens()

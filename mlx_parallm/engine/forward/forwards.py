@@ -89,6 +89,9 @@ class Forwards(Protocol):
     def join(self, sequence: Sequence) -> Row:
         """The sequence's row; a new one, where it has none yet."""
 
+    def adopt(self, sequence: Sequence, row: Row) -> None:
+        """Take over a row of other forwards of the same model, with what it holds."""
+
     def release(self, sequence: Sequence) -> None:
         """Give a row back."""
 

@@ -45,6 +45,10 @@ class PackedForwards:
             row.expected = len(sequence.prompt) + sequence.params.max_tokens
         return self.rows[sequence.id]
 
+    def adopt(self, sequence: Sequence, row: Row) -> None:
+        self.cache.adopt(row)
+        self.rows[sequence.id] = row
+
     def release(self, sequence: Sequence) -> None:
         self.cache.leave(self.rows.pop(sequence.id))
 

@@ -43,6 +43,11 @@ class PaddedForwards:
             prepare_row(row, sequence)
         return self.rows[sequence.id]
 
+    def adopt(self, sequence: Sequence, row: Row) -> None:
+        home: BatchedCache = row.home
+        home.move(row, self.cache)
+        self.rows[sequence.id] = row
+
     def release(self, sequence: Sequence) -> None:
         self.cache.leave(self.rows.pop(sequence.id))
 

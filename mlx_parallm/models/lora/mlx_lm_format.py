@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.models.checkpoint.tensor_file import Tensors
 from mlx_parallm.models.lora.delta import HEAD, Delta
 from mlx_parallm.models.lora.modules import Modules
-from mlx_parallm.models.lora.tensor_file import Tensors
 
 _KINDS = ("lora", "dora", "full")
 _LOW_RANK = {"lora_a": "a", "lora_b": "b", "m": "m"}

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.models.checkpoint.tensor_file import Tensors
 from mlx_parallm.models.lora.delta import Delta
 from mlx_parallm.models.lora.modules import Modules
-from mlx_parallm.models.lora.tensor_file import Tensors
 
 # What changes the forward in a way that is not built here, where it is set.
 _REFUSED = (

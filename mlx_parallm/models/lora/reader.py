@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
+from mlx_parallm.models.checkpoint.tensor_file import read_tensors
 from mlx_parallm.models.lora import mlx_lm_format, peft_format
 from mlx_parallm.models.lora.check import check
 from mlx_parallm.models.lora.delta import AdapterWeights
 from mlx_parallm.models.lora.modules import Modules
-from mlx_parallm.models.lora.tensor_file import read_tensors
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors")

@@ -137,8 +137,14 @@ class Track:
 
     @property
     def weight_versions(self) -> list[int]:
-        """The version of the adapter that gave each token; 0 is the base model's."""
+        """The version of the adapter that gave each token, or of the model's weights where the
+        request has none; 0 is the model as loaded."""
         return self.sequence.versions[: len(self.token_ids)]
+
+    @property
+    def base_weight_versions(self) -> list[int]:
+        """The version of the model's weights below each token."""
+        return self.sequence.base_versions[: len(self.token_ids)]
 
     @property
     def mean_logprob(self) -> float:

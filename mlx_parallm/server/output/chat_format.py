@@ -85,6 +85,7 @@ class ChatFormat:
             choice["token_ids"] = track.token_ids
         if self._body.return_weight_versions:
             choice["weight_versions"] = track.weight_versions
+            choice["base_weight_versions"] = track.base_weight_versions
         return choice if track.cited is None else {**choice, "citations": track.cited}
 
     def _logprobs(self, entries: Sequence[Any]) -> dict[str, Any] | None:
@@ -168,7 +169,9 @@ class ChatFormat:
             cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
             stop = compact(track.stop_reason)
             if self._body.return_weight_versions:
+                base = compact(track.base_weight_versions)
                 cited += f',"weight_versions":{compact(track.weight_versions)}'
+                cited += f',"base_weight_versions":{base}'
             choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks, beside)
 

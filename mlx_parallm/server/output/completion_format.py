@@ -79,6 +79,7 @@ class CompletionFormat:
             choice["token_ids"] = track.token_ids
         if self._body.return_weight_versions:
             choice["weight_versions"] = track.weight_versions
+            choice["base_weight_versions"] = track.base_weight_versions
         return choice
 
     def _whole_logprobs(self, track: Track, prompt: str, text: str, top: int) -> dict[str, Any]:
@@ -162,7 +163,9 @@ class CompletionFormat:
             cited = "" if track.cited is None else f',"citations":{compact(track.cited)}'
             stop = compact(track.stop_reason)
             if self._body.return_weight_versions:
+                base = compact(track.base_weight_versions)
                 cited += f',"weight_versions":{compact(track.weight_versions)}'
+                cited += f',"base_weight_versions":{base}'
             choice += f'"finish_reason":"{finish}","stop_reason":{stop}{cited}}}'
         return self._events.event(choice, self._tracks)
 

@@ -163,7 +163,7 @@ def card(state: ServerState, entry: Entry) -> dict[str, Any]:
         "rank": current.weights.rank if current else None,
         "bytes": current.weights.nbytes if current else None,
         "digest": current.digest if current else None,
-        "resident": bool(current and current.slot),
+        "resident": bool(current and current.is_resident),
     }
 
 

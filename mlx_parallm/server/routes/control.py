@@ -132,7 +132,7 @@ async def server_info(
 
 @router.get("/weight_checker", summary="Checksums of what computes", responses=ERRORS)
 async def weight_checker(request: Request) -> Response:
-    """The base model's fingerprint, and every adapter's version and digest."""
+    """The model's fingerprint and version, and every adapter's version and digest."""
     state = _admin(request)
     loaded = state.loaded()
     model = await in_thread(state, lambda: fingerprint_of(loaded))
@@ -141,7 +141,12 @@ async def weight_checker(request: Request) -> Response:
         for entry in state.adapters.entries
         if entry.current is not None
     }
-    return json_answer({"model": model, "adapters": adapters})
+    weights = {
+        "version": state.versions.current.version,
+        "digest": state.versions.current.digest or None,
+        "versions": state.versions.versions,
+    }
+    return json_answer({"model": model, "weights": weights, "adapters": adapters})
 
 
 def _config(state: ServerState) -> dict[str, Any]:

@@ -401,6 +401,7 @@ class ChatChoice(BaseModel):
     stop_reason: str | int | None = None
     token_ids: list[int] | None = None
     weight_versions: list[int] | None = None
+    base_weight_versions: list[int] | None = None
     citations: list[dict[str, Any]] | None = None
 
 

@@ -134,6 +134,7 @@ class CompletionChoice(BaseModel):
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     weight_versions: list[int] | None = None
+    base_weight_versions: list[int] | None = None
     citations: list[dict[str, Any]] | None = None
 
 

@@ -177,7 +177,9 @@ class ReportFields(SamplingFields):
     )
     return_token_ids: bool = Field(False, description="prompt_token_ids and token_ids.")
     return_weight_versions: bool = Field(
-        False, description="The version of the adapter that gave each token; 0 is the base model."
+        False,
+        description="weight_versions: of the adapter that gave each token, or of the model where "
+        "there is none; 0 is as loaded. base_weight_versions: of the model.",
     )
     include_metrics: bool = Field(False, description="Times of this request, in ms.")
     receipt: bool = Field(

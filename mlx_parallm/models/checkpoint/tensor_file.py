@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,6 +19,43 @@ Tensors = dict[str, np.ndarray]
 
 _MOST_HEADER = 100 << 20
 _DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_INTEGERS: dict[str, Any] = {"U32": "<u4", "U8": "u1", "I64": "<i8", "I32": "<i4"}
+_EXPONENT = 0x7F80  # of a bfloat16; all of its bits are set where a number is not finite
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as it lies in a file.
+
+    Attributes:
+        kind: its type, as the format names it.
+        values: of a bfloat16, which numpy lacks, the bits as uint16.
+    """
+
+    kind: str
+    values: np.ndarray
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its numbers are no whole ones."""
+        return self.kind in _DTYPES
+
+
+def read_as_stored(data: bytes | memoryview) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file as it is; nothing is copied. Packed weights too.
+
+    Raises:
+        InvalidRequestError: truncated, damaged, of another type, or not finite.
+    """
+    view = memoryview(data)
+    header, start = _header(view)
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            kind, raw = _raw(name, entry, view[start:], _DTYPES | _INTEGERS)
+            _check_finite(name, kind, raw)
+            found[name] = Tensor(kind, raw)
+    return found
 
 
 def read_tensors(data: bytes | memoryview) -> Tensors:
@@ -51,24 +89,42 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
 
 
 def _tensor(name: str, entry: Any, data: memoryview) -> np.ndarray:
+    kind, raw = _raw(name, entry, data, _DTYPES)
+    values = _float32(raw, is_bfloat=kind == "BF16")
+    if not np.isfinite(values).all():
+        raise _not_finite(name)
+    return values
+
+
+def _raw(name: str, entry: Any, data: memoryview, dtypes: dict[str, Any]) -> tuple[str, np.ndarray]:
+    """A tensor's type and its numbers as they lie in the file."""
     shown = name[:200]
     try:
         kind, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
         first, stop = (int(n) for n in entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise InvalidRequestError(f"{shown}: the header's entry is damaged.") from None
-    if kind not in _DTYPES:
+    if kind not in dtypes:
         raise InvalidRequestError(f"{shown}: its type is {kind}; floats are supported.")
-    dtype = np.dtype(_DTYPES[kind])
+    dtype = np.dtype(dtypes[kind])
     if not 0 <= first <= stop <= len(data):
         raise InvalidRequestError(f"{shown}: the weights are truncated.")
     if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != stop - first:
         raise InvalidRequestError(f"{shown}: its shape does not fit its bytes.")
-    raw = np.frombuffer(data[first:stop], dtype).reshape(shape)
-    values = _float32(raw, is_bfloat=kind == "BF16")
-    if not np.isfinite(values).all():
-        raise InvalidRequestError(f"{shown}: there are values that are not finite.")
-    return values
+    return kind, np.frombuffer(data[first:stop], dtype).reshape(shape)
+
+
+def _check_finite(name: str, kind: str, raw: np.ndarray) -> None:
+    if kind == "BF16":
+        finite = bool(((raw & _EXPONENT) != _EXPONENT).all())
+    else:
+        finite = kind in _INTEGERS or bool(np.isfinite(raw).all())
+    if not finite:
+        raise _not_finite(name)
+
+
+def _not_finite(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name[:200]}: there are values that are not finite.")
 
 
 def _float32(raw: np.ndarray, *, is_bfloat: bool) -> np.ndarray:

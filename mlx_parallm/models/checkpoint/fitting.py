@@ -1,0 +1,157 @@
+"""From an upload to parameters that can take the place of a model's own.
+
+They are renamed as at loading, checked, and brought into the types, the packing and the memory
+layout that the model computes with. Nothing of the model is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_parallm.cpu.linear import is_stored_transposed, transposed_layout
+from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.checkpoint.tensor_file import Tensor
+from mlx_parallm.models.checkpoint.upload import Upload
+
+Arrays = dict[str, mx.array]
+_PACKED = ("scales", "biases")  # beside `weight`, of a quantised module
+
+
+class Fitting:
+    """Makes parameters of an upload. On the thread that owns mlx.
+
+    Args:
+        model: an mlx-lm model.
+        dtype: that plain weights have before they are packed.
+        now: the model's parameters, which say what is wanted.
+    """
+
+    def __init__(self, model: Any, dtype: mx.Dtype, now: Mapping[str, mx.array]) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._now = now
+        self._modules: dict[str, Any] = dict(model.named_modules())
+        self.made: Arrays = {}
+
+    def steps(self, upload: Upload) -> Iterator[None]:
+        """Fill `made`, a tensor a step, so that running rows need not wait for all of them.
+
+        Raises:
+            InvalidRequestError: a name, a shape, a type or a value does not fit.
+        """
+        arrays: Arrays = {}
+        for name in list(upload.tensors):
+            arrays[name] = _on_device(upload.tensors.pop(name))
+            yield
+        arrays = self._named(arrays)
+        wanted = self._wanted(arrays)
+        self._check(arrays, wanted)
+        for name in wanted:
+            yield from self._make(name, arrays.pop(name))
+        mx.eval(self.made)
+
+    def _named(self, arrays: Arrays) -> Arrays:
+        """By the model's own names: as they are, or as mlx-lm renames a checkpoint."""
+        wanted = self._wanted(arrays)
+        if arrays.keys() == wanted.keys() and all(
+            tuple(arrays[name].shape) == shape for name, shape in wanted.items()
+        ):
+            return arrays
+        rename: Callable[[Arrays], Arrays] | None = getattr(self._model, "sanitize", None)
+        if rename is None:
+            return arrays
+        try:
+            return dict(rename(dict(arrays)))
+        except Exception as error:
+            raise InvalidRequestError(
+                "The weights are not a checkpoint of this model: mlx-lm cannot read them "
+                f"({type(error).__name__}: {str(error)[:200]})."
+            ) from error
+
+    def _wanted(self, arrays: Arrays) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what has to be there: plain weights also where the model packs."""
+        wanted = {name: tuple(array.shape) for name, array in self._now.items()}
+        for path, module in self._modules.items():
+            if hasattr(module, "bits") and f"{path}.scales" not in arrays:
+                for part in _PACKED:
+                    wanted.pop(f"{path}.{part}", None)
+                wanted[f"{path}.weight"] = _plain_shape(module)
+        return wanted
+
+    def _check(self, arrays: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> None:
+        for name in arrays:
+            if name not in wanted:
+                raise InvalidRequestError(f"{name[:200]}: the model has no such parameter.")
+        for name, shape in wanted.items():
+            if name not in arrays:
+                raise InvalidRequestError(f"{name[:200]} is missing: all weights are needed.")
+            found = tuple(arrays[name].shape)
+            if found != shape:
+                raise InvalidRequestError(
+                    f"{name[:200]} has the shape {found}; the model needs {shape}."
+                )
+            self._check_type(name, arrays[name])
+
+    def _check_type(self, name: str, array: mx.array) -> None:
+        own = self._now[name].dtype
+        packs = self._packs(name, array)
+        floats = mx.issubdtype(array.dtype, mx.floating)
+        if floats != (packs or mx.issubdtype(own, mx.floating)) or not (
+            floats or array.dtype == own
+        ):
+            raise InvalidRequestError(
+                f"{name[:200]} has the type {_shown(array.dtype)}; the model computes with "
+                f"{_shown(own)}."
+            )
+
+    def _packs(self, name: str, array: mx.array) -> bool:
+        """Whether these are plain weights of a module that packs its own."""
+        path, _, last = name.rpartition(".")
+        packed = hasattr(self._modules.get(path), "bits") and last == "weight"
+        return packed and bool(mx.issubdtype(array.dtype, mx.floating))
+
+    def _make(self, name: str, array: mx.array) -> Iterator[None]:
+        path = name.rpartition(".")[0]
+        if self._packs(name, array):
+            self._pack(path, array)
+        else:
+            made = self._cast(name, array, self._now[name].dtype)
+            module = self._modules.get(path)
+            transposed = name.endswith(".weight") and is_stored_transposed(module)
+            self.made[name] = transposed_layout(made) if transposed else made
+            mx.eval(self.made[name])
+        yield
+
+    def _pack(self, path: str, array: mx.array) -> None:
+        """As `--quantize` does it at loading."""
+        module = self._modules[path]
+        plain = self._cast(f"{path}.weight", array, self._dtype)
+        parts = mx.quantize(plain, module.group_size, module.bits, mode=module.mode)
+        for part, values in zip(("weight", *_PACKED), parts, strict=False):
+            self.made[f"{path}.{part}"] = values
+        mx.eval(list(parts))
+
+    def _cast(self, name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+        made = array.astype(dtype)
+        if dtype == mx.float16 != array.dtype and not mx.isfinite(made).all().item():
+            raise InvalidRequestError(f"{name[:200]}: there are values that float16 cannot hold.")
+        return made
+
+
+def _plain_shape(module: Any) -> tuple[int, ...]:
+    *rows, _ = module.weight.shape
+    return (*rows, module.scales.shape[-1] * module.group_size)
+
+
+def _on_device(tensor: Tensor) -> mx.array:
+    if tensor.kind == "F64":
+        return mx.array(tensor.values.astype("float32"))
+    made = mx.array(tensor.values)
+    return made.view(mx.bfloat16) if tensor.kind == "BF16" else made
+
+
+def _shown(dtype: mx.Dtype) -> str:
+    return str(dtype).rsplit(".", 1)[-1]
