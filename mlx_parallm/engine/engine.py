@@ -12,8 +12,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -47,6 +48,7 @@ from mlx_parallm.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from mlx_parallm.memory.fingerprint import fingerprint_of
 from mlx_parallm.models.checkpoint.fitting import Fitting
 from mlx_parallm.models.loader import DTYPES, LoadedModel
 from mlx_parallm.models.lora.modules import Modules
@@ -232,6 +234,17 @@ class Engine:
             at_rest=True,
         )
 
+    @contextmanager
+    def using(self, adapter: Adapter | None) -> Iterator[bool]:
+        """Let a forward of one row outside of steps compute with an adapter; on the engine's
+        thread. Gives False, and no forward may be made, while rows use all slots."""
+        slot = 0
+        if adapter is not None:
+            base = self.weights
+            slot = self._adapter_pool.place(adapter.on(base.version), base, self.scheduler.running)
+        with self.runner.body.routing.over(np.array([slot])):
+            yield adapter is None or slot > 0
+
     @property
     def weights(self) -> Weights:
         """The model's own, as new sequences get them."""
@@ -256,6 +269,7 @@ class Engine:
 
         def put() -> int:
             assert self.loaded is not None
+            fingerprint_of(self.loaded)  # as long as it computes with what was loaded
             self.loaded.weights_digest = new.digest
             return switch_weights(self.scheduler, self.runner, new, running)
 

@@ -15,16 +15,25 @@ _SAMPLE = 4096  # bytes read at the start, in the middle and at the end of each 
 
 
 def fingerprint_of(loaded: LoadedModel, adapter: str = "") -> str:
-    """A short hash of a model's config and of samples of its weights, or of what was uploaded
-    in their place.
+    """A short hash of a model's config and of samples of its weights, of what was uploaded in
+    their place, and of an adapter.
+
+    On the engine's thread, until `loaded.fingerprint` is known.
 
     Args:
-        adapter: name and version of one that took part in making memories.
+        adapter: digest of one that takes part in making memories.
     """
+    if not loaded.fingerprint:
+        loaded.fingerprint = _as_loaded(loaded)
+    if not (loaded.weights_digest or adapter):
+        return loaded.fingerprint
+    parts = [loaded.fingerprint, loaded.weights_digest, adapter]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
+def _as_loaded(loaded: LoadedModel) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(loaded.config, sort_keys=True, default=str).encode())
-    digest.update(adapter.encode())
-    digest.update(loaded.weights_digest.encode())
     files = sorted(loaded.folder.glob("*.safetensors"))
     if files:
         for path in files:

@@ -11,7 +11,7 @@ import uuid
 import zlib
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
@@ -23,6 +23,7 @@ from mlx_parallm.memory.document import Document, pack
 from mlx_parallm.memory.text import Tokens
 
 if TYPE_CHECKING:
+    from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.backends.backend import StoredCollection
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _IDLE_CHUNK = 512
 _BUSY_CHUNK = {"cpu": 64, "gpu": 512}  # tokens of a forward, so that decode steps go on
+_BUSY_S = 0.02  # until it is looked again whether an adapter finds a slot
 _KEPT_JOBS = 256
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
@@ -70,6 +72,7 @@ class MemoryJob:
         total: tokens to run through the model, overlaps of windows included; done: so far.
         stored: the documents that are stored, those that were there already included.
         durable: whether it goes on after the end of the process.
+        adapter: that its memories are made with.
         error: why it failed.
     """
 
@@ -79,6 +82,7 @@ class MemoryJob:
     stride: int
     id: str = field(default_factory=lambda: f"memjob-{uuid.uuid4().hex[:16]}")
     durable: bool = False
+    adapter: Adapter | None = None
     document_ids: list[str] = field(default_factory=list)
     status: str = "queued"
     total: int = 0
@@ -112,9 +116,8 @@ class DocumentStore(Protocol):
     def find(self, new: NewDocument, job: MemoryJob) -> StoredCollection | None:
         """The collection, if it holds this same document already."""
 
-    @property
-    def fingerprint(self) -> str:
-        """The model's, as it computes now."""
+    def fingerprint_with(self, adapter: Adapter | None) -> str:
+        """The model's, as it computes now, with an adapter."""
 
     def store(
         self, new: NewDocument, job: MemoryJob, layers: Layers, fingerprint: str
@@ -212,11 +215,11 @@ class JobRunner:
         """Memories and the fingerprint of the model that made all of them; None as _memorize."""
         begun = job.done
         while True:
-            fingerprint, job.done = self._store.fingerprint, begun
+            fingerprint, job.done = self._store.fingerprint_with(job.adapter), begun
             layers = self._memorize(job, document)
             if layers is None:
                 return None
-            if fingerprint == self._store.fingerprint:
+            if fingerprint == self._store.fingerprint_with(job.adapter):
                 return layers, fingerprint
 
     def _end(self, job: MemoryJob, status: str, error: ParallmError | None) -> None:
@@ -238,9 +241,12 @@ class JobRunner:
             while True:
                 if self._stopping:
                     return None
-                piece = self._engine.call(lambda steps=steps: _next(steps)).result()  # type: ignore[misc]
+                piece = self._engine.call(partial(self._next, steps, job.adapter)).result()
                 if piece is None:
                     break
+                if piece is _BUSY:
+                    time.sleep(_BUSY_S)
+                    continue
                 pieces.append(piece.layers)
                 job.done = before + piece.computed
             job.done = before + part.stop - part.start
@@ -252,6 +258,11 @@ class JobRunner:
             )
             for layer in range(len(pieces[0]))
         ]
+
+    def _next(self, steps: Any, adapter: Adapter | None) -> _Piece | None:
+        """One forward, and its K and V for the host. On the engine's thread."""
+        with self._engine.using(adapter) as can:
+            return _next(steps) if can else _BUSY
 
     def _chunk(self) -> int:
         """Tokens of the next forward: few while others wait for their next token."""
@@ -268,8 +279,11 @@ class _Piece:
     computed: int
 
 
+_BUSY = _Piece([], 0)
+"""Rows use all slots of adapters."""
+
+
 def _next(steps: Any) -> _Piece | None:
-    """One forward, and its K and V for the host. On the engine's thread."""
     found = next(steps, None)
     if found is None:
         return None

@@ -40,6 +40,7 @@ from mlx_parallm.memory.view import Position
 from mlx_parallm.memory.view_cache import ViewCache
 
 if TYPE_CHECKING:
+    from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.models.loader import LoadedModel
 
@@ -86,7 +87,7 @@ class MemoryManager:
         self._engine = engine
         self._loaded: LoadedModel = engine.loaded
         self._defaults = engine.loaded.memory_defaults
-        self._fingerprints: dict[str, str] = {}  # by the digest of the weights
+        self._fingerprints: dict[str, str] = {}  # of the model, adapters too -> its weights
         self._collections: dict[str, StoredCollection] = {}
         self._lock = threading.Lock()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -105,6 +106,7 @@ class MemoryManager:
         collection: str = DEFAULT_COLLECTION,
         window: int | None = None,
         stride: int | None = None,
+        adapter: Adapter | None = None,
     ) -> MemoryJob:
         """Make memories of documents in the background; returns at once.
 
@@ -116,20 +118,23 @@ class MemoryManager:
             window: tokens that run through the model together; stride: tokens by which
                 it advances. None: the collection's own, or the model's, or 3072 and 512,
                 cut to the model's context.
+            adapter: that they are made with, and can be used with. Such a job ends with the
+                process.
 
         Raises:
             InvalidRequestError: a document without tokens, or a window that does not fit.
         """
-        window, stride = self._windows(collection, window, stride)
+        window, stride = self._windows(collection, window, stride, adapter)
         self.check_model()
-        submission = Submission(sources, collection, window, stride, self.fingerprint)
-        job = self._job_of(submission)
-        if self.backend.keeps_jobs:
+        made_with = self.fingerprint_with(adapter)
+        submission = Submission(sources, collection, window, stride, made_with)
+        job = self._job_of(submission, adapter)
+        if job.durable:
             self.backend.keep_job(submission.id, submission.to_json())
         self.jobs.add(job)
         return job
 
-    def _job_of(self, submission: Submission) -> MemoryJob:
+    def _job_of(self, submission: Submission, adapter: Adapter | None = None) -> MemoryJob:
         documents = [
             NewDocument(
                 source.id, tokens_of(self._loaded.tokenizer, source.content), source.metadata
@@ -142,7 +147,8 @@ class MemoryManager:
             submission.window,
             submission.stride,
             submission.id,
-            durable=self.backend.keeps_jobs,
+            durable=self.backend.keeps_jobs and adapter is None,
+            adapter=adapter,
         )
 
     def _resume(self) -> None:
@@ -153,7 +159,7 @@ class MemoryManager:
             except ValueError as error:
                 log.error("what was asked for in %s cannot be read: %s", job_id, error)
                 continue
-            if submission.fingerprint != self.fingerprint:
+            if submission.fingerprint != self.fingerprint_with(None):
                 log.warning("%s waits for the model that it was sent to", job_id)
                 continue
             self.jobs.add(self._job_of(submission))
@@ -162,7 +168,9 @@ class MemoryManager:
         """Raise UnsupportedError where the model cannot use memories."""
         self._engine.call(self.jobs.capture).result()
 
-    def _windows(self, name: str, window: int | None, stride: int | None) -> tuple[int, int]:
+    def _windows(
+        self, name: str, window: int | None, stride: int | None, adapter: Adapter | None
+    ) -> tuple[int, int]:
         known = self._known(name)
         own = next((d for d in known.documents if d.problem is None), None) if known else None
         if known is not None and own is not None:
@@ -171,7 +179,7 @@ class MemoryManager:
                     f"The collection {name!r} has window {own.window} and stride {own.stride}.",
                     param="window",
                 )
-            self._check_model_of(known)
+            self._check_model_of(known, adapter)
             return own.window, own.stride
         limit = self._loaded.max_model_len
         own_window = self._defaults.get("window", DEFAULT_WINDOW)
@@ -196,7 +204,7 @@ class MemoryManager:
         collection = self._known(job.collection)
         for document in collection.documents if collection else ():
             same = (document.id, document.content) == (new.id, new.content)
-            same = same and document.fingerprint == self.fingerprint
+            same = same and document.fingerprint == self.fingerprint_with(job.adapter)
             if same and document.metadata == new.metadata and self._damage(document) is None:
                 return collection
         return None
@@ -252,35 +260,35 @@ class MemoryManager:
             damage = self._damage(document)
             if damage is not None:
                 return f"document {document.id!r} is damaged: {damage}"
-        return self._mismatch(collection)
+        self.fingerprint_with(None)
+        digest = self._loaded.weights_digest
+        known = [made for made, of in list(self._fingerprints.items()) if of == digest]
+        return self._mismatch(collection, known)
 
     def _damage(self, document: Document) -> str | None:
         if document.problem is not None:
             return document.problem
         return self._missing.get(document.uid) or self.backend.damage(document)
 
-    def _mismatch(self, collection: StoredCollection) -> str | None:
-        """Why the collection is not this model's."""
+    def _mismatch(self, collection: StoredCollection, made_with: Items[str]) -> str | None:
+        """Why the collection is not one of these models'."""
         for document in collection.documents:
             if document.problem is not None:
                 continue
-            if document.fingerprint != self.fingerprint:
-                return f"document {document.id!r} was made with another model"
+            if document.fingerprint not in made_with:
+                return f"document {document.id!r} was made with another model or adapter"
             if document.dtype != self._loaded.dtype:
                 return f"document {document.id!r} was made in {document.dtype}"
         return None
 
-    @property
-    def fingerprint(self) -> str:
-        """The model's, see fingerprint.py."""
-        digest = self._loaded.weights_digest
-        if digest not in self._fingerprints:
-            found = self._engine.call(
-                lambda: (self._loaded.weights_digest, fingerprint_of(self._loaded))
-            )
-            digest, fingerprint = found.result()
-            self._fingerprints[digest] = fingerprint
-        return self._fingerprints[digest]
+    def fingerprint_with(self, adapter: Adapter | None) -> str:
+        """The model's, with an adapter; see fingerprint.py."""
+        digest = "" if adapter is None else adapter.digest
+        if not self._loaded.fingerprint:
+            self._engine.call(lambda: fingerprint_of(self._loaded)).result()
+        made = fingerprint_of(self._loaded, digest)
+        self._fingerprints[made] = self._loaded.weights_digest
+        return made
 
     # Removing
 
@@ -317,9 +325,15 @@ class MemoryManager:
     # Using
 
     def request(
-        self, names: Items[str], settings: MemorySettings = MemorySettings()
+        self,
+        names: Items[str],
+        settings: MemorySettings = MemorySettings(),
+        adapter: Adapter | None = None,
     ) -> MemoryRequest:
         """Pin the newest versions of collections; reads files where they are not held.
+
+        Args:
+            adapter: of the request; the collections must have been made with the same one.
 
         Raises:
             NotFoundError: an unknown collection.
@@ -327,16 +341,18 @@ class MemoryManager:
             DamagedMemoriesError: something of a collection was lost or changed.
         """
         digest = self._loaded.weights_digest
-        documents = self._documents(names)
+        documents = self._documents(names, adapter)
         return self._request(self.views.get(documents, settings.position), settings, digest)
 
-    def ready_request(self, names: Items[str], settings: MemorySettings) -> MemoryRequest | None:
+    def ready_request(
+        self, names: Items[str], settings: MemorySettings, adapter: Adapter | None = None
+    ) -> MemoryRequest | None:
         """The same where nothing has to be read; None where it has."""
         digest = self._loaded.weights_digest
-        view = self.views.held(self._documents(names), settings.position)
+        view = self.views.held(self._documents(names, adapter), settings.position)
         return None if view is None else self._request(view, settings, digest)
 
-    def _documents(self, names: Items[str]) -> tuple[Document, ...]:
+    def _documents(self, names: Items[str], adapter: Adapter | None) -> tuple[Document, ...]:
         if not names:
             raise InvalidRequestError(
                 "At least one collection is needed.", param="memory.collections"
@@ -344,7 +360,7 @@ class MemoryManager:
         found: list[Document] = []
         for name in dict.fromkeys(names):
             collection = self.collection(name)
-            self._check_model_of(collection)
+            self._check_model_of(collection, adapter)
             for document in collection.documents:
                 if document.problem is not None:
                     raise _damaged(document, document.problem)
@@ -370,7 +386,9 @@ class MemoryManager:
             weights_digest=digest,
         )
 
-    def search(self, text: str, request: MemoryRequest) -> list[dict[str, Any]]:
+    def search(
+        self, text: str, request: MemoryRequest, adapter: Adapter | None = None
+    ) -> list[dict[str, Any]]:
         """What the tokens of a text retrieve, as spans with weights, the heaviest first.
 
         Args:
@@ -379,16 +397,21 @@ class MemoryManager:
         ids = list(self._loaded.tokenizer.encode(text))[-MAX_WIDTH:]
         if not ids:
             raise InvalidRequestError("The query is empty.", param="query")
-        found = self._engine.call(lambda: self._used(ids, request)).result()
+        found = self._engine.call(lambda: self._used(ids, request, adapter)).result()
         return cite.by_span(request.view, found)
 
-    def _used(self, ids: list[int], request: MemoryRequest) -> list[cite.TokenCitation]:
+    def _used(
+        self, ids: list[int], request: MemoryRequest, adapter: Adapter | None
+    ) -> list[cite.TokenCitation]:
         """On the engine's thread: one forward apart from the batch."""
         cache = BatchedCache(self._loaded.model)
         row = cache.join()
         row.memory, row.shift = request, request.shift
         cache.begin(0, 1, len(ids), [len(ids)])
-        logits = self._loaded.model(mx.array([ids]), cache=cache.layers)
+        with self._engine.using(adapter) as can:
+            if not can:
+                raise UnavailableError("Running requests use all slots of adapters; try again.")
+            logits = self._loaded.model(mx.array([ids]), cache=cache.layers)
         cited = cache.cited()
         cache.commit()
         mx.eval(logits)
@@ -418,11 +441,12 @@ class MemoryManager:
         with self._lock:
             self._collections = found
 
-    def _check_model_of(self, collection: StoredCollection) -> None:
-        problem = self._mismatch(collection)
+    def _check_model_of(self, collection: StoredCollection, adapter: Adapter | None) -> None:
+        problem = self._mismatch(collection, [self.fingerprint_with(adapter)])
         if problem is not None:
+            shown = "this model" if adapter is None else f"the adapter {adapter.name!r}"
             raise InvalidRequestError(
-                f"The collection {collection.name!r} cannot be used with this model: {problem}.",
+                f"The collection {collection.name!r} cannot be used with {shown}: {problem}.",
                 param="memory.collections",
                 code="memory_mismatch",
             )

@@ -50,6 +50,7 @@ class LoadedModel:
         pooling: how its embeddings are made: "last", "mean" or "cls".
         predictors: plain networks that are served beside it, by name.
         weights_digest: of the weights that have replaced the loaded ones; empty as loaded.
+        fingerprint: of the model as loaded, once it was asked for; see memory/fingerprint.py.
     """
 
     model: Any
@@ -68,6 +69,7 @@ class LoadedModel:
     pooling: str = "last"
     predictors: dict[str, Predictor] = field(default_factory=dict)
     weights_digest: str = ""
+    fingerprint: str = ""
 
     @property
     def memory_defaults(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.adapters.live import Running
-from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError, UnsupportedError
+from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
@@ -280,16 +280,3 @@ def use_adapter(tracks: Iterable[Track], adapter: Adapter | None) -> None:
     if adapter is not None:
         for track in tracks:
             track.sequence.use(adapter)
-
-
-def refuse_memory(adapter: Adapter | None, memory: object) -> None:
-    """Memories are made by the base model: an adapter's K and V do not fit them.
-
-    Raises:
-        UnsupportedError: the request has both.
-    """
-    if adapter is not None and memory is not None:
-        raise UnsupportedError(
-            "These memories were made by the base model; an adapter cannot use them.",
-            param="memory",
-        )

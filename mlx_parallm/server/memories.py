@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.memory.backends.store_errors import DamagedMemoriesError
 from mlx_parallm.memory.manager import MemorySettings
-from mlx_parallm.server.adapters import refuse_memory
 from mlx_parallm.server.schemas.collections import MemoryFields
 from mlx_parallm.server.state import ServerState
 
 if TYPE_CHECKING:
+    from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.memory.request import MemoryRequest
 
 T = TypeVar("T")
@@ -24,8 +24,13 @@ async def in_thread(state: ServerState, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(state.memory_executor, work)
 
 
-async def memory_of(state: ServerState, fields: MemoryFields | None) -> MemoryRequest | None:
+async def memory_of(
+    state: ServerState, fields: MemoryFields | None, adapter: Adapter | None = None
+) -> MemoryRequest | None:
     """The memories of a request's `memory`, pinned.
+
+    Args:
+        adapter: of the request, where it names one; memories were made with the same.
 
     Raises:
         NotFoundError: an unknown collection.
@@ -34,12 +39,14 @@ async def memory_of(state: ServerState, fields: MemoryFields | None) -> MemoryRe
     """
     if fields is None:
         return None
-    refuse_memory(state.dispatcher.default_adapter, fields)
-    return await pinned(state, fields)
+    return await pinned(state, fields, adapter)
 
 
 async def pinned(
-    state: ServerState, fields: MemoryFields, prefix: str = "memory."
+    state: ServerState,
+    fields: MemoryFields,
+    adapter: Adapter | None = None,
+    prefix: str = "memory.",
 ) -> MemoryRequest:
     """The same for fields that are there; `prefix` of their names in errors."""
     settings = MemorySettings(
@@ -50,13 +57,13 @@ async def pinned(
         local_offset=fields.local_offset,
         citations=fields.citations,
     )
-    names = fields.collections
+    names, used = fields.collections, adapter or state.dispatcher.default_adapter
     try:
         manager = await in_thread(state, state.memories)
-        ready = manager.ready_request(names, settings)
+        ready = manager.ready_request(names, settings, used)
         if ready is not None:
             return ready
-        return await in_thread(state, lambda: manager.request(names, settings))
+        return await in_thread(state, lambda: manager.request(names, settings, used))
     except (InvalidRequestError, NotFoundError, DamagedMemoriesError) as error:
         if error.param is not None:
             error.param = prefix + error.param.removeprefix("memory.")

@@ -183,9 +183,25 @@ class ServerState:
             NotFoundError: no such model is served.
             InvalidRequestError: the adapter cannot be read.
         """
-        if name in self.settings.model_names or name not in self.adapters:
+        adapter = self._adapter_name(name)
+        if adapter is None:
             return self.check_model(name), None
-        return name, await self.adapters.get(name)
+        return name, await self.adapters.get(adapter)
+
+    def check_served(self, name: str) -> str:
+        """As check_model, for what is the same with and without an adapter, such as tokens.
+
+        Raises:
+            NotFoundError: no such model is served.
+        """
+        return self.check_model(name) if self._adapter_name(name) is None else name
+
+    def _adapter_name(self, name: str) -> str | None:
+        """The adapter that a request's `model` means; None where it is none."""
+        if name in self.settings.model_names:
+            return None
+        found = (known for known in (name, name.removesuffix(":latest")) if known in self.adapters)
+        return next(found, None)
 
     def check_known(self, name: str) -> None:
         """For what is the same for a model and its adapters.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,98 @@ class Later:
 def _versions(served: Any, model: str) -> list[int]:
     answer = served.post(COMPLETIONS, model=model, prompt="ab", return_weight_versions=True)
     return list(answer.json()["choices"][0]["weight_versions"])
+
+
+def test_every_api_takes_an_adapters_name(served: Any) -> None:
+    """Where tokens are made, and where hidden states are, by OpenAI's, Ollama's and llama.cpp's
+    calls."""
+
+    def both(path: str, read: Callable[[Any], Any], **body: Any) -> tuple[Any, Any]:
+        found = [read(served.ok(path, model=name, **body)) for name in ("base", "first")]
+        return found[0], found[1]
+
+    text = "abc" * 8
+    vector = both("/v1/embeddings", lambda a: a["data"][0]["embedding"], input=text)
+    assert vector[0] != vector[1]
+    score = both("/v1/score", lambda a: a["data"][0]["score"], prompt=text, continuations=["de"])
+    assert score[0] != score[1]
+    documents = ["de", "fg"]
+    ranked = both("/v1/rerank", lambda a: a["results"], query=text, documents=documents)
+    assert ranked[0] != ranked[1]
+    greedy = {"temperature": 0, "num_predict": 8}
+    written = both(
+        "/api/generate",
+        lambda a: a["response"],
+        prompt=text,
+        raw=True,
+        stream=False,
+        options=greedy,
+    )
+    assert written[0] != written[1]
+    assert served.ok("/api/generate", model="first:latest", prompt=text, stream=False)
+    embedded = both("/api/embed", lambda a: a["embeddings"], input=text)
+    assert embedded[0] != embedded[1]
+    continued = both("/completion", lambda a: a["content"], prompt=text, n_predict=8, temperature=0)
+    assert continued[0] != continued[1]
+    told = text_of(served, "first", prompt=text)
+    assert (
+        served.ok(
+            "/completion",
+            model="first",
+            prompt=text,
+            n_predict=8,
+            temperature=0,
+            ignore_eos=True,
+            return_tokens=True,
+        )["tokens"]
+        == told
+    )
+    tokens = both("/tokenize", lambda a: a["tokens"], prompt=text)
+    assert tokens[0] == tokens[1]
+    assert both("/detokenize", lambda a: a["prompt"], tokens=tokens[0]) == (text, text)
+    assert "first:latest" in [m["name"] for m in served.http.get("/api/tags").json()["models"]]
+
+
+def test_memories_are_made_with_an_adapter(served: Any, folders: list[Path]) -> None:
+    """Made by an adapter's model id, they serve its requests, as exactly as the text itself would;
+    requests of others get a 400."""
+    text = "A whole text to remember."
+    wait = partial(wait_until, timeout_s=120)
+
+    def remember(model: str, name: str) -> None:
+        path = f"/v1/models/{model}/memories"
+        assert served.post(path, collection=name, text=text).status_code == 202
+        query = {"collection": name}
+        wait(lambda: bool(served.http.get(path, params=query).json().get("data")))
+
+    def ask(model: str, name: str) -> Any:
+        memory = {"collections": [name], "topk": 64, "position": "contiguous"}
+        body = {"prompt": " It ends.", "max_tokens": 8, "temperature": 0, "logprobs": 0}
+        return served.post(COMPLETIONS, model=model, memory=memory, **body)
+
+    remember("base", "of-base")
+    remember("first", "of-first")
+    for model, own, other in (("base", "of-base", "of-first"), ("first", "of-first", "of-base")):
+        refused = ask(model, other)
+        assert refused.status_code == 400 and "another model or adapter" in refused.text
+        found = ask(model, own).json()["choices"][0]["logprobs"]
+        whole = served.ok(
+            COMPLETIONS,
+            model=model,
+            prompt=f"{text} It ends.",
+            max_tokens=8,
+            temperature=0,
+            logprobs=0,
+        )["choices"][0]["logprobs"]
+        assert found["tokens"] == whole["tokens"]
+        assert found["token_logprobs"] == pytest.approx(whole["token_logprobs"], abs=1e-3)
+    query = {"query": "remember", "collections": ["of-first"]}
+    assert served.ok("/v1/memories/search", model="first", **query)["data"]
+    assert served.post("/v1/memories/search", model="base", **query).status_code == 400
+    # Another version of the adapter is another model; the one before finds its memories again.
+    before = ask("first", "of-first").json()["choices"][0]["text"]
+    load(served, "first", folders[2], replace=True)
+    assert ask("first", "of-first").status_code == 400
+    served.http.post("/v1/adapters/first/rollback")
+    assert ask("first", "of-first").json()["choices"][0]["text"] == before
+    served.http.delete("/v1/models/base/memories", params={"all": "true"})

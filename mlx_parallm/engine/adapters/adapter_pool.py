@@ -34,15 +34,21 @@ class AdapterPool:
     def admit(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
         """Bring a sequence's adapter onto the device; false while rows use all slots."""
         adapter = sequence.adapter
-        if adapter is None:
-            return True
+        return adapter is None or bool(self.place(adapter, sequence.weights, running))
+
+    def place(self, adapter: Adapter, base: Weights | None, running: Iterable[Sequence]) -> int:
+        """The slot of an adapter, which is put there where it is not; 0 while rows use all.
+
+        Args:
+            base: the version of the model that the adapter belongs to.
+        """
         if not adapter.slot:
             slot = self._free_slot({id(s.adapter) for s in running if s.adapter is not None})
             if not slot:
-                return False
-            self._put(slot, adapter, sequence.weights)
+                return 0
+            self._put(slot, adapter, base)
         self._resident.move_to_end(adapter.slot)
-        return True
+        return adapter.slot
 
     def preparing(self, adapter: Adapter, base: Weights | None) -> list[Callable[[], None]]:
         """Steps that make `admit` quick, each of them short.

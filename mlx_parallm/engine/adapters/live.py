@@ -24,6 +24,8 @@ def switch_rows(
 ) -> int:
     """Let unfinished sequences of an adapter's earlier versions go on with a new one.
 
+    Those with memories finish on the version that their memories were made with.
+
     Args:
         recompute: K and V of their tokens are computed again; else those of the version
             before stay, and are nobody else's prefix.
@@ -37,6 +39,7 @@ def switch_rows(
         if sequence.adapter is not None
         and sequence.adapter.name == new.name
         and sequence.adapter is not new.on(sequence.adapter.base)
+        and sequence.memory is None
     ]
     kept = []
     for sequence in changed:

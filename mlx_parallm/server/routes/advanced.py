@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
-from mlx_parallm.server.adapters import refuse_memory, use_adapter
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.admin import check_admin
 from mlx_parallm.server.flow.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.flow.registry import part_id
@@ -47,8 +47,7 @@ async def generate(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, EngineGenerateRequest, state.settings.max_body_size)
     _, adapter = await state.model_of(body.model)
-    refuse_memory(adapter, body.memory)
-    memory = await memory_of(state, body.memory)
+    memory = await memory_of(state, body.memory, adapter)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await text_tracks([body.prompt], body, prompts, memory=memory, namespace=namespace)
     use_adapter(tracks, adapter)
@@ -78,8 +77,7 @@ async def generate_batch(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, GenerateBatchRequest, state.settings.max_body_size)
     _, adapter = await state.model_of(body.model)
-    refuse_memory(adapter, body.memory)
-    memory = await memory_of(state, body.memory)
+    memory = await memory_of(state, body.memory, adapter)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await text_tracks(body.prompts, body, prompts, memory=memory, namespace=namespace)
     use_adapter(tracks, adapter)

@@ -39,9 +39,13 @@ _PATH = "/v1/models/{model_id:path}/memories"
     openapi_extra=body_of(AddMemoriesRequest),
 )
 async def add_memories(request: Request, model_id: str) -> Response:
-    """Start to make memories; the job's progress is in the list."""
+    """Start to make memories; the job's progress is in the list.
+
+    With an adapter's id they are made with it, and serve its requests only.
+    """
     state = state_of(request)
-    state.check_model(model_id)
+    _, adapter = await state.model_of(model_id)
+    used = adapter or state.dispatcher.default_adapter
     manager = await in_thread(state, state.memories)
     body = await read_body(request, AddMemoriesRequest, state.settings.max_body_size)
     sources = []
@@ -51,7 +55,7 @@ async def add_memories(request: Request, model_id: str) -> Response:
         content = document.tokens if document.text is None else document.text
         sources.append(Source(content or "", document.id, document.metadata))
     job = await in_thread(
-        state, lambda: manager.add(sources, body.collection, body.window, body.stride)
+        state, lambda: manager.add(sources, body.collection, body.window, body.stride, used)
     )
     return Response(to_json(job_answer(job)), 202, media_type="application/json")
 
@@ -62,7 +66,7 @@ async def add_memories(request: Request, model_id: str) -> Response:
 async def list_memories(request: Request, model_id: str, collection: str | None = None) -> Response:
     """Everything there is; `?collection=` shows one."""
     state = state_of(request)
-    state.check_model(model_id)
+    state.check_served(model_id)
     manager = await in_thread(state, state.memories)
     name = collection
     jobs = [job for job in manager.jobs.jobs if name in (None, job.collection)]
@@ -100,7 +104,7 @@ async def delete_memories(
 ) -> Response:
     """`?collection=` removes one, with `&document_id=` one document of it; `?all=true` all."""
     state = state_of(request)
-    state.check_model(model_id)
+    state.check_served(model_id)
     manager = await in_thread(state, state.memories)
     _check_removal(request, collection, document_id, all)
     name, document = collection, document_id
@@ -125,9 +129,10 @@ async def search_memories(request: Request) -> Response:
     state = state_of(request)
     manager = await in_thread(state, state.memories)
     body = await read_body(request, SearchMemoriesRequest, state.settings.max_body_size)
-    state.check_model(body.model)
-    memory = await pinned(state, body, prefix="")
-    found = await in_thread(state, lambda: manager.search(body.query, memory))
+    _, adapter = await state.model_of(body.model)
+    used = adapter or state.dispatcher.default_adapter
+    memory = await pinned(state, body, adapter, prefix="")
+    found = await in_thread(state, lambda: manager.search(body.query, memory, used))
     return json_answer({"object": "list", "data": found})
 
 

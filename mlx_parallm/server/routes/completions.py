@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mlx_parallm.server.adapters import refuse_memory, use_adapter
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.flow.generation import Collected, Streamed
 from mlx_parallm.server.flow.tracks import completion_tracks
 from mlx_parallm.server.input.body import read_body
@@ -33,9 +33,8 @@ async def create_completion(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, CompletionRequest, state.settings.max_body_size)
     model, adapter = await state.model_of(body.model)
-    refuse_memory(adapter, body.memory)
     tokenizer = state.loaded().tokenizer
-    memory = await memory_of(state, body.memory)
+    memory = await memory_of(state, body.memory, adapter)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await completion_tracks(body, prompts, tokenizer, memory=memory, namespace=namespace)
     use_adapter(tracks, adapter)

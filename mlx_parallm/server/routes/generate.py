@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from mlx_parallm.cpu import blas
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
-from mlx_parallm.server.adapters import refuse_memory, use_adapter
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.flow.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.flow.tracks import text_tracks
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, request_id_of
@@ -46,10 +46,9 @@ async def generate(request: Request) -> Response:
     prompts = state.prompts()
     body = await read_body(request, GenerateRequest, state.settings.max_body_size)
     _, adapter = await state.model_of(body.model)
-    refuse_memory(adapter, body.memory)
     candidates = body.top_k if body.top_k > 0 else DEFAULT_CANDIDATES
     shown = min(candidates, state.loaded().vocab_size) if body.include_top_k_candidates else 0
-    memory = await memory_of(state, body.memory)
+    memory = await memory_of(state, body.memory, adapter)
     namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await text_tracks(
         [body.prompt], body, prompts, logprobs=shown, memory=memory, namespace=namespace

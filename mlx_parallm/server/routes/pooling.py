@@ -13,6 +13,7 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.heads import ClassificationHead
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.flow.generation import Collected, Track
 from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.input.prefix_namespace import Namespace, prefix_namespace
@@ -43,13 +44,14 @@ async def embeddings(request: Request) -> Response:
     state = state_of(request)
     prompts, loaded = state.prompts(), state.loaded()
     body = await read_body(request, EmbeddingRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
     inputs = [_instructed(text, body.instruction) for text in body.input]
     made = await prompts.inputs(inputs, body.add_special_tokens)
     namespace = prefix_namespace(request, state, body.cache_salt)
     generation = Collected(
         pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority, namespace)
     )
+    use_adapter(generation.tracks, adapter)
 
     def answer() -> dict[str, Any]:
         data = [
@@ -72,13 +74,14 @@ async def score(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, ScoreRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
     before = len((await prompts.inputs([body.prompt], True))[0].ids)
     made = await prompts.inputs([body.prompt + text for text in body.continuations], True)
     namespace = prefix_namespace(request, state, body.cache_salt)
     generation = Collected(
         [_scored(p, i, prompts, body.priority, namespace) for i, p in enumerate(made)]
     )
+    use_adapter(generation.tracks, adapter)
 
     def answer() -> dict[str, Any]:
         data = [_score(track, before) for track in generation.tracks]
@@ -98,7 +101,7 @@ async def rerank(request: Request) -> Response:
     state = state_of(request)
     prompts, loaded = state.prompts(), state.loaded()
     body = await read_body(request, RerankRequest, state.settings.max_body_size)
-    model = state.check_model(body.model)
+    model, adapter = await state.model_of(body.model)
     head = loaded.head if loaded.head is not None and len(loaded.head.labels) == 1 else None
     texts: list[str | list[int]] = (
         [body.query, *body.documents]
@@ -110,6 +113,7 @@ async def rerank(request: Request) -> Response:
     generation = Collected(
         pooled_tracks(made, prompts, body.pooling or loaded.pooling, body.priority, namespace)
     )
+    use_adapter(generation.tracks, adapter)
 
     def answer() -> dict[str, Any]:
         found = vectors(generation)
@@ -192,7 +196,8 @@ async def _classify_request(
     """The body, the served model's name, and its head."""
     loaded = state.loaded()
     body = await read_body(request, ClassifyRequest, state.settings.max_body_size)
-    return body, state.check_model(body.model), require_head(loaded)
+    model, _ = await state.model_of(body.model)
+    return body, model, require_head(loaded)
 
 
 async def _classified(
@@ -203,7 +208,9 @@ async def _classified(
     made = await prompts.inputs(body.input, True)
     namespace = prefix_namespace(request, state, body.cache_salt)
     pooling = "cls" if state.loaded().is_encoder else "last"
-    return made, Collected(pooled_tracks(made, prompts, pooling, body.priority, namespace))
+    generation = Collected(pooled_tracks(made, prompts, pooling, body.priority, namespace))
+    use_adapter(generation.tracks, (await state.model_of(body.model))[1])
+    return made, generation
 
 
 def _instructed(text: str | list[int], instruction: str) -> str | list[int]:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from mlx_parallm import __version__
 from mlx_parallm.errors import UnsupportedError
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.compat import llama_cpp_requests
 from mlx_parallm.server.compat.llama_cpp_format import LlamaFormat
 from mlx_parallm.server.flow.generation import Collected, Streamed
@@ -45,9 +46,11 @@ async def completion(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, LlamaCompletionRequest, state.settings.max_body_size)
-    style = LlamaFormat(body, state.check_model(body.model), prompts)
+    model, adapter = await state.model_of(body.model)
+    style = LlamaFormat(body, model, prompts)
     namespace = prefix_namespace(request, state, None)
     tracks = await llama_cpp_requests.completion(body, prompts, namespace)
+    use_adapter(tracks, adapter)
     if body.stream:
         return event_answer(state, Streamed(tracks, style))
     return await whole_answer(request, state, Collected(tracks), lambda: style.whole(tracks))
@@ -101,7 +104,7 @@ async def apply_template(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, ApplyTemplateRequest, state.settings.max_body_size)
-    state.check_model(body.model)
+    state.check_served(body.model)
     return json_answer({"prompt": (await prompts.conversation(body, body.tools, False)).text})
 
 

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm import __version__
+from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.compat import ollama_models, ollama_requests
 from mlx_parallm.server.compat.ollama_format import ChatLines, GenerateLines, OllamaFormat
 from mlx_parallm.server.flow.generation import Collected, Streamed, Track
@@ -50,11 +52,13 @@ async def chat(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, OllamaChatRequest, state.settings.max_body_size)
-    style = ChatLines(_named(state, body.model), prompts.tokenizer, _top(body))
+    model, adapter = await _named(state, body.model)
+    style = ChatLines(model, prompts.tokenizer, _top(body))
     if not body.messages:
         return _loaded(body, style)
     namespace = prefix_namespace(request, state, None)
     tracks = await ollama_requests.chat(body, prompts, namespace)
+    use_adapter(tracks, adapter)
     return await _answered(request, body, tracks, style)
 
 
@@ -69,20 +73,21 @@ async def generate(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, OllamaGenerateRequest, state.settings.max_body_size)
-    model = _named(state, body.model)
+    model, adapter = await _named(state, body.model)
     style = GenerateLines(model, prompts.tokenizer, _top(body), not body.raw)
     if not body.prompt:
         return _loaded(body, style)
     namespace = prefix_namespace(request, state, None)
     tracks = await ollama_requests.generate(body, prompts, namespace)
+    use_adapter(tracks, adapter)
     return await _answered(request, body, tracks, style)
 
 
 @router.get("/tags", summary="Models that can be asked", responses=_ERRORS)
 async def tags(request: Request) -> Response:
-    """Every served name; those without a tag with `:latest`."""
+    """Every served name, adapters too; those without a tag with `:latest`."""
     state = state_of(request)
-    names = state.settings.model_names
+    names = [*state.settings.model_names, *(entry.name for entry in state.adapters.entries)]
     return json_answer({"models": [ollama_models.tag(state, name) for name in names]})
 
 
@@ -105,7 +110,8 @@ async def show(request: Request) -> Response:
     """Its family, size, context, chat template and what it can do."""
     state = state_of(request)
     body = await read_body(request, OllamaShowRequest, state.settings.max_body_size)
-    return json_answer(ollama_models.shown(state, _named(state, body.model or body.name)))
+    name, _ = await _named(state, body.model or body.name)
+    return json_answer(ollama_models.shown(state, name))
 
 
 @router.get("/version", summary="The version of Ollama's API", responses=_ERRORS)
@@ -125,13 +131,14 @@ async def embed(request: Request) -> Response:
     state = state_of(request)
     prompts, begun_at = state.prompts(), time.perf_counter()
     body = await read_body(request, OllamaEmbedRequest, state.settings.max_body_size)
-    model = _named(state, body.model)
+    model, adapter = await _named(state, body.model)
     ollama_requests.check_context(body.options, prompts)
     if not body.input:
         return json_answer({"model": model, "embeddings": []})
     made = await _texts(body.input, body.truncate, body.options.num_ctx, prompts)
     namespace = prefix_namespace(request, state, None)
     generation = Collected(pooled_tracks(made, prompts, state.loaded().pooling, 0, namespace))
+    use_adapter(generation.tracks, adapter)
 
     def answer() -> dict[str, Any]:
         found = [vector[: body.dimensions] for vector in vectors(generation)]
@@ -161,13 +168,14 @@ async def embeddings(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, OllamaEmbeddingsRequest, state.settings.max_body_size)
-    _named(state, body.model)
+    _, adapter = await _named(state, body.model)
     ollama_requests.check_context(body.options, prompts)
     if not body.prompt:
         return json_answer({"embedding": []})
     made = await _texts([body.prompt], True, body.options.num_ctx, prompts)
     namespace = prefix_namespace(request, state, None)
     generation = Collected(pooled_tracks(made, prompts, state.loaded().pooling, 0, namespace))
+    use_adapter(generation.tracks, adapter)
     return await whole_answer(
         request, state, generation, lambda: {"embedding": vectors(generation)[0].tolist()}
     )
@@ -192,10 +200,11 @@ def _loaded(body: OllamaFields, style: OllamaFormat) -> Response:
     return json_answer(style.loaded())
 
 
-def _named(state: ServerState, name: str) -> str:
-    """The model as the client wrote it; NotFoundError in Ollama's words."""
+async def _named(state: ServerState, name: str) -> tuple[str, Adapter | None]:
+    """The model as the client wrote it, and its adapter; NotFoundError in Ollama's words."""
     try:
-        return name if state.check_model(name) and name else state.check_model("")
+        model, adapter = await state.model_of(name)
+        return name or model, adapter
     except NotFoundError as error:
         raise NotFoundError(
             f"model {name[:200]!r} not found", param="model", code=error.code
