@@ -23,7 +23,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +145,14 @@ async def measure(folder: Path, reloads: int) -> list[dict[str, Any]]:
 
 def _write_weights(engine: Engine, folder: Path) -> list[Path]:
     """The model's weights, and others."""
-    files = []
-    for n in range(2):
-        path = folder / f"weights-{n}.safetensors"
-        arrays = {k: v * (1 + 0.1 * n) for k, v in engine.weights.parameters.items()}
-        engine.call(partial(mx.save_safetensors, str(path), arrays)).result()
-        files.append(path)
+    files = [folder / f"weights-{n}.safetensors" for n in range(2)]
+
+    def write() -> None:
+        for n, path in enumerate(files):
+            arrays = {k: v * (1 + 0.1 * n) for k, v in engine.weights.parameters.items()}
+            mx.save_safetensors(str(path), arrays)
+
+    engine.call(write).result()
     return files
 
 

@@ -12,9 +12,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -23,21 +22,16 @@ import numpy as np
 
 from mlx_parallm.cache.prefixes.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
-from mlx_parallm.engine.adapters.adapter import Adapter
-from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
-from mlx_parallm.engine.adapters.live import Running, switch_rows, switch_weights
+from mlx_parallm.engine.adapters.live_model import LiveModel
 from mlx_parallm.engine.answers import Answers, Sink
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.forward.assembly import assemble
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.inbox import Inbox
-from mlx_parallm.engine.model_runner import ModelRunner
-from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result
-from mlx_parallm.engine.weights import Weights
 from mlx_parallm.errors import (
     InvalidRequestError,
     ModelLoadError,
@@ -48,10 +42,7 @@ from mlx_parallm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from mlx_parallm.memory.fingerprint import fingerprint_of
-from mlx_parallm.models.checkpoint.fitting import Fitting
-from mlx_parallm.models.loader import DTYPES, LoadedModel
-from mlx_parallm.models.lora.modules import Modules
+from mlx_parallm.models.loader import LoadedModel
 
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
 
@@ -59,7 +50,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Engine:
+class Engine(LiveModel):
     """Runs sequences in one continuous batch.
 
     Args:
@@ -75,9 +66,6 @@ class Engine:
         runner, scheduler: its parts, once it is ready. They belong to the engine's thread:
             from another one, look at them and change them inside `call`.
     """
-
-    runner: ModelRunner
-    scheduler: ContinuousBatchScheduler
 
     def __init__(
         self,
@@ -207,80 +195,6 @@ class Engine:
 
         self.config = replace(self.config, **given)  # type: ignore[arg-type]
         return self.call(apply)
-
-    def adapter_modules(self) -> Modules:
-        """The model's modules by the names that adapters have for them; any thread may read.
-
-        Raises:
-            UnsupportedError: this model takes no adapters.
-        """
-        return self._adapter_pool.slots.modules
-
-    def prepare_adapter(self, adapter: Adapter) -> list[Callable[[], None]]:
-        """Short steps for `call` that copy an adapter's weights to the device; none where that
-        was done.
-
-        Raises:
-            UnsupportedError: this model takes no adapters.
-        """
-        pool, base = self._adapter_pool, self.runner.weights.current
-        mine = adapter.on(base.version)
-        return [] if mine.slot or mine.prepared is not None else pool.preparing(mine, base)
-
-    def switch_adapter(self, new: Adapter, *, recompute: bool) -> Future[int]:
-        """Let running sequences of earlier versions go on with a new one; see live.py."""
-        return self.call(
-            lambda: switch_rows(self.scheduler, self.runner, new, recompute=recompute),
-            at_rest=True,
-        )
-
-    @contextmanager
-    def using(self, adapter: Adapter | None) -> Iterator[bool]:
-        """Let a forward of one row outside of steps compute with an adapter; on the engine's
-        thread. Gives False, and no forward may be made, while rows use all slots."""
-        slot = 0
-        if adapter is not None:
-            base = self.weights
-            slot = self._adapter_pool.place(adapter.on(base.version), base, self.scheduler.running)
-        with self.runner.body.routing.over(np.array([slot])):
-            yield adapter is None or slot > 0
-
-    @property
-    def weights(self) -> Weights:
-        """The model's own, as new sequences get them."""
-        return self.runner.weights.current
-
-    def fitting(self) -> Fitting:
-        """Makes parameters of this model from uploads; its steps are for `call`.
-
-        Raises:
-            UnsupportedError: the model has a head that is no part of it.
-        """
-        loaded = self.loaded
-        if loaded is None or loaded.head is not None:
-            raise UnsupportedError(
-                "The weights of a model with a classification head cannot be replaced.",
-                param="model",
-            )
-        return Fitting(loaded.model, DTYPES[loaded.dtype], self.weights.parameters)
-
-    def put_weights(self, new: Weights, running: Running) -> Future[int]:
-        """Make other weights the model's own, between two steps; see live.py."""
-
-        def put() -> int:
-            assert self.loaded is not None
-            fingerprint_of(self.loaded)  # as long as it computes with what was loaded
-            self.loaded.weights_digest = new.digest
-            return switch_weights(self.scheduler, self.runner, new, running)
-
-        return self.call(put, at_rest=True)
-
-    @property
-    def _adapter_pool(self) -> AdapterPool:
-        pool = None if self.loaded is None else self.runner.adapters
-        if pool is None:
-            raise UnsupportedError("This model takes no adapters.", param="model")
-        return pool
 
     def stats(self) -> EngineStats:
         """A copy of the newest counters."""
@@ -503,12 +417,10 @@ class Engine:
         for sequence in sequences:
             if sequence.id not in self._answers:
                 continue
-            memory = sequence.memory
-            if memory is not None and memory.weights_digest != self.weights.digest:
-                self._fail(sequence, _OUTDATED_MEMORIES)
+            refused = self._bind_memories(sequence)
+            if refused is not None:
+                self._fail(sequence, refused)
                 continue
-            if memory is not None:
-                sequence.begin_with(self.weights)
             self.scheduler.add(sequence)
 
     def _abort(self, ids: list[int]) -> None:
@@ -538,12 +450,6 @@ class Engine:
         mx.clear_cache()
         stats = self._stats
         stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0
-
-
-_OUTDATED_MEMORIES = InvalidRequestError(
-    "These memories were made before the model's weights were replaced.",
-    param="memory.collections",
-)
 
 
 def _unfollowed(sequence: Sequence) -> InvalidRequestError:

@@ -24,6 +24,7 @@ from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, Prefix
 from mlx_parallm.engine.fairness import Shares, stands_behind
 from mlx_parallm.engine.plan import Plan, SchedulerConfig, rectangle
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
+from mlx_parallm.engine.turns import Turns
 from mlx_parallm.engine.waiting_line import WaitingLine
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ class ContinuousBatchScheduler:
         self.restore: Restore | None = None
         self.budget: Budget | None = None  # None: always the most
         self.admit_adapter: AdmitAdapter | None = None  # None: there are no adapters
-        self.weights: Weights | None = None  # of sequences that begin
-        self._turn: Weights | None = None  # of the newest step
+        self.turns = Turns()
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.paused = False  # nothing is computed
@@ -107,7 +107,7 @@ class ContinuousBatchScheduler:
     @property
     def decoding(self) -> list[Sequence]:
         """Sequences that the next step will most likely decode."""
-        return self._decoding(self._next_turn())
+        return self._decoding(self.turns.following(self.running))
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether the sequence could ever run to its end, alone."""
@@ -146,25 +146,13 @@ class ContinuousBatchScheduler:
         self._release = []
         if self.paused:
             return plan
-        self._turn = plan.weights = self._next_turn()
+        plan.weights = self.turns.take(self.running)
         self._retire(plan)
         if not self._make_room(plan):
             self._admit(plan)
         self._catch_up(plan)
         plan.decode = [s for s in self._decoding(plan.weights) if s.params.max_tokens > 0]
         return plan
-
-    def _next_turn(self) -> Weights | None:
-        """The version of the model that the next step computes with.
-
-        A forward reads one. Where rows finish on earlier ones, all versions take turns.
-        """
-        versions = {id(s.weights): s.weights for s in self.running}
-        if len(versions) < 2:
-            return next(iter(versions.values()), self.weights)
-        ordered = sorted((w for w in versions.values() if w), key=lambda w: w.version)
-        last = -1 if self._turn is None else self._turn.version
-        return next((w for w in ordered if w.version > last), ordered[0])
 
     def _decoding(self, weights: Weights | None) -> list[Sequence]:
         return [s for s in self.running if s.status is Status.RUNNING and s.weights is weights]
@@ -284,7 +272,7 @@ class ContinuousBatchScheduler:
             if sequence in plan.release:
                 break  # displaced in this step: its newest token is still to be read
             self._line.pop()
-            self._begin_with_current(sequence)
+            self.turns.begin(sequence)
             if not (self.admits or sequence.output) or not self._has_adapter(sequence):
                 passed.append(sequence)
             elif not self._follows(sequence):
@@ -323,14 +311,6 @@ class ContinuousBatchScheduler:
                 return
             self._preempt(victim)
             plan.release.append(victim)
-
-    def _begin_with_current(self, sequence: Sequence) -> None:
-        """Whoever has written nothing yet gets the newest weights, unless it has memories, which
-        were made with others."""
-        if self.weights is None or sequence.weights is self.weights:
-            return
-        if sequence.weights is None or not (sequence.output or sequence.memory):
-            sequence.begin_with(self.weights)
 
     def _has_adapter(self, sequence: Sequence) -> bool:
         return self.admit_adapter is None or self.admit_adapter(sequence, self.running)

@@ -66,7 +66,7 @@ def switch_weights(
     """
     before = runner.weights.current
     runner.weights.put(new)
-    scheduler.weights = new
+    scheduler.turns.current = new
     changed = []
     if running != "finish":
         changed = [s for s in scheduler.unfinished if _may_switch(s, new)]

@@ -65,7 +65,7 @@ def assemble(
         ),
         prefixes.tree if prefixes is not None else None,
     )
-    scheduler.weights = runner.weights.current
+    scheduler.turns.current = runner.weights.current
     if prefixes is not None and prefixes.disk is not None:
         scheduler.restore = prefixes.disk.restore
     if not loaded.is_encoder:

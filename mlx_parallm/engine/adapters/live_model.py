@@ -1,0 +1,126 @@
+"""What can be changed of a model while it runs: its adapters, and its own weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+
+from mlx_parallm.engine.adapters.adapter import Adapter
+from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
+from mlx_parallm.engine.adapters.live import Running, switch_rows, switch_weights
+from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
+from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.weights import Weights
+from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.memory.fingerprint import fingerprint_of
+from mlx_parallm.models.checkpoint.fitting import Fitting
+from mlx_parallm.models.loader import DTYPES, LoadedModel
+from mlx_parallm.models.lora.modules import Modules
+
+T = TypeVar("T")
+_OUTDATED_MEMORIES = InvalidRequestError(
+    "These memories were made before the model's weights were replaced.",
+    param="memory.collections",
+)
+
+
+class LiveModel(ABC):
+    """The part of an engine that gives a running model other adapters and other weights."""
+
+    loaded: LoadedModel | None
+    runner: ModelRunner
+    scheduler: ContinuousBatchScheduler
+
+    @abstractmethod
+    def call(self, function: Callable[[], T], *, at_rest: bool = False) -> Future[T]:
+        """Run a function on the engine's thread, between two steps."""
+
+    def adapter_modules(self) -> Modules:
+        """The model's modules by the names that adapters have for them; any thread may read.
+
+        Raises:
+            UnsupportedError: this model takes no adapters.
+        """
+        return self._adapter_pool.slots.modules
+
+    def prepare_adapter(self, adapter: Adapter) -> list[Callable[[], None]]:
+        """Short steps for `call` that copy an adapter's weights to the device; none where that
+        was done.
+
+        Raises:
+            UnsupportedError: this model takes no adapters.
+        """
+        pool, base = self._adapter_pool, self.runner.weights.current
+        mine = adapter.on(base.version)
+        return [] if mine.slot or mine.prepared is not None else pool.preparing(mine, base)
+
+    def switch_adapter(self, new: Adapter, *, recompute: bool) -> Future[int]:
+        """Let running sequences of earlier versions go on with a new one; see live.py."""
+        return self.call(
+            lambda: switch_rows(self.scheduler, self.runner, new, recompute=recompute),
+            at_rest=True,
+        )
+
+    @contextmanager
+    def using(self, adapter: Adapter | None) -> Iterator[bool]:
+        """Let a forward of one row outside of steps compute with an adapter; on the engine's
+        thread. Gives False, and no forward may be made, while rows use all slots."""
+        slot = 0
+        if adapter is not None:
+            base = self.weights
+            slot = self._adapter_pool.place(adapter.on(base.version), base, self.scheduler.running)
+        with self.runner.body.routing.over(np.array([slot])):
+            yield adapter is None or slot > 0
+
+    @property
+    def weights(self) -> Weights:
+        """The model's own, as new sequences get them."""
+        return self.runner.weights.current
+
+    def fitting(self) -> Fitting:
+        """Makes parameters of this model from uploads; its steps are for `call`.
+
+        Raises:
+            UnsupportedError: the model has a head that is no part of it.
+        """
+        loaded = self.loaded
+        if loaded is None or loaded.head is not None:
+            raise UnsupportedError(
+                "The weights of a model with a classification head cannot be replaced.",
+                param="model",
+            )
+        return Fitting(loaded.model, DTYPES[loaded.dtype], self.weights.parameters)
+
+    def put_weights(self, new: Weights, running: Running) -> Future[int]:
+        """Make other weights the model's own, between two steps; see live.py."""
+
+        def put() -> int:
+            assert self.loaded is not None
+            fingerprint_of(self.loaded)  # as long as it computes with what was loaded
+            self.loaded.weights_digest = new.digest
+            return switch_weights(self.scheduler, self.runner, new, running)
+
+        return self.call(put, at_rest=True)
+
+    @property
+    def _adapter_pool(self) -> AdapterPool:
+        pool = None if self.loaded is None else self.runner.adapters
+        if pool is None:
+            raise UnsupportedError("This model takes no adapters.", param="model")
+        return pool
+
+    def _bind_memories(self, sequence: Sequence) -> InvalidRequestError | None:
+        """Let a sequence with memories compute with the weights that these were made with; an
+        error where the model has others by now."""
+        if sequence.memory is None:
+            return None
+        if sequence.memory.weights_digest != self.weights.digest:
+            return _OUTDATED_MEMORIES
+        sequence.begin_with(self.weights)
+        return None
