@@ -16,13 +16,13 @@ from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.schemas.weights import (
     FinishUpdateRequest,
     InitTransferRequest,
-    Message,
     PutWeightsRequest,
     RollBackWeightsRequest,
     StartUpdateRequest,
     UpdateWeightsRequest,
     WeightInfo,
     WeightsCard,
+    WeightsMessage,
 )
 from mlx_parallm.server.state import ServerState, state_of
 
@@ -95,7 +95,7 @@ async def roll_back(request: Request, model_id: str) -> Response:
 @router.post(
     "/init_weight_transfer_engine",
     summary="vLLM's: how weights will come",
-    response_model=Message,
+    response_model=WeightsMessage,
     responses=ERRORS,
     openapi_extra=optional_body_of(InitTransferRequest),
 )
@@ -116,7 +116,7 @@ async def init_transfer(request: Request) -> Response:
 @router.post(
     "/start_weight_update",
     summary="vLLM's: the next /update_weights are parts of one version",
-    response_model=Message,
+    response_model=WeightsMessage,
     responses=ERRORS,
     openapi_extra=optional_body_of(StartUpdateRequest),
 )
@@ -132,7 +132,7 @@ async def start_update(request: Request) -> Response:
 @router.post(
     "/update_weights",
     summary="Weights from files, by prime-rl's and vLLM's name",
-    response_model=Message,
+    response_model=WeightsMessage,
     responses=ERRORS,
     openapi_extra=body_of(UpdateWeightsRequest),
 )
@@ -151,7 +151,7 @@ async def update_weights(request: Request) -> Response:
 @router.post(
     "/finish_weight_update",
     summary="vLLM's: put the parts in",
-    response_model=Message,
+    response_model=WeightsMessage,
     responses=ERRORS,
     openapi_extra=optional_body_of(FinishUpdateRequest),
 )

@@ -72,7 +72,7 @@ class WeightsCard(BaseModel):
     switched: int | None = None
 
 
-class Message(BaseModel):
+class WeightsMessage(BaseModel):
     """vLLM's answers."""
 
     message: str

@@ -8,21 +8,21 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+
+from tests.models.lora.forwards import plain_parameters
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: extra `rl`")
 peft: Any = pytest.importorskip("peft", reason="peft is not installed: extra `rl`")
 
 
 def torch_llama(model: Any, config: dict[str, Any]) -> Any:
-    """The torch twin of a tiny Llama of mlx-lm."""
+    """The torch twin of a tiny Llama of mlx-lm; packed weights are plain in it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     wanted = {key: value for key, value in config.items() if key != "model_type"}
     twin: Any = LlamaForCausalLM(LlamaConfig(**wanted)).eval()
     weights = {
-        name: torch.from_numpy(np.array(array))
-        for name, array in dict(tree_flatten(model.parameters())).items()
+        name: torch.from_numpy(np.array(array)) for name, array in plain_parameters(model).items()
     }
     missing = twin.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys
