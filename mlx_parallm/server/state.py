@@ -188,14 +188,6 @@ class ServerState:
             return self.check_model(name), None
         return name, await self.adapters.get(adapter)
 
-    def check_served(self, name: str) -> str:
-        """As check_model, for what is the same with and without an adapter, such as tokens.
-
-        Raises:
-            NotFoundError: no such model is served.
-        """
-        return self.check_model(name) if self._adapter_name(name) is None else name
-
     def _adapter_name(self, name: str) -> str | None:
         """The adapter that a request's `model` means; None where it is none."""
         if name in self.settings.model_names:
@@ -209,7 +201,7 @@ class ServerState:
         Raises:
             NotFoundError: no such model is served, and no such adapter.
         """
-        if name not in self.adapters:
+        if self._adapter_name(name) is None:
             self.check_model(name)
 
     def check_model(self, name: str) -> str:

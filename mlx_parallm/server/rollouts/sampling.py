@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from mlx_parallm.server.adapters import refuse_memory, use_adapter
+from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.compat.translation import named
 from mlx_parallm.server.flow.generation import Track
 from mlx_parallm.server.flow.tracks import completion_tracks
@@ -54,12 +54,11 @@ async def sampled_tracks(
     """
     with named(names or {}):
         model, adapter = await state.model_of(body.model)
-        refuse_memory(adapter, body.memory)
         tracks = await completion_tracks(
             body,
             state.prompts(),
             state.loaded().tokenizer,
-            memory=await memory_of(state, body.memory),
+            memory=await memory_of(state, body.memory, adapter),
             namespace=prefix_namespace(request, state, body.cache_salt),
             default_max_tokens=default_max_tokens,
         )

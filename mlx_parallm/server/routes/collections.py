@@ -66,7 +66,7 @@ async def add_memories(request: Request, model_id: str) -> Response:
 async def list_memories(request: Request, model_id: str, collection: str | None = None) -> Response:
     """Everything there is; `?collection=` shows one."""
     state = state_of(request)
-    state.check_served(model_id)
+    state.check_known(model_id)
     manager = await in_thread(state, state.memories)
     name = collection
     jobs = [job for job in manager.jobs.jobs if name in (None, job.collection)]
@@ -104,7 +104,7 @@ async def delete_memories(
 ) -> Response:
     """`?collection=` removes one, with `&document_id=` one document of it; `?all=true` all."""
     state = state_of(request)
-    state.check_served(model_id)
+    state.check_known(model_id)
     manager = await in_thread(state, state.memories)
     _check_removal(request, collection, document_id, all)
     name, document = collection, document_id

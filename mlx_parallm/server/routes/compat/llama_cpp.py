@@ -104,7 +104,7 @@ async def apply_template(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, ApplyTemplateRequest, state.settings.max_body_size)
-    state.check_served(body.model)
+    state.check_known(body.model)
     return json_answer({"prompt": (await prompts.conversation(body, body.tools, False)).text})
 
 

@@ -101,7 +101,8 @@ class RolloutSample(BaseModel):
         index: prompt_index * n + sample_index.
         logprobs: of each token under the model, in nats.
         processed_logprobs: of each token under the distribution that it was drawn from.
-        weight_versions: the adapter's version that computed each token; 0 is the base model.
+        weight_versions: the version of the adapter, or of the model where there is none, that
+            computed each token; 0 is the model as loaded.
         reward: of prompt and sample together, where a reward model was named.
     """
 
