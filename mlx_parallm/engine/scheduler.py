@@ -17,18 +17,15 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
+from mlx_parallm.engine import turns
 from mlx_parallm.engine.fairness import Shares, stands_behind
 from mlx_parallm.engine.plan import Plan, SchedulerConfig, rectangle
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
-from mlx_parallm.engine.turns import Turns
 from mlx_parallm.engine.waiting_line import WaitingLine
-
-if TYPE_CHECKING:
-    from mlx_parallm.engine.weights import Weights
 
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
 Restore = Callable[[tuple[object, ...], list[int], int], int]
@@ -55,7 +52,7 @@ class ContinuousBatchScheduler:
         self.restore: Restore | None = None
         self.budget: Budget | None = None  # None: always the most
         self.admit_adapter: AdmitAdapter | None = None  # None: there are no adapters
-        self.turns = Turns()
+        self.turns = turns.Turns()
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.paused = False  # nothing is computed
@@ -107,7 +104,7 @@ class ContinuousBatchScheduler:
     @property
     def decoding(self) -> list[Sequence]:
         """Sequences that the next step will most likely decode."""
-        return self._decoding(self.turns.following(self.running))
+        return turns.decoding(self.turns.following(self.running), self.running)
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether the sequence could ever run to its end, alone."""
@@ -151,11 +148,9 @@ class ContinuousBatchScheduler:
         if not self._make_room(plan):
             self._admit(plan)
         self._catch_up(plan)
-        plan.decode = [s for s in self._decoding(plan.weights) if s.params.max_tokens > 0]
+        decoding = turns.decoding(plan.weights, self.running)
+        plan.decode = [s for s in decoding if s.params.max_tokens > 0]
         return plan
-
-    def _decoding(self, weights: Weights | None) -> list[Sequence]:
-        return [s for s in self.running if s.status is Status.RUNNING and s.weights is weights]
 
     def launched(self, plan: Plan) -> None:
         """A plan is on its way: count its tokens as computed."""
@@ -395,13 +390,12 @@ class ContinuousBatchScheduler:
     # Tokens
 
     def _catch_up(self, plan: Plan) -> None:
-        behind = [
-            s for s in self.running if s.status is Status.PREFILL and s.weights is plan.weights
-        ]
+        behind = turns.behind(plan.weights, self.running)
         if not behind:
             return  # most steps: a budget takes time to work out
         behind.sort(key=self._shares.turn)
-        budget = self._budget(len(self._decoding(plan.weights)), len(behind))
+        decoding = turns.decoding(plan.weights, self.running)
+        budget = self._budget(len(decoding), len(behind))
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))

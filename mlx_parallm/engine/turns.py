@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.sequence import Sequence, Status
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.weights import Weights
@@ -46,3 +46,13 @@ class Turns:
         """Begin the next step; returns its version."""
         self._newest = self.following(running)
         return self._newest
+
+
+def decoding(weights: Weights | None, sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Those that one version computes, and that sample."""
+    return [s for s in sequences if s.status is Status.RUNNING and s.weights is weights]
+
+
+def behind(weights: Weights | None, sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Those that one version computes, and that catch up with their prompts."""
+    return [s for s in sequences if s.status is Status.PREFILL and s.weights is weights]

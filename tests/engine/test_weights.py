@@ -215,3 +215,26 @@ def test_packed_weights_are_packed_again(
     driver = Driver(engine).run(sequence)
     engine.stop()
     check_by_version(driver, sequence, [packed(0).model, wanted])
+
+
+def test_prefixes_on_disk_belong_to_weights(
+    llama_factory: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    """After a restart those of what is loaded are found, and those of an upload once it is there
+    again; never the others."""
+    oracles = [llama_factory(seed).model for seed in range(2)]
+    data = checkpoint_of(oracles[1], tmp_path)
+    config = EngineConfig(prefix_cache_memory=1 << 20, prefix_cache_dir=tmp_path / "prefixes")
+    cached = []
+    for _ in range(2):
+        engine = Engine(llama_factory, config)
+        engine.start()
+        engine.wait_ready(60)
+        for version in range(2):
+            if version:
+                engine.put_weights(fitted(engine, data, 1), "finish").result(60)
+            sequence = row(2, length=60)
+            check_by_version(Driver(engine).run(sequence), sequence, oracles)
+            cached.append(sequence.num_cached)
+        engine.stop()
+    assert cached[:2] == [0, 0] and min(cached[2:]) > 0
