@@ -74,6 +74,8 @@ def _main(argv: Sequence[str]) -> int:
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
     # Imported late: `--help` and wrong options answer at once.
+    from mlx_parallm.server.fleet.app import create_fleet_app
+    from mlx_parallm.server.fleet.catalog import is_fleet
     from mlx_parallm.server.gate.limits import ConnectionLimits
     from mlx_parallm.server.main import create_app
     from mlx_parallm.server.runner import Runner
@@ -90,8 +92,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     def on_ready(state: ServerState) -> None:
         # What was loaded stays: the collector need not look at a hundred thousand objects again,
         # which would stop all streams for a moment each time.
-        gc.collect()
-        gc.freeze()
+        # A model of several may be unloaded, and is then to be collected.
+        if not is_fleet(settings):
+            gc.collect()
+            gc.freeze()
         if not state.loaded().is_encoder:
             state.prompts().compiler.start()
         _greet(_greeting(state, listener, time.perf_counter() - began))
@@ -101,8 +105,9 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         runner.should_exit = True
 
     try:
-        app = create_app(settings, on_ready=on_ready, on_failure=on_failure)
-    except UnsupportedError as error:
+        make = create_fleet_app if is_fleet(settings) else create_app
+        app = make(settings, on_ready=on_ready, on_failure=on_failure)
+    except (UnsupportedError, SettingsError) as error:
         return _complain(str(error), _EXIT_USAGE)
     limits = ConnectionLimits.of(settings, raise_limit())
     runner = Runner(app, drain_s=settings.drain_timeout, answer_s=_ANSWER_S, limits=limits, tls=tls)

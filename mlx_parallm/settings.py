@@ -54,6 +54,31 @@ class Settings:
     served_model_name: tuple[str, ...] = _option(
         (), filled, "name(s) that requests use; default: --model-path", many=True, metavar="NAME"
     )
+    also_serve: tuple[str, ...] = _option(
+        (),
+        filled,
+        "another model, loaded when a request names it; --model-path may be given again instead",
+        many=True,
+        metavar="PATH",
+    )
+    models_dir: str | None = _option(
+        None, filled, "folder of models that requests may name", metavar="FOLDER"
+    )
+    models_memory: int | None = _option(
+        None,
+        parse_bytes,
+        "memory for the weights of all loaded models; default: half of the machine's",
+        metavar="SIZE",
+    )
+    model_ttl: float | None = _option(
+        None, number(0, above=True), "seconds after which a model that nobody uses is unloaded"
+    )
+    pin_model: tuple[str, ...] = _option(
+        (), filled, "model that is loaded at start and stays", many=True, metavar="NAME"
+    )
+    while_loading: str = _option(
+        "wait", choice("wait", "refuse"), "a request for a model that loads waits, or gets a 503"
+    )
     host: str = _option("127.0.0.1", filled, "address to listen on")
     port: int = _option(8000, integer(0, 65535), "port to listen on; 0 picks a free one")
     dtype: str = _option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from pathlib import Path
@@ -61,6 +62,12 @@ def available_kv_bytes(weights: int, utilization: float | None = None) -> int:
             f"{utilization:g} of {total_memory() / 1e9:.2f} GB is less"
         )
     return left
+
+
+def give_memory_back() -> None:
+    """Free what nobody refers to any more, such as a model that was unloaded."""
+    gc.collect()
+    mx.clear_cache()
 
 
 def use_wired_memory() -> None:

@@ -86,11 +86,18 @@ def _take_elsewhere(line: CommandLine) -> None:
 
 
 def _take_model(line: CommandLine) -> None:
+    """The first --model-path is the model, others are --also-serve."""
     if len(line.models) > 1:
         raise SettingsError(
-            f"one model is served, not {' and '.join(line.models)}; "
-            "several names for it are --served-model-name A --served-model-name B"
+            f"{' and '.join(line.models)}: several models are --model-path A --model-path B; "
+            "several names for one are --served-model-name A --served-model-name B"
         )
+    typed = line.options.pop("model_path", [])
+    first, *others = dict.fromkeys([typed] if isinstance(typed, str) else typed) or [None]
+    if first is not None:
+        line.options["model_path"] = first
+    if others:
+        line.options["also_serve"] = [*others, *line.options.get("also_serve", [])]
     if line.models:
         _set_once(line, "model_path", line.models[0], line.models[0])
 

@@ -168,7 +168,8 @@ def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
             off, dest=name, action="store_const", const="false", help=argparse.SUPPRESS
         )
         return
-    action = "append" if metadata["many"] else "store"
+    # More models than one are taken apart in loading.py.
+    action = "append" if metadata["many"] or name == "model_path" else "store"
     group.add_argument(*names, dest=name, action=action, metavar=_metavar(option), help=text)
 
 

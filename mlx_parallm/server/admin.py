@@ -8,10 +8,10 @@ from fastapi import Request
 
 from mlx_parallm.errors import AuthenticationError
 from mlx_parallm.server.gate.keys import Keys
-from mlx_parallm.server.state import ServerState
+from mlx_parallm.settings import Settings
 
 
-def check_admin(request: Request, state: ServerState, *, anywhere: bool = False) -> None:
+def check_admin(request: Request, settings: Settings, *, anywhere: bool = False) -> None:
     """Refuse who may not change the server.
 
     Args:
@@ -20,7 +20,7 @@ def check_admin(request: Request, state: ServerState, *, anywhere: bool = False)
     Raises:
         AuthenticationError: no or a wrong key; without one, a client on another machine.
     """
-    keys = Keys(state.settings.admin_key)
+    keys = Keys(settings.admin_key)
     if keys:
         # As it was sent: Starlette reads headers as Latin-1, and back it goes.
         if not keys.match(request.headers.get("x-admin-key", "").encode("latin-1")):

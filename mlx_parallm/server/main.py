@@ -89,6 +89,7 @@ def create_app(
     settings: Settings,
     engine: Engine | None = None,
     *,
+    gated: bool = True,
     on_ready: Callable[[ServerState], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
@@ -97,6 +98,7 @@ def create_app(
     Args:
         engine: not yet started; made from the settings when None. The app's lifespan starts
             and stops it. The app answers (503) while the engine loads.
+        gated: without it somebody in front looks at keys and limits, and logs.
         on_ready: called once, when the model is loaded.
         on_failure: called instead, when it cannot be loaded.
 
@@ -127,13 +129,15 @@ def create_app(
         if tracer is not None and record.generations:
             tracer.on_answer(method, route, status, seconds, record)
 
-    app.add_middleware(
-        Gate,
-        admission=Admission(lambda: app.state.server),
-        clients=clients_of(settings),
-        on_answer=on_answer,
-    )
-    app.add_middleware(Cors, origins=settings.cors_origin)
+    app.state.on_answer = on_answer
+    if gated:
+        app.add_middleware(
+            Gate,
+            admission=Admission(lambda: app.state.server),
+            clients=clients_of(settings),
+            on_answer=on_answer,
+        )
+        app.add_middleware(Cors, origins=settings.cors_origin)
     for router in _ROUTERS:
         app.include_router(router, dependencies=[Depends(refuse_undeclared)])
     use_own_openapi(app, settings.has_keys)

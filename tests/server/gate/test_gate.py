@@ -211,7 +211,7 @@ def test_metrics(serve: Any) -> None:
     server.post(COMPLETIONS)
     server.http.request("ODD-METHOD", "/odd-path")
     text = server.http.get("/metrics").text
-    route = 'method="POST",route="/v1/completions"'
+    route = 'method="POST",model_name="parrot",route="/v1/completions"'
     assert f'mlx_parallm:http_requests_total{{{route},status="200"}} 2.0' in text
     assert f'mlx_parallm:http_requests_total{{{route},status="400"}} 1.0' in text
     # Names that clients make up do not become labels.

@@ -1,0 +1,1 @@
+"""Several models behind one address: each has an engine of its own, loaded when it is asked for."""
