@@ -229,6 +229,6 @@ def _has_body(request: Request) -> bool:
 
 def _admin(request: Request) -> ServerState:
     state = state_of(request)
-    check_admin(request, state)
+    check_admin(request, state.settings)
     state.loaded()
     return state
