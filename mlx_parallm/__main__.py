@@ -28,6 +28,11 @@ COMMANDS = {
     "pull": Command("mlx_parallm.tools.pull", "download a model"),
     "check": Command("mlx_parallm.tools.check", "see whether a model can be served here"),
     "bench": Command("mlx_parallm.tools.bench", "first token and tokens a second of a server"),
+    "train": Command("mlx_parallm.tools.train", "train an adapter by rewards (GRPO)"),
+    "convert-adapter": Command(
+        "mlx_parallm.tools.convert_adapter", "turn PEFT's adapters into mlx-lm's, and back"
+    ),
+    "merge-lora": Command("mlx_parallm.tools.merge_lora", "put an adapter into a model's weights"),
     "version": Command("mlx_parallm.tools.version", "versions, device and BLAS"),
 }
 
@@ -66,7 +71,7 @@ def _run(command: Command, words: list[str]) -> int:
 
 
 def _help() -> str:
-    listed = "\n".join(f"  {name:<9}{command.text}" for name, command in COMMANDS.items())
+    listed = "\n".join(f"  {name:<17}{command.text}" for name, command in COMMANDS.items())
     return (
         "usage: mlx_parallm COMMAND [options]\n\n"
         "An OpenAI-compatible inference server on MLX that batches everything.\n\n"

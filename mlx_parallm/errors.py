@@ -15,7 +15,8 @@
     ├── RequestCancelledError        409  request_cancelled
     ├── ConflictError                409  conflict
     ├── SequenceError                500  internal_error
-    └── ModelLoadError               (start-up)
+    ├── ModelLoadError               (start-up)
+    └── TrainingError                (mlx_parallm_train)
 
 Each class carries what the HTTP layer needs to answer in OpenAI's envelope;
 see https://platform.openai.com/docs/guides/error-codes for the types.
@@ -165,3 +166,9 @@ class ModelLoadError(ParallmError):
     """A model folder that cannot be served; raised at start-up."""
 
     code = "model_load_error"
+
+
+class TrainingError(ParallmError):
+    """A training that cannot begin or go on: its data, its rewards or its checkpoint."""
+
+    code = "training_error"

@@ -13,6 +13,7 @@ PACKAGE = Path(mlx_parallm.__file__).parent
 FLOORS = {
     "tools": 5,
     "mili": 4,
+    "training": 4,
     "server": 4,
     "engine": 3,
     "memory": 3,

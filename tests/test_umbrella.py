@@ -27,7 +27,8 @@ def test_it_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in COMMANDS)
-    assert list(COMMANDS) == ["serve", "chat", "pull", "check", "bench", "version"]
+    own = ["serve", "chat", "pull", "check", "bench", "train", "convert-adapter", "merge-lora"]
+    assert list(COMMANDS) == [*own, "version"]
     assert main([]) == 2
 
 
@@ -37,7 +38,9 @@ def test_a_wrong_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     assert "'srve'; did you mean serve?" in line
 
 
-@pytest.mark.parametrize("name", ["serve", "bench", "version"])
+@pytest.mark.parametrize(
+    "name", ["serve", "bench", "train", "convert-adapter", "merge-lora", "version"]
+)
 def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])

@@ -58,9 +58,9 @@ def attention(
     # Scores are in units of log(2): that saves a product with each of them.
     scores = _scores((queries * (scale * LOG2E)).reshape(batch, kv_heads, rows, dim), keys)
     if isinstance(mask, str):
-        mask = _causal(width, keys.shape[2])
+        mask = causal_mask(width, keys.shape[2])
     if mask is not None:
-        scores = _add_mask(scores, mask, width)
+        scores = add_mask(scores, mask, width)
     top = row_max(scores)
     if sinks is not None:
         sinks = _sink_rows(sinks * LOG2E, kv_heads, width)
@@ -84,7 +84,8 @@ def _scores(queries: mx.array, keys: mx.array) -> mx.array:
     return mx.contiguous((keys @ queries.swapaxes(-1, -2)).swapaxes(-1, -2))
 
 
-def _add_mask(scores: mx.array, mask: mx.array, width: int) -> mx.array:
+def add_mask(scores: mx.array, mask: mx.array, width: int) -> mx.array:
+    """Scores (B, kv_heads, rows, S) in units of log(2), with a mask as `attention` takes it."""
     batch, kv_heads, rows, columns = scores.shape
     group = rows // width
     if mask.dtype == mx.bool_:
@@ -107,7 +108,7 @@ def _sink_rows(sinks: mx.array, kv_heads: int, width: int) -> mx.array:
 
 
 @lru_cache(maxsize=8)
-def _causal(width: int, columns: int) -> mx.array:
+def causal_mask(width: int, columns: int) -> mx.array:
     """(T, S) float32 to add; the same for all layers of a forward."""
     visible = np.arange(columns)[None] <= np.arange(columns - width, columns)[:, None]
     return mx.array(np.where(visible, 0.0, _NEVER / LOG2E).astype(np.float32))

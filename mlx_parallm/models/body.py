@@ -41,6 +41,7 @@ class BodyTap:
         self._open = False
         self._last: mx.array | None = None
         self._wanted: np.ndarray | None = None
+        self._wanted_tokens: np.ndarray | None = None
         body = _body(model)
         self.available = self.selects = body is not None
         if body is not None:
@@ -65,6 +66,10 @@ class BodyTap:
         """Give the head these places of the next forwards' first axis only; None is all."""
         self._wanted = wanted
 
+    def select_tokens(self, wanted: np.ndarray | None) -> None:
+        """Give the head only these tokens, (M,) places of the flattened (B, T), as (1, M, D)."""
+        self._wanted_tokens = wanted
+
     def _attach(self, body: Any) -> None:
         kind, tap = type(body), self
 
@@ -77,6 +82,9 @@ class BodyTap:
         hidden = out[0] if isinstance(out, tuple) else out
         if self._open:
             self._last = hidden
+        if self._wanted_tokens is not None:
+            tokens = mx.flatten(hidden, 0, 1)[mx.array(self._wanted_tokens.astype(np.int32))]
+            return (tokens[None], *out[1:]) if isinstance(out, tuple) else tokens[None]
         if self._wanted is None:
             return out
         hidden = hidden[mx.array(self._wanted.astype(np.int32))]

@@ -150,6 +150,23 @@ def load_model(
     return loaded
 
 
+def load_as_stored(path: str) -> tuple[Any, dict[str, Any], Path]:
+    """A model with its weights as the files have them, read when they are needed.
+
+    Returns:
+        the model, its config.json, and its folder.
+
+    Raises:
+        ModelLoadError: in one sentence, what is missing or wrong.
+    """
+    folder = resolve(path)
+    try:
+        model, config = _load_body(folder, _read_config(folder))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
+    return model, config, folder
+
+
 def _load_body(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """mlx-lm's model, or ours; also of checkpoints with another head, none, or other names."""
     own = _own_classes(config)
@@ -157,7 +174,7 @@ def _load_body(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any
         return mlx_lm_load_model(folder, lazy=True, get_model_classes=lambda config: own)
     if mamba_ssm.is_mamba_ssm(config):
         return _load_mamba_ssm(folder, config)
-    bare = any(name.startswith("layers.") for name in _weight_names(folder))
+    bare = any(name.startswith("layers.") for name in weight_names(folder))
     if not bare and not is_classifier(config):
         return mlx_lm_load_model(folder, lazy=True)
 
@@ -236,7 +253,8 @@ def _pooling(folder: Path, is_encoder: bool) -> str:
     return asked[0]
 
 
-def _weight_names(folder: Path) -> set[str]:
+def weight_names(folder: Path) -> set[str]:
+    """Names of the tensors in a model's files."""
     files = folder.glob("model*.safetensors")
     return {str(name) for file in files for name in dict(mx.load(str(file)))}  # type: ignore[arg-type]
 

@@ -144,8 +144,14 @@ def create_app(
     return app
 
 
-def build_engine(settings: Settings) -> Engine:
-    """An engine that will load the model of the settings on its own thread."""
+def build_engine(
+    settings: Settings, on_loaded: Callable[[LoadedModel], None] | None = None
+) -> Engine:
+    """An engine that will load the model of the settings on its own thread.
+
+    Args:
+        on_loaded: called there, before the engine changes the model's modules.
+    """
     from mlx_parallm.engine.engine import Engine, EngineConfig
     from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
     from mlx_parallm.models.predictor import load_predictors
@@ -161,6 +167,8 @@ def build_engine(settings: Settings) -> Engine:
         if settings.chat_template is not None:
             _use_chat_template(loaded, settings.chat_template)
         loaded.predictors = load_predictors(settings.predictor)
+        if on_loaded is not None:
+            on_loaded(loaded)
         return loaded
 
     def load_draft() -> LoadedModel:

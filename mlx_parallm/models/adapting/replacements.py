@@ -6,7 +6,8 @@ are vectorised. See `mlx_parallm.cpu` for what is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models import activations as mlx_lm_activations
 
-from mlx_parallm.cpu import activations
+from mlx_parallm.cpu import activations, gradients
 from mlx_parallm.cpu.allocator import keep_freed_memory
 from mlx_parallm.cpu.attention import attention
 from mlx_parallm.cpu.device import is_slow_cpu
@@ -23,10 +24,16 @@ from mlx_parallm.cpu.fusing import compile_kernels
 from mlx_parallm.cpu.linear import optimize_linears
 from mlx_parallm.cpu.norm import RowRMSNorm
 from mlx_parallm.cpu.rope import drop_tables, use_tables
-from mlx_parallm.models.adapting.attention import install_attention, modules_of, uninstall_attention
+from mlx_parallm.models.adapting.attention import (
+    AttentionHook,
+    install_attention,
+    modules_of,
+    uninstall_attention,
+)
 
 __all__ = [
     "attention",
+    "differentiable",
     "exp",
     "install",
     "is_slow_cpu",
@@ -88,6 +95,38 @@ def uninstall(model: Any) -> None:
             _replace(module, faster, original)
     _swap_class(model, RowRMSNorm, nn.RMSNorm)
     drop_tables(model)
+
+
+@contextmanager
+def differentiable(model: Any) -> Iterator[None]:
+    """Let forwards of the model's family have gradients, as long as the block lasts.
+
+    The functions are swapped in Python modules that all models of the family share, so no
+    other thread may run one meanwhile: this is for the engine's thread.
+    """
+    swapped: list[tuple[ModuleType, str, Any]] = []
+    for module in modules_of(model):
+        for name, value in list(vars(module).items()):
+            other = _with_gradient(value)
+            if other is not None:
+                swapped.append((module, name, value))
+                setattr(module, name, other)
+    try:
+        yield
+    finally:
+        for module, name, value in swapped:
+            setattr(module, name, value)
+
+
+def _with_gradient(function: Any) -> Any:
+    """What stands for one of the functions that `install` put in; None for others."""
+    if isinstance(function, AttentionHook) and function.computed is attention:
+        return AttentionHook(gradients.attention)
+    if function is activations.swiglu:
+        return gradients.swiglu
+    if function is activations.precise_swiglu:
+        return gradients.precise_swiglu
+    return None
 
 
 def _swap_class(model: Any, old: type, new: type) -> None:

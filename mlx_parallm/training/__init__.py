@@ -1,0 +1,1 @@
+"""Reinforcement learning (GRPO) in one process with the engine, which samples for it."""
