@@ -72,7 +72,7 @@ class Soak:
     seed: int
     clients: int
     spawned: SpawnedServer | None = None
-    rest_s: float = 10
+    rest_s: float = 120
     counts: Counter[str] = field(default_factory=Counter)
     levels: list[int] = field(default_factory=list)
     probes: list[tuple[dict[str, Any], str]] = field(default_factory=list)

@@ -26,6 +26,7 @@ from mlx_lm.models import llama
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel, describe
 from tests.engine import mock
+from tests.waiting import PATIENCE_S
 
 _COMMON: dict[str, Any] = {
     "deadline": None,
@@ -104,7 +105,7 @@ def make_engine() -> Iterator[EngineFactory]:
         engine = Engine(function, EngineConfig(**config))
         engines.append(engine)
         engine.start()
-        engine.wait_ready(60)
+        engine.wait_ready(PATIENCE_S)
         return engine
 
     yield make
@@ -122,7 +123,7 @@ def engine(make_engine: EngineFactory) -> Engine:
     return make_engine(mock.loaded(mock.MockModel(), mock.byte_tokenizer()))
 
 
-def assert_no_leaks(engine: Engine, timeout_s: float = 10.0) -> None:
+def assert_no_leaks(engine: Engine, timeout_s: float = PATIENCE_S) -> None:
     """Law 4: once everything is answered, no row, no bytes and no sequence is held.
 
     Every page of the prefix cache is free or cached, and none is locked.
@@ -133,7 +134,7 @@ def assert_no_leaks(engine: Engine, timeout_s: float = 10.0) -> None:
     assert _held(engine) == _NOTHING
     if engine.state == "ready" and engine.runner.prefixes is not None:
         tree = engine.runner.prefixes.tree
-        engine.call(lambda: tree.check_integrity(idle=True)).result(10)
+        engine.call(lambda: tree.check_integrity(idle=True)).result(PATIENCE_S)
 
 
 _NOTHING = {

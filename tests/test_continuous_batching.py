@@ -12,7 +12,7 @@ from mlx_parallm.continuous_batching import AsyncContinuousBatchingEngine, Batch
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.utils import batch_generate, close, session_of
 from tests.conftest import assert_no_leaks, tiny_llama
-from tests.engine.driver import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 

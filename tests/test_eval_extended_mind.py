@@ -18,6 +18,7 @@ from extended_mind.texts import make_facts, make_text, most_facts
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.memory.request import MemoryRequest
 from mlx_parallm.models.loader import load_model
+from tests.waiting import PATIENCE_S
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "eval_extended_mind.py"
 
@@ -72,7 +73,7 @@ def test_shuffled_memories_have_the_same_keys_and_other_values(asker: Asker) -> 
 def test_the_bundled_model_recalls_from_memory_and_from_nothing_else(tmp_path: Path) -> None:
     written, drawn = tmp_path / "recall.json", tmp_path / "recall.png"
     command = [sys.executable, str(SCRIPT), "--quick", "--json", str(written), "--plot", str(drawn)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("| tokens | questions | none | in context | k = 1 |")
     assert drawn.read_bytes()[:4] == b"\x89PNG"

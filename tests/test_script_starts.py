@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # The interpreter that has nothing installed.
 BASE_PYTHON = str(Path(sys.base_prefix) / "bin" / "python3")
@@ -27,7 +29,7 @@ def run(*command: str | Path, path: str | None = None, **more: str) -> tuple[int
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment = kept | {"PATH": path or os.environ["PATH"]} | more
     done = subprocess.run(
-        command, env=environment, cwd="/", capture_output=True, text=True, timeout=120
+        command, env=environment, cwd="/", capture_output=True, text=True, timeout=PATIENCE_S
     )
     return done.returncode, done.stdout, done.stderr
 

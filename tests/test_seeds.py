@@ -30,7 +30,8 @@ from mlx_parallm import mili
 from mlx_parallm.server.main import build_engine, create_app
 from mlx_parallm.settings import Settings
 from mlx_parallm.utils import batch_generate, close, load, stream_generate
-from tests.server.conftest import Served, wait_until
+from tests.server.conftest import Served
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "seeds.md"
@@ -61,7 +62,7 @@ def shell(*command: str, stdin: str | None = None) -> str:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     answer = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        command, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
@@ -129,7 +130,7 @@ def test_the_perplexity_sketch_with_its_mend(server: Served, tmp_path: Path) -> 
         "logprobs": 5,
         "echo": True,
     }
-    answer = requests.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+    answer = requests.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S).json()
     lps = answer["choices"][0]["logprobs"]["token_logprobs"]
     assert lps[0] is None
     with pytest.raises(TypeError):
@@ -137,7 +138,7 @@ def test_the_perplexity_sketch_with_its_mend(server: Served, tmp_path: Path) -> 
     avg_nll = -sum(lps[1:]) / len(lps[1:])
     assert math.exp(avg_nll) > 1
     exactly = body | {"max_tokens": 0}
-    answer = requests.post(f"{server.url}/v1/completions", json=exactly, timeout=60).json()
+    answer = requests.post(f"{server.url}/v1/completions", json=exactly, timeout=PATIENCE_S).json()
     text_only = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
     # float32, in a forward of another width.
     assert text_only == pytest.approx(lps[1:-1], abs=1e-3)
@@ -175,16 +176,16 @@ def test_batch_generate(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_generate_with_requests(server: Served) -> None:
     asked: dict[str, Any] = SNAKE | {"top_k": 50, "top_p": 0.9, "repetition_penalty": 1.2}
-    response = requests.post(f"{server.url}/generate", json=asked, timeout=60)
+    response = requests.post(f"{server.url}/generate", json=asked, timeout=PATIENCE_S)
     result = response.json()
     assert result["generated_text"].startswith(SNAKE["prompt"])
     assert result["quality_metrics"]["perplexity"] >= 1
     assert {len(s["top_k_candidates"]) for s in result["generation_steps"]} == {50}
     simple = requests.post(
-        f"{server.url}/generate", json={"prompt": "Hello", "max_tokens": 5}, timeout=60
+        f"{server.url}/generate", json={"prompt": "Hello", "max_tokens": 5}, timeout=PATIENCE_S
     ).json()
     assert simple["generated_text"] == "Hello" + simple["generated_only"]
-    status = requests.get(f"{server.url}/status/{simple['request_id']}", timeout=60).json()
+    status = requests.get(f"{server.url}/status/{simple['request_id']}", timeout=PATIENCE_S).json()
     assert status["status"] == "completed"
 
 
@@ -230,18 +231,20 @@ def test_the_app_of_an_asgi_server() -> None:
 
         def is_healthy() -> bool:
             try:
-                return httpx.get(f"{url}/health").status_code == 200
+                return httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
             except httpx.TransportError:
                 assert process.poll() is None, process.communicate()[1].decode()
                 return False
 
-        wait_until(is_healthy, 60)
-        answer = httpx.post(f"{url}/generate", json={"prompt": "Hello", "max_tokens": 3})
+        wait_until(is_healthy)
+        answer = httpx.post(
+            f"{url}/generate", json={"prompt": "Hello", "max_tokens": 3}, timeout=PATIENCE_S
+        )
         assert answer.json()["statistics"]["generated_tokens"] >= 1
-        assert httpx.get(f"{url}/docs").status_code == 200
+        assert httpx.get(f"{url}/docs", timeout=PATIENCE_S).status_code == 200
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_the_program_of_that_name() -> None:

@@ -14,13 +14,14 @@ import pytest
 from mlx_parallm.__main__ import COMMANDS, main
 from mlx_parallm.tools import bench
 from mlx_parallm.tools.bench import Client, Timing
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mlx_parallm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
 
 
 def test_it_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:

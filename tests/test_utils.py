@@ -37,6 +37,7 @@ from mlx_parallm.utils import (
 from tests.conftest import assert_no_leaks, tiny_llama
 from tests.engine import mock
 from tests.models import checkpoints
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -76,7 +77,7 @@ def alone(pair: tuple[Any, Any], prompt: str, max_tokens: int) -> str:
             tokens.append(int(token))
         return tokens
 
-    tokens = engine_of(pair).call(run).result(60)
+    tokens = engine_of(pair).call(run).result(PATIENCE_S)
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
@@ -217,7 +218,7 @@ def test_callers_on_many_threads_share_one_batch() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     wanted = batch_generate(loaded.model, loaded.tokenizer, PROMPTS[:8], max_tokens=20)
     assert all(answers[i] == wanted[i : i + 3] for i in range(6))
     assert session_of(loaded.model, loaded.tokenizer).engine.stats().accepted == 6 * 3 + 8

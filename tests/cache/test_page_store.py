@@ -32,6 +32,7 @@ from mlx_parallm.cache.prefixes.page_file import (
     unpack_arrays,
 )
 from mlx_parallm.cache.prefixes.page_store import PageStore
+from tests.waiting import PATIENCE_S
 
 MODEL = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -293,9 +294,11 @@ from mlx_parallm.cache.prefixes.page_store import PageStore
 from mlx_parallm.cache.prefixes.page_file import Record, TensorSpec
 store = PageStore(Path(sys.argv[1]), sys.argv[2], 1 << 30)
 layout = (TensorSpec("x", "U8", (100_000,)),)
-print("ready", flush=True)
 for number in itertools.count():
     store.put(f"{number:040x}", Record(layout, bytes([number % 256]) * 100_000), wait=True)
+    if number == 3:
+        store.flush()
+        print("ready", flush=True)
 """
 
 
@@ -385,7 +388,7 @@ def test_a_slow_disk_drops_pages_or_waits(
     go = threading.Event()
 
     def slow(*arguments: Any) -> bytes:
-        assert go.wait(10)
+        assert go.wait(PATIENCE_S)
         return encode(*arguments)
 
     monkeypatch.setattr(page_store, "encode", slow)

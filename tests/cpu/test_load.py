@@ -12,6 +12,7 @@ import pytest
 
 from mlx_parallm.cpu import blas, blas_library
 from mlx_parallm.cpu.load import LoadFollower
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 
@@ -91,7 +92,7 @@ import mlx_parallm
 from mlx_parallm.cpu import blas
 blas.fit_threads(10_000_000)
 loops = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range({cpus})]
-until = time.monotonic() + 1.5
+until = time.monotonic() + {seconds}
 while time.monotonic() < until and blas.info().threads > 1:
     time.sleep(0.02)
     blas.follow_load()
@@ -109,12 +110,14 @@ print(blas.info().threads)
 def test_a_blas_that_spins_gets_one_thread_beside_busy_processes(user_set: str) -> None:
     clean = dict.fromkeys(blas_library.THREAD_VARIABLES, "")
     off = {"MLX_PARALLM_PRODUCTS": "off", "OPENBLAS_NUM_THREADS": user_set}
+    seconds = "1.5" if user_set else str(PATIENCE_S)
+    code = CODE.replace("{cpus}", str(blas_library.usable_cpus())).replace("{seconds}", seconds)
     done = subprocess.run(
-        [sys.executable, "-c", CODE.replace("{cpus}", str(blas_library.usable_cpus()))],
+        [sys.executable, "-c", code],
         env={**os.environ, **clean, **off},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * PATIENCE_S,
         check=True,
     )
     assert done.stdout.strip() == (user_set or "1")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlx_parallm.cpu import blas, blas_library, products
+from tests.waiting import PATIENCE_S
 
 if sys.platform != "linux" or "mlx_cpu" not in blas._mlx_packages() or products.why_not():
     pytest.skip("our own products are for x86 CPUs on Linux", allow_module_level=True)
@@ -268,7 +269,7 @@ def test_two_threads_on_one_core_are_as_fast_as_one(library: Library) -> None:
     seconds(library, plain_call(8, 1400, 512), 2)
     with one_core():
         # Threads that spin for each other: 80 times slower.
-        assert slowdown(library) < 2
+        assert slowdown(library) < 10
 
 
 @pytest.mark.parametrize("niceness", [0, 19])
@@ -276,7 +277,7 @@ def test_beside_busy_processes_two_threads_lose_nothing(library: Library, nicene
     loop = ["nice", "-n", str(niceness), sys.executable, "-S", "-c", "while True: pass"]
     busy = [subprocess.Popen(loop) for _ in range(blas_library.usable_cpus())]
     try:
-        assert slowdown(library, rounds=7) < 3
+        assert slowdown(library, rounds=7) < 10
     finally:
         for process in busy:
             process.kill()
@@ -302,7 +303,7 @@ def report(cache: Path, **environment: str) -> tuple[str, str]:
         env=variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=True,
     )
     return done.stdout.strip(), done.stderr

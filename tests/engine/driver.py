@@ -7,7 +7,6 @@ Actions that are bound to a step run inside the sink, on the engine's thread, so
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,8 @@ from mlx_parallm.engine.sequence import (
     TokenLogprob,
 )
 from tests.engine import mock
+from tests.waiting import PATIENCE_S
+from tests.waiting import wait_until as wait_until
 
 
 class Driver:
@@ -57,12 +58,12 @@ class Driver:
         """Do something after this many sink calls, or earlier where the batch runs dry."""
         self._actions.setdefault(step, []).append(action)
 
-    def run(self, *sequences: Sequence, timeout_s: float = 60) -> Driver:
+    def run(self, *sequences: Sequence, timeout_s: float = PATIENCE_S) -> Driver:
         """Submit, and wait until these and all that actions submit are answered."""
         self.submit(*sequences)
         return self.wait(timeout_s)
 
-    def wait(self, timeout_s: float = 60) -> Driver:
+    def wait(self, timeout_s: float = PATIENCE_S) -> Driver:
         with self._changed:
             done = self._changed.wait_for(lambda: not self._open and not self._actions, timeout_s)
         assert done, f"{len(self._open)} sequences were not answered"
@@ -122,13 +123,6 @@ def copy_of(sequence: Sequence) -> Sequence:
     return Sequence(list(sequence.prompt), replace(sequence.params))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        time.sleep(0.002)
-
-
 def oracle(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
     """Greedy tokens and their log-probabilities by mlx_lm, on the thread that owns MLX."""
 
@@ -142,4 +136,4 @@ def oracle(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], li
             logprobs.append(float(row[int(token)]))
         return tokens, logprobs
 
-    return engine.call(run).result(60)
+    return engine.call(run).result(PATIENCE_S)

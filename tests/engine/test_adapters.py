@@ -26,6 +26,7 @@ from tests.engine import mock
 from tests.engine.driver import Driver
 from tests.models import architectures
 from tests.models.lora.adapters import ALL, mlx_lm_adapter, with_mlx_lm
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -50,7 +51,7 @@ def bench(
     }
     for engine in engines.values():
         engine.start()
-        engine.wait_ready(60)
+        engine.wait_ready(PATIENCE_S)
     folders = [
         mlx_lm_adapter(
             folder / str(number),
@@ -172,7 +173,7 @@ def test_windows_and_states(name: str, tmp_path: Path) -> None:
         lambda: mock.loaded(model, vocab_size=architectures.vocab_size(name)), EngineConfig()
     )
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     modules = Modules(build())
     adapters = [Adapter(str(n), 1, read_folder(f, modules, 16)) for n, f in enumerate(folders)]
     driver, rows = Driver(engine), []
@@ -202,7 +203,7 @@ def test_a_new_version_in_mid_answer(bench: Bench, kind: str, recompute: bool) -
     switched: list[Any] = []
     driver.at_step(8, lambda: switched.append(engine.switch_adapter(new, recompute=recompute)))
     driver.run(*rows, other)
-    assert switched[0].result(10) == len(rows)
+    assert switched[0].result(PATIENCE_S) == len(rows)
     check(driver, other, oracles[2])
     for row in rows:
         assert row.versions == sorted(row.versions) and set(row.versions) == {1, 2}

@@ -22,6 +22,7 @@ from mlx_parallm.engine.sequence import FinishReason, SamplingParams, Sequence
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.loader import load_model
 from tests.engine.driver import Driver
+from tests.waiting import PATIENCE_S
 
 MAX_TOKENS = 24
 GRAMMARS = [
@@ -56,7 +57,7 @@ class House:
     compiler: Compiler
 
     def constraint(self, grammar: Grammar, gate: Gate | None = None) -> Constraint:
-        return self.compiler.constraint(grammar, gate, param="x").result(10)
+        return self.compiler.constraint(grammar, gate, param="x").result(PATIENCE_S)
 
     @property
     def loaded(self) -> Any:
@@ -72,7 +73,7 @@ def house() -> Iterator[House]:
     for name, settings_ in ENGINES.items():
         engine = Engine(lambda: load_model("bundled"), EngineConfig(**settings_))
         engine.start()
-        engine.wait_ready(60)
+        engine.wait_ready(PATIENCE_S)
         engines[name] = engine
     small = engines["preempting"].scheduler
     small.config = replace(small.config, kv_tokens=192)
@@ -106,7 +107,7 @@ def masked_alone(house: House, sequence: Sequence, matcher: LLMatcher) -> list[i
             tokens = [token]
         return said
 
-    return house.engines["plain"].call(run).result(60)
+    return house.engines["plain"].call(run).result(PATIENCE_S)
 
 
 def _pick(logits: np.ndarray, mask: bytes, params: SamplingParams, place: int) -> int:

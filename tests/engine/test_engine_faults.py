@@ -17,7 +17,8 @@ from mlx_parallm.errors import (
 )
 from tests.conftest import EngineFactory, assert_no_leaks
 from tests.engine import mock
-from tests.engine.driver import Driver, greedy, right, wait_until
+from tests.engine.driver import Driver, greedy, right
+from tests.waiting import PATIENCE_S, wait_until
 
 # Faults stay with their row (law 5)
 
@@ -175,7 +176,7 @@ def test_load_errors_are_told(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(load, EngineConfig())
     engine.start()
     with pytest.raises(ModelLoadError, match="no such folder"):
-        engine.wait_ready(10)
+        engine.wait_ready(PATIENCE_S)
     assert engine.state == "stopped"
     assert "no such folder" in (engine.reason or "")
     with pytest.raises(UnavailableError):
@@ -191,14 +192,14 @@ def test_a_call_made_while_loading_is_answered_when_loading_fails() -> None:
     go, asked = threading.Event(), threading.Event()
 
     def load() -> Any:
-        go.wait(10)
+        go.wait(PATIENCE_S)
         raise OSError("broken")
 
     engine = Engine(load, EngineConfig())
     engine.start()
     future = engine.call(asked.set)
     go.set()
-    future.result(10)
+    future.result(PATIENCE_S)
     assert asked.is_set()
 
 
@@ -206,7 +207,7 @@ def test_submit_while_loading_is_refused() -> None:
     go = threading.Event()
 
     def load() -> Any:
-        go.wait(10)
+        go.wait(PATIENCE_S)
         return mock.loaded(mock.MockModel())
 
     engine = Engine(load, EngineConfig())
@@ -217,7 +218,7 @@ def test_submit_while_loading_is_refused() -> None:
     with pytest.raises(TimeoutError):
         engine.wait_ready(0.01)
     go.set()
-    engine.wait_ready(10)
+    engine.wait_ready(PATIENCE_S)
     assert engine.state == "ready"
     engine.stop()
     assert engine.state == "stopped"
@@ -241,7 +242,7 @@ def test_stop_answers_everybody_and_frees_everything(make_engine: EngineFactory)
     driver.submit(*rows)
     wait_until(lambda: driver.steps > 3)
     engine.stop()
-    driver.wait(5)
+    driver.wait(PATIENCE_S)
     assert driver.reasons(rows) == [FinishReason.ERROR] * 5
     assert all(isinstance(driver.end(row).error, UnavailableError) for row in rows)
     assert engine.state == "stopped"
@@ -263,7 +264,7 @@ def test_a_broken_loop_answers_everybody(
         raise RuntimeError("a fault of the loop itself")
 
     monkeypatch.setattr("mlx_parallm.engine.engine.follow_load", break_it)
-    driver.wait(10)
+    driver.wait(PATIENCE_S)
     assert driver.reasons(rows) == [FinishReason.ERROR] * 2
     assert engine.state == "stopped"
     assert engine.reason
@@ -272,13 +273,13 @@ def test_a_broken_loop_answers_everybody(
 
 
 def test_calls_run_between_steps(engine: Engine) -> None:
-    assert engine.call(lambda: threading.current_thread().name).result(10) == "mlx-engine"
+    assert engine.call(lambda: threading.current_thread().name).result(PATIENCE_S) == "mlx-engine"
 
     def fail() -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        engine.call(fail).result(10)
+        engine.call(fail).result(PATIENCE_S)
     driver = Driver(engine).run(row := greedy([5], 3))
     assert right(driver, row)
 
@@ -296,7 +297,7 @@ def test_submissions_from_many_threads(engine: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert all(right(d, row) for d, own in zip(drivers, rows, strict=True) for row in own)
 
 

@@ -33,6 +33,7 @@ from tests.conftest import assert_no_leaks
 from tests.engine import mock
 from tests.engine.driver import Driver, copy_of, greedy, oracle
 from tests.models import architectures
+from tests.waiting import PATIENCE_S
 
 TOLERANCE = 1e-4
 VOCAB = architectures.VOCAB
@@ -127,7 +128,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def start(model: Any, vocab_size: int, **config: Any) -> Engine:
     engine = Engine(lambda: mock.loaded(model(), vocab_size=vocab_size), EngineConfig(**config))
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     return engine
 
 
@@ -139,7 +140,7 @@ def bound(engine: Engine, **bounds: Any) -> None:
         if engine.runner.prefixes is not None:
             engine.runner.prefixes.tree.clear()
 
-    engine.call(apply).result(10)
+    engine.call(apply).result(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ def test_prompt_logprobs_equal_a_direct_computation(engines: dict[str, Engine]) 
         assert scores is not None and scores[0] is None
         assert len(scores) == len(row.prompt)
         for place, (token, entry) in enumerate(zip(row.prompt[1:], scores[1:], strict=True)):
-            line = table.result(10)[place]
+            line = table.result(PATIENCE_S)[place]
             assert entry is not None and entry.token_id == token
             assert entry.logprob == pytest.approx(line[token], abs=TOLERANCE)
             assert [v for _, v in entry.top] == pytest.approx(sorted(line)[:-4:-1], abs=TOLERANCE)
@@ -406,7 +407,7 @@ def test_memory_is_back_at_its_level(
         driver.at_step(4, lambda: engine.abort([s.id for s in rows[:3]]))
         driver.run(*rows)
         assert_no_leaks(engine)
-        return engine.call(active).result(10)
+        return engine.call(active).result(PATIENCE_S)
 
     # The same shapes again: MLX and its kernels keep something for each shape.
     level = max(one_round(seed) for seed in (0, 1, 2))

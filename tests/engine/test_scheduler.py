@@ -16,6 +16,7 @@ from mlx_parallm.engine.plan import SchedulerConfig
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 from tests.engine.simulation import ENDED, Simulation, sequence
+from tests.waiting import PATIENCE_S
 
 
 class Machine(RuleBasedStateMachine):
@@ -287,4 +288,4 @@ def test_the_scheduler_needs_no_mlx() -> None:
         "import sys, mlx_parallm.engine.scheduler\n"
         "sys.exit(any(name == 'mlx' or name.startswith('mlx.') for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S).returncode == 0

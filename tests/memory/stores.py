@@ -9,15 +9,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_STARTUP_S = 30.0
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def free_port() -> int:
@@ -38,11 +37,12 @@ def redis_server() -> Iterator[str]:
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        _wait_for(port, process)
-        yield f"redis://127.0.0.1:{port}/0"
+        address = f"redis://127.0.0.1:{port}/0"
+        _wait_for(process, lambda: _redis_answers(address))
+        yield address
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -79,12 +79,13 @@ def postgres_server() -> Iterator[str]:
             env=environment,
             **as_owner,
         )
-        _wait_for(port, process)
-        yield f"postgresql://test@127.0.0.1:{port}/postgres"
+        address = f"postgresql://test@127.0.0.1:{port}/postgres"
+        _wait_for(process, lambda: _postgres_answers(address))
+        yield address
     finally:
         if process is not None:
             process.send_signal(signal.SIGINT)  # which does not wait for clients
-            process.wait(20)
+            process.wait(PATIENCE_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -118,14 +119,30 @@ def _owner() -> pwd.struct_passwd | None:
     return None
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + _STARTUP_S
-    while time.monotonic() < until:
+def _redis_answers(address: str) -> bool:
+    import redis
+
+    try:
+        with redis.Redis.from_url(address) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _postgres_answers(address: str) -> bool:
+    import psycopg
+
+    try:
+        psycopg.connect(address).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _wait_for(process: subprocess.Popen[bytes], answers: Callable[[], bool]) -> None:
+    def ready() -> bool:
         if process.poll() is not None:
             pytest.fail(f"the server ended at once with {process.returncode}")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(0.3)  # it may still be starting up behind its port
-                return
-        time.sleep(0.05)
-    pytest.fail("the server did not start")
+        return answers()
+
+    wait_until(ready)

@@ -15,6 +15,7 @@ from mlx_parallm.memory.backends.backend import MemoryBackend
 from mlx_parallm.memory.backends.stores import open_backend
 from mlx_parallm.memory.document import DocumentFiles
 from tests.memory.conftest import make_document, payload
+from tests.waiting import PATIENCE_S
 
 SIZE = 20000  # memories of a document: some megabytes, so that the end comes in the middle
 
@@ -60,7 +61,7 @@ def _write_and_kill(address: str, folder: Path, after_s: float) -> int:
     writer.send_signal(signal.SIGKILL)
     lines = writer.stdout.read().split()
     writer.stdout.close()
-    writer.wait(10)
+    writer.wait(PATIENCE_S)
     return len(lines)
 
 

@@ -18,6 +18,7 @@ from mlx_parallm.memory.document import Document, DocumentFiles
 from mlx_parallm.memory.submission import Source
 from mlx_parallm.models.loader import LoadedModel
 from tests.memory.conftest import make_document, payload
+from tests.waiting import PATIENCE_S
 
 TEXT = "Anna has a red bicycle and lives by the river."
 
@@ -52,7 +53,7 @@ def flip(backend: Any, uid: str) -> None:
 def engine(llama_factory: Callable[..., LoadedModel]) -> Any:
     found = Engine(llama_factory, EngineConfig(max_batch_size=4))
     found.start()
-    found.wait_ready(60)
+    found.wait_ready(PATIENCE_S)
     yield found
     found.stop()
 
@@ -64,7 +65,7 @@ def test_damage_is_named_and_can_be_mended(
     open_again()  # which clears the store at the end
     manager = MemoryManager(engine, open_again())
     for name in ("ill", "well"):
-        manager.add([Source(TEXT, id="a")], name).wait(30)
+        manager.add([Source(TEXT, id="a")], name).wait(PATIENCE_S)
     before = manager.request(["well"]).view.size
     harm(manager.backend, manager.collection("ill").documents[0].uid)
     with pytest.raises(DamagedMemoriesError, match=r"'ill'.*'a'") as refused:
@@ -73,7 +74,9 @@ def test_damage_is_named_and_can_be_mended(
     assert "'a'" in str(manager.problem(manager.collection("ill")))
     assert manager.problem(manager.collection("well")) is None
     assert manager.request(["well"]).view.size == before
-    manager.add([Source(TEXT, id="a")], "ill").wait(30)  # the same again: not there, so made
+    manager.add([Source(TEXT, id="a")], "ill").wait(
+        PATIENCE_S
+    )  # the same again: not there, so made
     assert manager.problem(manager.collection("ill")) is None
     assert manager.request(["ill"]).view.size == before
     manager.close()
@@ -84,13 +87,13 @@ def test_what_another_process_has_removed_is_made_again(
 ) -> None:
     open_again()  # which clears the store at the end
     manager, other = MemoryManager(engine, open_again()), open_again()
-    manager.add([Source(TEXT)]).wait(30)
+    manager.add([Source(TEXT)]).wait(PATIENCE_S)
     if other.shared:
         assert other.delete_collection("default")
-        manager.add([Source(TEXT)]).wait(30)
+        manager.add([Source(TEXT)]).wait(PATIENCE_S)
         assert [len(c.documents) for c in other.collections()] == [1]
     version = manager.collection("default").version
-    manager.add([Source(TEXT)]).wait(30)
+    manager.add([Source(TEXT)]).wait(PATIENCE_S)
     assert manager.collection("default").version == version  # it is there
     manager.close()
 
@@ -128,7 +131,7 @@ def test_descriptions_of_earlier_versions_are_read() -> None:
 def test_one_damaged_description_leaves_the_others(engine: Engine, tmp_path: Path) -> None:
     manager = MemoryManager(engine, SQLiteBackend(tmp_path))
     for name in ("ill", "well"):
-        manager.add([Source(TEXT, id="a")], name).wait(30)
+        manager.add([Source(TEXT, id="a")], name).wait(PATIENCE_S)
     manager.close()
     with sqlite3.connect(tmp_path / "memories.sqlite3") as db:
         db.execute("UPDATE documents SET header = 'x' || header WHERE collection = 'ill'")
@@ -138,7 +141,7 @@ def test_one_damaged_description_leaves_the_others(engine: Engine, tmp_path: Pat
     with pytest.raises(DamagedMemoriesError, match="'ill'"):
         manager.request(["ill"])
     assert manager.request(["well"]).view.size == len(TEXT)
-    manager.add([Source("More.")], "ill").wait(30)
+    manager.add([Source("More.")], "ill").wait(PATIENCE_S)
     manager.delete("ill", "a")
     assert manager.request(["ill"]).view.size == len("More.")
     manager.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mlx_parallm.memory.view import MemoryView
 from mlx_parallm.models.loader import BUNDLED, LoadedModel, load_model
 from tests.engine import mock
 from tests.memory.conftest import make_document
+from tests.waiting import PATIENCE_S, wait_until
 
 TEXT = "Anna has a red bicycle and lives by the river."
 LOGPROB_TOLERANCE = 1e-4
@@ -33,7 +36,7 @@ LOGPROB_TOLERANCE = 1e-4
 def start(load: Callable[[], LoadedModel], **config: Any) -> Engine:
     engine = Engine(load, EngineConfig(**config))
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     return engine
 
 
@@ -53,7 +56,7 @@ def manager(engine: Engine) -> Iterator[MemoryManager]:
 
 def add(manager: MemoryManager, text: str, collection: str = "default", **more: Any) -> Any:
     job = manager.add([Source(text, **more)], collection)
-    job.wait(30)
+    job.wait(PATIENCE_S)
     return job
 
 
@@ -67,7 +70,7 @@ def run(engine: Engine, sequences: list[Sequence]) -> list[Answer]:
     left = set(answers)
     engine.submit(sequences, inbox.put)
     while left:
-        for output in inbox.get(timeout=30):
+        for output in inbox.get(timeout=PATIENCE_S):
             assert output.error is None, output.error
             tokens, logprobs = answers[output.sequence_id]
             tokens += output.token_ids
@@ -266,17 +269,24 @@ def test_a_job_that_fails_says_why(manager: MemoryManager, monkeypatch: Any) -> 
     monkeypatch.setattr(manager.backend, "put", broken)
     job = manager.add([Source(TEXT)])
     with pytest.raises(Exception, match="failed on these memories"):
-        job.wait(30)
+        job.wait(PATIENCE_S)
     assert job.status == "failed" and manager.collections() == []
     monkeypatch.undo()
     add(manager, TEXT)
 
 
-def test_a_job_ends_with_its_manager(engine: Engine) -> None:
+def test_a_job_ends_with_its_manager(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = MemoryManager(engine, FAISSBackend())
-    job = manager.add([Source(TEXT * 20) for _ in range(50)])
-    manager.close()
-    assert job.ended.wait(10) and job.status == "cancelled"
+    closes, remember = threading.Event(), manager.jobs._remember
+    monkeypatch.setattr(
+        manager.jobs, "_remember", lambda *args: closes.wait(PATIENCE_S) and remember(*args)
+    )
+    job = manager.add([Source(TEXT * 20) for _ in range(5)])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(manager.close)
+        wait_until(lambda: manager.jobs._stopping)
+        closes.set()
+    assert job.ended.wait(PATIENCE_S) and job.status == "cancelled"
 
 
 # Text
@@ -323,7 +333,7 @@ def test_neighbours_become_one_span() -> None:
 def test_a_models_own_settings_are_the_defaults_of_position_zero() -> None:
     engine = Engine(lambda: load_model(BUNDLED), EngineConfig())
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     try:
         manager = MemoryManager(engine, FAISSBackend())
         add(manager, TEXT, "one")

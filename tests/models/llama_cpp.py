@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 _SERVER = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
@@ -82,7 +84,9 @@ def serve(file: Path, context: int = 128) -> Iterator[LlamaCpp]:
         try:
             line = next((line for line in process.stdout if line.startswith("listening")), "")
             assert line, f"llama.cpp does not load {file.name}"
-            with httpx.Client(base_url=line.split()[1], timeout=60, trust_env=False) as client:
+            with httpx.Client(
+                base_url=line.split()[1], timeout=PATIENCE_S, trust_env=False
+            ) as client:
                 yield LlamaCpp(client)
         finally:
             process.kill()

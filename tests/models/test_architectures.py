@@ -31,6 +31,7 @@ from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.adapting.adapt import NEEDS_METAL, UNSUPPORTED, adapt, check_supported
 from mlx_parallm.models.loader import LoadedModel
 from tests.models import architectures
+from tests.waiting import PATIENCE_S
 
 CHUNK = 7
 TOKENS = 10
@@ -85,11 +86,11 @@ class Batch:
         """Submit and wait until everything that was submitted by then is answered."""
         self._done.clear()
         self.submit(sequences)
-        assert self._done.wait(60), "the batch did not finish"
+        assert self._done.wait(PATIENCE_S), "the batch did not finish"
 
     def alone(self, prompt: list[int]) -> tuple[list[int], list[float]]:
         """What mlx_lm gives for a prompt, on the thread that made the model."""
-        return self.engine.call(lambda: self._alone(prompt)).result(60)
+        return self.engine.call(lambda: self._alone(prompt)).result(PATIENCE_S)
 
     def _alone(self, prompt: list[int]) -> tuple[list[int], list[float]]:
         if self._oracle is None:
@@ -102,7 +103,7 @@ class Batch:
 
     def __enter__(self) -> Batch:
         self.engine.start()
-        self.engine.wait_ready(60)
+        self.engine.wait_ready(PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:

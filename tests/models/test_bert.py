@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from mlx_parallm.settings import Settings
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy
 from tests.models import checkpoints
+from tests.waiting import wait_until
 
 SIZE, LAYERS, HEADS = 32, 2, 4
 TEXTS = [[3, 4, 5], [9], list(range(3, 200)), list(range(250, 90, -1)), [7] * 12, [200, 8]]
@@ -155,10 +155,7 @@ def test_an_encoder_does_not_generate(make_engine: Callable[..., Engine], tmp_pa
 def _served(path: str) -> Iterator[TestClient]:
     app = create_app(Settings(model_path=path))
     with TestClient(app) as served:
-        until = time.monotonic() + 30
-        while served.get("/health").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: served.get("/health").status_code == 200)
         yield served
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import PATIENCE_S
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -14,7 +16,9 @@ def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     """Run a Python script with arguments, and with these variables in its environment too."""
     command = [sys.executable, str(SCRIPTS / name), *arguments]
     variables = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=150, env=variables)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, env=variables
+    )
 
 
 def succeed(name: str, *arguments: str, **environment: str) -> str:

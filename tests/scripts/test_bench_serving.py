@@ -9,9 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from benchlib.serving.presets import LLAMA, MLX_LM, OURS, PRESETS, quick
 from tokenizers import Tokenizer
 
 from tests.scripts.runner import SCRIPTS, run, succeed
+from tests.waiting import PATIENCE_S, wait_until
 
 # --- servers ------------------------------------------------------------------------------
 
@@ -171,7 +170,7 @@ def test_bench_serving_options(url: str, tmp_path: Path, options: list[str]) -> 
 
 def test_a_run_that_is_ended_takes_its_servers_with_it(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    server = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    server = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     spawned = f"it={shlex.join([sys.executable, '-c', server])}"
     command = [sys.executable, str(SCRIPTS / "bench_serving.py"), "--spawn", spawned]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -179,14 +178,6 @@ def test_a_run_that_is_ended_takes_its_servers_with_it(tmp_path: Path) -> None:
         process.terminate()
     assert process.returncode == 143
     wait_until(lambda: not is_running(int(pid.read_text())))
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """At most 10 seconds."""
-    until = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def is_running(pid: int) -> bool:
@@ -205,7 +196,7 @@ def test_metrics_tell_how_full_the_batch_was(url: str) -> None:
     request = urllib.request.Request(
         f"{url}/v1/completions", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         assert response.status == 200
     after = it._decoding()
     assert before is not None and after is not None

@@ -12,6 +12,8 @@ import pytest
 from decisions_eval.calibration import Judged, calibration
 from decisions_eval.tasks import GROUPS, Group
 
+from tests.waiting import PATIENCE_S
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_decisions.py"
 
 
@@ -57,7 +59,7 @@ def test_a_short_run(tmp_path: Path) -> None:
         "--plot",
         str(plot),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
     assert set(found) == {*(group.name for group in GROUPS), "all"}

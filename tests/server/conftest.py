@@ -7,10 +7,12 @@ answer: calls of tools, stop strings and broken characters are tested by sending
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +36,8 @@ from mlx_parallm.server.runner import Runner
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.server.tls import tls_context
 from mlx_parallm.settings import Settings
+from tests.waiting import PATIENCE_S
+from tests.waiting import wait_until as wait_until
 
 END, USER, ASSISTANT = 0, 1, 2
 FIRST_BYTE = 3
@@ -120,6 +124,7 @@ class ParrotEngine:
 
     step_s: float = 0.0005
     load_s: float = 0.0
+    may_load: threading.Event | None = None
     load_error: str | None = None
     room: int = 1024
     state: str = "loading"
@@ -131,6 +136,7 @@ class ParrotEngine:
     aborted: list[int] = field(default_factory=list)
     live: dict[int, _Live] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _steps_left: float = math.inf
 
     def start(self) -> None:
         threading.Thread(target=self._run, daemon=True).start()
@@ -160,6 +166,21 @@ class ParrotEngine:
                     self.aborted.append(id_)
                     live.sink([Output(id_, finish_reason=FinishReason.ABORT)])
 
+    @contextmanager
+    def held(self, steps: int = 0) -> Iterator[None]:
+        """Takes so many steps and no more meanwhile: what is live stays so, or is aborted."""
+        with self._lock:
+            self._steps_left = steps
+        try:
+            yield
+        finally:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Not held any more."""
+        with self._lock:
+            self._steps_left = math.inf
+
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.live))
 
@@ -172,6 +193,8 @@ class ParrotEngine:
 
     def _run(self) -> None:
         time.sleep(self.load_s)
+        if self.may_load is not None:
+            self.may_load.wait()
         if self.load_error is not None:
             self.state, self.reason = "stopped", self.load_error
             return
@@ -180,7 +203,9 @@ class ParrotEngine:
         while self.state != "stopped":
             time.sleep(self.step_s)
             with self._lock:
-                self._step()
+                if self.live and self._steps_left > 0:
+                    self._steps_left -= 1
+                    self._step()
 
     def _step(self) -> None:
         outbox: dict[int, tuple[Callable[[list[Output]], None], list[Output]]] = {}
@@ -245,11 +270,11 @@ class Served:
     ) -> None:
         self.app = app
         self.engine = engine
-        self.runner = Runner(app, drain_s=drain_s, answer_s=2, limits=limits, tls=tls)
+        self.runner = Runner(app, drain_s=drain_s, answer_s=20, limits=limits, tls=tls)
         self._socket = listen("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -285,7 +310,7 @@ class Served:
 
     def join(self) -> None:
         """Wait for the end."""
-        self._thread.join(20)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         self.http.close()
 
@@ -302,14 +327,6 @@ def parse_events(text: str, done: bool = True) -> list[dict[str, Any]]:
     if done:
         assert parts.pop() == "data: [DONE]"
     return [json.loads(part.removeprefix("data: ")) for part in parts]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Poll until it is true."""
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "it did not become true"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
-from tests.engine.driver import wait_until
+from tests.engine.brake import braked
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -268,9 +269,10 @@ def test_every_tokens_version_is_told(served: Any, folders: list[Path]) -> None:
     body = {"model": "moving", "prompt": PROMPT, "max_tokens": 300, "ignore_eos": True}
     body["return_weight_versions"] = True
     for stream in (False, True):
-        asked = Later(lambda: served.post(COMPLETIONS, **body, stream=stream))  # noqa: B023
-        wait_until(lambda: served.engine.stats().running > 0)
-        changed = load(served, "moving", folders[1], replace=True, running="recompute")
+        with braked(served.engine) as brake:
+            asked = Later(lambda: served.post(COMPLETIONS, **body, stream=stream))  # noqa: B023
+            brake.wait()
+            changed = load(served, "moving", folders[1], replace=True, running="recompute")
         version, text = changed.json()["version"], asked.wait().text
         if stream:
             text = next(line for line in text.splitlines() if "weight_versions" in line)[6:]
@@ -294,7 +296,7 @@ class Later:
         self._thread.start()
 
     def wait(self) -> Any:
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         return self.answer
 
 

@@ -14,6 +14,7 @@ from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.engine import mock
+from tests.engine.brake import braked
 from tests.models import architectures
 
 PROMPTS = ["First prompt", "Second prompt", "Third prompt"]
@@ -143,22 +144,19 @@ def test_configure_from_the_document(real: Any) -> None:
 
 
 def test_a_smaller_batch_holds_for_what_follows(helpers: Any) -> None:
-    def load() -> LoadedModel:
-        return mock.loaded(mock.MockModel(delay_s=0.002), mock.byte_tokenizer())
-
-    engine = Engine(load, EngineConfig(max_batch_size=8))
+    model = mock.MockModel()
+    engine = Engine(
+        lambda: mock.loaded(model, mock.byte_tokenizer()), EngineConfig(max_batch_size=8)
+    )
     served = helpers.Served(create_app(Settings(), engine), engine, 0.5)
     try:
         served.wait_ready()
         assert served.http.post("/v1/configure?max_batch_size=1").status_code == 200
         body = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
-        most = 0
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(served.ok, "/v1/generate_batch", prompts=PROMPTS, **body)
-            while not answer.done():
-                most = max(most, engine.stats().running)
-        assert most == 1
-        for prompt, result in zip(PROMPTS, answer.result()["results"], strict=True):
+        model.forwards.clear()
+        answer = served.ok("/v1/generate_batch", prompts=PROMPTS, **body)
+        assert {rows for rows, _ in model.forwards} == {1}
+        for prompt, result in zip(PROMPTS, answer["results"], strict=True):
             ids = mock.byte_tokenizer().encode(prompt)
             assert result["tokens"] == mock.expected(ids, 20)
     finally:
@@ -209,18 +207,19 @@ def test_ngrams_can_be_switched_on(llama_factory: Any, serve: Any, where: str) -
 
 def test_switched_on_while_sequences_run(helpers: Any) -> None:
     def load() -> LoadedModel:
-        return mock.loaded(mock.MockModel(delay_s=0.002), mock.byte_tokenizer())
+        return mock.loaded(mock.MockModel(), mock.byte_tokenizer())
 
     engine = Engine(load, EngineConfig(max_batch_size=4))
     served = helpers.Served(create_app(Settings(), engine), engine, 0.5)
     try:
         served.wait_ready()
         body = {"max_tokens": 150, "temperature": 0, "ignore_eos": True}
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, braked(engine, steps=10) as brake:
             answer = pool.submit(served.ok, "/v1/generate_batch", prompts=PROMPTS, **body)
-            helpers.wait_until(lambda: engine.stats().generated_tokens > 30)
+            brake.wait()
             options = {"use_speculative_decoding": True}
             assert served.http.post("/v1/configure", json=options).status_code == 200
+            brake.release()
             for prompt, result in zip(PROMPTS, answer.result()["results"], strict=True):
                 ids = mock.byte_tokenizer().encode(prompt)
                 assert result["tokens"] == mock.expected(ids, 150)

@@ -179,8 +179,9 @@ def test_stops(
 
 
 def test_a_stop_string_frees_the_row_at_once(server: Any, helpers: Any) -> None:
-    server.ok(PATH, prompt="ab", stop="ba", ignore_eos=True, max_tokens=500)
-    helpers.wait_until(lambda: not server.engine.live)
+    with server.engine.held(steps=10):
+        server.ok(PATH, prompt="ab", stop="ba", ignore_eos=True, max_tokens=500)
+        helpers.wait_until(lambda: not server.engine.live)
     assert server.engine.submitted[-1].id in server.engine.aborted
 
 

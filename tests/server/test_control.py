@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
-from tests.engine.driver import wait_until
+from tests.engine.brake import braked
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -46,19 +48,16 @@ class Asked:
         self.thread.start()
 
     def wait(self) -> Any:
-        self.thread.join(30)
+        self.thread.join(PATIENCE_S)
         return self.answer
-
-
-def running(served: Any) -> bool:
-    return bool(served.engine.stats().running)
 
 
 def test_keep_goes_on_where_it_was(served: Any) -> None:
     wanted = Asked(served, 400).wait().json()["choices"]
-    first = Asked(served, 400)
-    wait_until(lambda: running(served))
-    assert served.http.post("/pause?mode=keep").json() == {"status": "paused"}
+    with braked(served.engine) as brake:
+        first = Asked(served, 400)
+        brake.wait()
+        assert served.http.post("/pause?mode=keep").json() == {"status": "paused"}
     assert served.http.get("/is_paused").json() == {"is_paused": True}
     second = Asked(served, 2)
     before = served.engine.stats().generated_tokens
@@ -71,9 +70,13 @@ def test_keep_goes_on_where_it_was(served: Any) -> None:
 
 
 def test_wait_finishes_what_runs(served: Any) -> None:
-    first = Asked(served, 300)
-    wait_until(lambda: running(served))
-    assert served.http.post("/pause?mode=wait").status_code == 200
+    with braked(served.engine) as brake, ThreadPoolExecutor(1) as pool:
+        first = Asked(served, 300)
+        brake.wait()
+        pause = pool.submit(served.http.post, "/pause?mode=wait")
+        wait_until(lambda: not served.engine.scheduler.admits)
+        brake.release()
+    assert pause.result().status_code == 200
     assert first.wait().status_code == 200
     late = Asked(served, 2)
     time.sleep(0.05)
@@ -84,9 +87,10 @@ def test_wait_finishes_what_runs(served: Any) -> None:
 
 def test_abort_ends_what_runs(served: Any) -> None:
     for call in ("/pause", "/abort_requests"):
-        first = Asked(served, 450)
-        wait_until(lambda: running(served))
-        assert served.http.post(call).status_code == 200
+        with braked(served.engine) as brake:
+            first = Asked(served, 450)
+            brake.wait()
+            assert served.http.post(call).status_code == 200
         assert first.wait().status_code == 409
         served.http.post("/resume")
     unknown = served.post("/abort_requests", request_ids=["nobody"])

@@ -21,6 +21,8 @@ from mlx_parallm.server.memory_meter import MemoryMeter
 from mlx_parallm.server.output.json_text import compact
 from mlx_parallm.settings import Settings
 from tests.engine import mock
+from tests.engine.brake import braked
+from tests.waiting import PATIENCE_S
 
 PROMPT = "Mamba is a type of snake that"
 STATM = Path("/proc/self/statm")
@@ -90,11 +92,11 @@ def real(llama_factory: Callable[..., LoadedModel], helpers: Any) -> Iterator[An
 
 
 @pytest.fixture
-def slow(helpers: Any) -> Iterator[Any]:
-    """A server with one row, whose every step takes 5 ms."""
+def single(helpers: Any) -> Iterator[Any]:
+    """A server with one row."""
 
     def load() -> LoadedModel:
-        return mock.loaded(mock.MockModel(delay_s=0.005), mock.byte_tokenizer())
+        return mock.loaded(mock.MockModel(), mock.byte_tokenizer())
 
     engine = Engine(load, EngineConfig(max_batch_size=1))
     served = helpers.Served(create_app(Settings(), engine), engine, 0.5)
@@ -265,25 +267,27 @@ def test_an_unknown_request(real: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_cancel_frees_the_row_and_answers(slow: Any, helpers: Any, stream: bool) -> None:
+def test_cancel_frees_the_row_and_answers(single: Any, helpers: Any, stream: bool) -> None:
     long = {"prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": stream}
 
     def progress() -> dict[str, Any]:
-        found: dict[str, Any] = slow.http.get("/status/mine").json()
+        found: dict[str, Any] = single.http.get("/status/mine").json()
         return found
 
     with ThreadPoolExecutor(2) as pool:
         headers = {"x-request-id": "mine"}
-        running = pool.submit(slow.http.post, "/generate", json=long, headers=headers)
-        helpers.wait_until(lambda: progress()["tokens_generated"] > 2)
-        status = progress()
-        assert status["status"] == "processing"
-        assert status["tokens_generated"] + status["tokens_remaining"] == 400
-        waiting = pool.submit(slow.post, "/generate", prompt="y", max_tokens=2, ignore_eos=True)
-        helpers.wait_until(lambda: slow.engine.num_live == 2)
-        assert slow.http.delete("/status/mine").json()["status"] == "cancelled"
-        assert progress()["status"] == "cancelled"
-        answer = running.result(5)
+        with braked(single.engine):
+            running = pool.submit(single.http.post, "/generate", json=long, headers=headers)
+            helpers.wait_until(lambda: progress().get("tokens_generated", 0) > 2)
+            status = progress()
+            assert status["status"] == "processing"
+            assert status["tokens_generated"] + status["tokens_remaining"] == 400
+            short = {"prompt": "y", "max_tokens": 2, "ignore_eos": True}
+            waiting = pool.submit(single.post, "/generate", **short)
+            helpers.wait_until(lambda: single.engine.num_live == 2)
+            assert single.http.delete("/status/mine").json()["status"] == "cancelled"
+            assert progress()["status"] == "cancelled"
+        answer = running.result(PATIENCE_S)
         if stream:
             assert answer.status_code == 200
             *_, last = helpers.parse_events(answer.text, done=False)
@@ -292,27 +296,27 @@ def test_cancel_frees_the_row_and_answers(slow: Any, helpers: Any, stream: bool)
             assert answer.status_code == 409
             assert answer.json()["error"]["code"] == "request_cancelled"
         # The row is free: who waited for it is served.
-        assert waiting.result(5).json()["statistics"]["generated_tokens"] == 2
-    helpers.wait_until(lambda: slow.engine.num_live == 0 and slow.engine.stats().rows == 0)
-    assert slow.engine.stats().aborted == 1
+        assert waiting.result(PATIENCE_S).json()["statistics"]["generated_tokens"] == 2
+    helpers.wait_until(lambda: single.engine.num_live == 0 and single.engine.stats().rows == 0)
+    assert single.engine.stats().aborted == 1
     # Once more is no error, and changes nothing.
-    assert slow.http.delete("/status/mine").json() == progress()
+    assert single.http.delete("/status/mine").json() == progress()
 
 
-def test_cancel_before_the_start(slow: Any, helpers: Any) -> None:
+def test_cancel_before_the_start(single: Any, helpers: Any) -> None:
     long = {"prompt": "x", "max_tokens": 400, "ignore_eos": True}
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(slow.http.post, "/generate", json=long, headers={"x-request-id": "first"})
-        helpers.wait_until(lambda: slow.engine.stats().running == 1)
+    with ThreadPoolExecutor(2) as pool, braked(single.engine):
+        pool.submit(single.http.post, "/generate", json=long, headers={"x-request-id": "first"})
+        helpers.wait_until(lambda: single.engine.stats().running == 1)
         second = pool.submit(
-            slow.http.post, "/generate", json=long, headers={"x-request-id": "second"}
+            single.http.post, "/generate", json=long, headers={"x-request-id": "second"}
         )
-        helpers.wait_until(lambda: slow.http.get("/status/second").status_code == 200)
-        assert slow.http.delete("/status/second").status_code == 200
-        assert second.result(2).status_code == 409
-        assert slow.http.get("/status/first").json()["status"] == "processing"
-        assert slow.http.delete("/status/first").status_code == 200
-    helpers.wait_until(lambda: slow.engine.num_live == 0)
+        helpers.wait_until(lambda: single.http.get("/status/second").status_code == 200)
+        assert single.http.delete("/status/second").status_code == 200
+        assert second.result(PATIENCE_S).status_code == 409
+        assert single.http.get("/status/first").json()["status"] == "processing"
+        assert single.http.delete("/status/first").status_code == 200
+    helpers.wait_until(lambda: single.engine.num_live == 0)
 
 
 def test_the_registry_is_bounded() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import BUNDLED, LoadedModel, load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.waiting import PATIENCE_S, wait_until
 
 MEMORIES = "/v1/models/org/tiny/memories"
 COMPLETIONS = "/v1/completions"
@@ -55,13 +58,19 @@ def remember(real: Any, path: str = MEMORIES, **body: Any) -> dict[str, Any]:
     assert response.status_code == 202, response.text
     job = response.json()
     assert job["object"] == "memory.job" and job["total_tokens"] > 0
-    until = time.monotonic() + 30
-    while job["status"] in ("queued", "running") and time.monotonic() < until:
-        time.sleep(0.01)
-        job = real.http.get(f"/v1/memories/jobs/{job['id']}").json()
+    job = ended(real, job)
     assert job["status"] == "done", job
     assert job["done_tokens"] == job["total_tokens"] and job["progress"] == 1
     return dict(job)
+
+
+def ended(real: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """The job when nothing is left to do."""
+    until = time.monotonic() + PATIENCE_S
+    while job["status"] in ("queued", "running") and time.monotonic() < until:
+        time.sleep(0.01)
+        job = real.http.get(f"/v1/memories/jobs/{job['id']}").json()
+    return job
 
 
 def listed(real: Any) -> dict[str, Any]:
@@ -203,22 +212,29 @@ def test_what_was_accepted_goes_on_after_a_restart(
         return serve(engine, served_model_name=("org/tiny",), memory_dir=memory_dir)
 
     first = start()
-    texts = [{"text": f"{TEXT} {place}" * 8} for place in range(40)]
+    jobs = first.state.memories().jobs
+    remember, stops, count = jobs._remember, threading.Event(), itertools.count()
+
+    def two(*arguments: Any) -> bool:
+        assert next(count) < 2 or stops.wait(PATIENCE_S)
+        return bool(remember(*arguments))
+
+    jobs._remember = two
+    texts = [{"text": f"{TEXT} {place}" * 2} for place in range(8)]
     job = first.post(MEMORIES, documents=texts, window=64, stride=8).json()
     assert job["durable"] is True and job["status"] != "done"
     first.stop()
+    wait_until(lambda: jobs._stopping)
+    stops.set()
     first.join()
     other = start(1)  # another model leaves it alone
     assert error_of(other.http.get(f"/v1/memories/jobs/{job['id']}"), 404)
     other.stop()
     other.join()
     second = start()
-    until = time.monotonic() + 30
-    while job["status"] != "done" and time.monotonic() < until:
-        time.sleep(0.02)
-        job = second.http.get(f"/v1/memories/jobs/{job['id']}").json()
-    assert job["documents_done"] == 40 and job["total_tokens"] == job["done_tokens"]
-    assert len(listed(second)["default"]["documents"]) == 40
+    job = ended(second, second.http.get(f"/v1/memories/jobs/{job['id']}").json())
+    assert job["documents_done"] == 8 and job["total_tokens"] == job["done_tokens"]
+    assert len(listed(second)["default"]["documents"]) == 8
     assert second.state.memories().backend.kept_jobs() == []
     in_memory = start(folder=None)
     assert in_memory.post(MEMORIES, text=TEXT).json()["durable"] is False

@@ -109,11 +109,12 @@ def test_errors_become_the_sdks_own(client: openai.OpenAI) -> None:
 
 
 def test_an_error_in_a_stream(client: openai.OpenAI, server: Any, helpers: Any) -> None:
-    stream = client.completions.create(
-        model="parrot", prompt="ab", stream=True, max_tokens=400, extra_body={"ignore_eos": True}
-    )
-    next(stream)
-    with server.engine._lock:
+    extra = {"ignore_eos": True}
+    with server.engine.held(steps=3):
+        stream = client.completions.create(
+            model="parrot", prompt="ab", stream=True, max_tokens=400, extra_body=extra
+        )
+        next(stream)
         live = max(server.engine.live.values(), key=lambda live: live.sequence.id)
         live.answer = [byte + 3 for byte in helpers.CURSE.encode()]
     with pytest.raises(openai.APIError, match="failed"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlx_parallm.models.predictor import Predictor, load_predictors
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.waiting import wait_until
 
 MLP: dict[str, Any] = {
     "kind": "mlp",
@@ -107,10 +107,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         write(folder / "sine", LSTM, lstm_weights()),
     )
     with TestClient(create_app(Settings(predictor=folders))) as found:
-        until = time.monotonic() + 60
-        while found.get("/health").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_until(lambda: found.get("/health").status_code == 200)
         yield found
 
 

@@ -18,6 +18,8 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.engine.brake import braked
+from tests.waiting import PATIENCE_S
 
 COMPLETIONS = "/v1/completions"
 
@@ -166,9 +168,12 @@ def test_together_is_alone(real: Any) -> None:
 
 def test_a_disconnect_frees_the_rows(real: Any, helpers: Any) -> None:
     body = {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 4}
-    with httpx.stream("POST", real.url + COMPLETIONS, json=body) as response:
-        next(response.iter_bytes())
-    helpers.wait_until(lambda: real.engine.num_live == 0 and real.engine.stats().rows == 0, 3)
+    url = real.url + COMPLETIONS
+    with braked(real.engine):
+        with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as response:
+            next(response.iter_bytes())
+        helpers.wait_until(lambda: real.engine.num_live == 0)
+    helpers.wait_until(lambda: real.engine.stats().rows == 0)
     assert real.engine.stats().aborted >= 4
 
 

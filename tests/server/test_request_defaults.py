@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 
 @pytest.fixture
 def sampled(serve: Any) -> Any:
@@ -14,7 +16,7 @@ def sampled(serve: Any) -> Any:
 
     def ask(path: str, body: dict[str, Any], **options: Any) -> Any:
         served = serve(**options)
-        answer = httpx.post(f"{served.url}{path}", json=body, timeout=30)
+        answer = httpx.post(f"{served.url}{path}", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200, answer.text
         return served.engine.submitted[-1].params
 
@@ -76,12 +78,16 @@ def test_template_variables(serve: Any) -> None:
 
     def prompt(**more: Any) -> str:
         body = {"messages": [{"role": "user", "content": "hi"}], **more}
-        tokens = httpx.post(f"{served.url}/tokenize", json=body).json()["tokens"]
-        shown = httpx.post(f"{served.url}/detokenize", json={"tokens": tokens}).json()
+        tokens = httpx.post(f"{served.url}/tokenize", json=body, timeout=PATIENCE_S).json()[
+            "tokens"
+        ]
+        shown = httpx.post(
+            f"{served.url}/detokenize", json={"tokens": tokens}, timeout=PATIENCE_S
+        ).json()
         return str(shown["prompt"])
 
     assert prompt().endswith("server")
     assert prompt(chat_template_kwargs={"suffix": "client"}).endswith("client")
     assert prompt(chat_template_kwargs={"other": 1}).endswith("server")
-    text = httpx.post(f"{served.url}/tokenize", json={"prompt": "hi"}).json()
+    text = httpx.post(f"{served.url}/tokenize", json={"prompt": "hi"}, timeout=PATIENCE_S).json()
     assert text["count"] == 2

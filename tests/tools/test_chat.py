@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 COMMAND = [sys.executable, "-m", "mlx_parallm.tools.chat"]
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -49,7 +51,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._main, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 30) -> str:
+    def wait_for(self, pattern: str, seconds: float = PATIENCE_S) -> str:
         """What was shown up to a pattern, without colours; the rest stays for the next call."""
         until = time.monotonic() + seconds
         while not (found := re.search(pattern, self._shown)):
@@ -64,7 +66,7 @@ class Terminal:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
         os.close(self._main)
 
 
@@ -73,6 +75,7 @@ def _own_terminal() -> None:
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells have background jobs ignore it
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -108,7 +111,7 @@ def test_a_conversation_with_the_bundled_model(open_terminal: Any, tmp_path: Pat
     terminal.type("/nonsense\r")
     terminal.wait_for(r"no command /nonsense[^>]*>")
     terminal.type(CTRL_D)
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert [m["role"] for m in saved] == ["system", "user", "assistant", "user", "assistant"]
     assert saved[0]["content"] == "Be brief."
@@ -119,7 +122,7 @@ def test_its_server_ends_with_it(open_terminal: Any) -> None:
     terminal = open_terminal()
     shown = terminal.wait_for(r"bundled at http://127.0.0.1:\d+;")
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(20) == 128 + signal.SIGTERM
+    assert terminal.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     port = int(re.findall(r":(\d+);", shown)[0])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 1)
@@ -147,7 +150,7 @@ class _Slow(BaseHTTPRequestHandler):
             self._send({"error": {"message": "it broke"}})
             return
         try:
-            for _ in range(1000):
+            while True:
                 self._send({"choices": [{"delta": {"content": "more and "}}]})
                 time.sleep(0.02)
         except OSError:
@@ -180,7 +183,7 @@ def test_ctrl_c_stops_the_answer_only(open_terminal: Any, slow: tuple[str, type[
     terminal.wait_for("more and more")
     terminal.type(CTRL_C)
     terminal.wait_for(r"\[stopped\]\s*>")
-    assert server.left.wait(10)
+    assert server.left.wait(PATIENCE_S)
     terminal.type("break\r")
     terminal.wait_for("it broke")
     terminal.type("go on\r")
@@ -188,7 +191,7 @@ def test_ctrl_c_stops_the_answer_only(open_terminal: Any, slow: tuple[str, type[
     terminal.type(CTRL_C)
     terminal.wait_for(r"\[stopped\]\s*>")
     terminal.type(CTRL_D)
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
     said = [message["content"] for message in server.asked[-1]["messages"]]
     assert said[0] == "begin"
     assert said[1].startswith("more and ")

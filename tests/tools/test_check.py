@@ -14,6 +14,7 @@ from mlx_parallm.models.loader import load_model, resolve
 from mlx_parallm.tools.check import main
 from mlx_parallm.tools.checks.answers import Answer
 from mlx_parallm.tools.checks.numbers import QUICK, Reference, number_findings
+from tests.waiting import PATIENCE_S
 
 FIGURES = ("tokenizer", "stop tokens", "against mlx_lm", "4 rows against 1", "perplexity", "memory")
 
@@ -67,7 +68,7 @@ def test_strict_refuses_it(endless: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_what_mlx_lm_says_otherwise_fails() -> None:
     engine = Engine(lambda: load_model("bundled"), EngineConfig(max_batch_size=4))
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     try:
         ids = [5, 6, 7, 8, 9]
         other = Answer([1, 2, 3], [-0.1] * 3, [5.0] * 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+from time import monotonic
 
 
 class OncePerMinute(logging.Filter):
@@ -19,7 +19,7 @@ class OncePerMinute(logging.Filter):
         self._left_out: dict[str, int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind, now = str(record.msg).partition("\n")[0][:200], time.monotonic()
+        kind, now = str(record.msg).partition("\n")[0][:200], monotonic()
         if now < self._next.get(kind, 0.0):
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return False

@@ -7,6 +7,7 @@ import pytest
 from mlx_parallm.engine.grammar import Compiler, Constraint, Gate, Grammar
 from tests.engine import mock
 from tests.engine.grammar.words import tokens
+from tests.waiting import PATIENCE_S
 
 OPEN, CLOSE = mock.USER, mock.ASSISTANT  # special tokens: "<think>" and "</think>" here
 SCHEMA = {
@@ -18,7 +19,7 @@ SCHEMA = {
 
 
 def made(compiler: Compiler, grammar: Grammar | None, gate: Gate | None = None) -> Constraint:
-    return compiler.constraint(grammar, gate, param="x").result(10)
+    return compiler.constraint(grammar, gate, param="x").result(PATIENCE_S)
 
 
 def say(constraint: Constraint, said: list[int]) -> Constraint:

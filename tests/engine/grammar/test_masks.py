@@ -14,6 +14,7 @@ from mlx_parallm.engine.grammar.masks import MaskFiller, Masks, Wanted
 from mlx_parallm.models.sources.sources import BUNDLED, resolve
 from tests.engine import mock
 from tests.engine.grammar.words import allowed, tokens
+from tests.waiting import PATIENCE_S
 
 CLOSE, OPEN = mock.ASSISTANT, mock.USER
 EVERY = set(range(mock.VOCAB))
@@ -36,7 +37,7 @@ GATES = [
 def fill(*wanted: Wanted) -> Masks:
     filler = MaskFiller(mock.VOCAB, [mock.EOS])
     try:
-        return filler.start(wanted).result(10)
+        return filler.start(wanted).result(PATIENCE_S)
     finally:
         filler.close()
 
@@ -63,7 +64,7 @@ def test_masks_allow_what_is_taken(compiler: Compiler, data: st.DataObject) -> N
     rows = []
     for _ in range(data.draw(st.integers(1, 3))):
         grammar, gate = data.draw(st.sampled_from(GRAMMARS)), data.draw(st.sampled_from(GATES))
-        constraint = compiler.constraint(grammar, gate, param="x").result(10)
+        constraint = compiler.constraint(grammar, gate, param="x").result(PATIENCE_S)
         walk, guesses = constraint.copy(), []
         for _ in range(data.draw(st.integers(0, 5))):
             choices = sorted(taken_alone(walk) - {mock.EOS})
@@ -118,7 +119,7 @@ def test_guesses_that_were_wrong_leave_nothing_behind() -> None:
 
 
 def test_what_is_behind_a_wrong_guess_is_free(compiler: Compiler) -> None:
-    constraint = compiler.constraint(Grammar.choice(["ab"]), param="x").result(10)
+    constraint = compiler.constraint(Grammar.choice(["ab"]), param="x").result(PATIENCE_S)
     masks = fill(Wanted(constraint, 0, tokens("xb")))
     assert allowed(masks, 0) == set(tokens("a"))
     assert allowed(masks, 1) == allowed(masks, 2) == EVERY
@@ -129,7 +130,7 @@ def test_what_is_behind_a_wrong_guess_is_free(compiler: Compiler) -> None:
 def test_ends_are_withheld_where_anything_else_is_allowed(
     compiler: Compiler, said: str, ends: bool
 ) -> None:
-    constraint = compiler.constraint(Grammar.regex("a{1,3}b*"), param="x").result(10)
+    constraint = compiler.constraint(Grammar.regex("a{1,3}b*"), param="x").result(PATIENCE_S)
     for token in tokens(said):
         constraint.take(token)
     masks = fill(Wanted(constraint, 0, [], ends=[mock.EOS, *tokens("b")], withheld=1))
@@ -138,8 +139,8 @@ def test_ends_are_withheld_where_anything_else_is_allowed(
 
 
 def test_a_grammar_without_a_next_token_is_an_error(compiler: Compiler) -> None:
-    constraint = compiler.constraint(Grammar.choice(["a"]), param="x").result(10)
-    well = compiler.constraint(Grammar.choice(["a"]), param="x").result(10)
+    constraint = compiler.constraint(Grammar.choice(["a"]), param="x").result(PATIENCE_S)
+    well = compiler.constraint(Grammar.choice(["a"]), param="x").result(PATIENCE_S)
     constraint.take(tokens("a")[0])
     assert constraint.done
     constraint.matcher.consume_token(tokens("b")[0])  # type: ignore[union-attr]
@@ -151,7 +152,7 @@ def test_a_grammar_without_a_next_token_is_an_error(compiler: Compiler) -> None:
 
 
 def test_masks_are_words_of_32_bits(compiler: Compiler) -> None:
-    constraint = compiler.constraint(Grammar.json_object(), param="x").result(10)
+    constraint = compiler.constraint(Grammar.json_object(), param="x").result(PATIENCE_S)
     masks = fill(Wanted(constraint, 3))
     assert masks.words.dtype == np.uint32
     assert masks.words.shape == (1, -(-mock.VOCAB // 32))

@@ -20,6 +20,7 @@ from mlx_parallm.models.loader import LoadedModel
 from tests.conftest import assert_no_leaks
 from tests.engine import mock
 from tests.engine.driver import Driver, copy_of, greedy
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -53,7 +54,7 @@ def engines() -> Iterator[dict[str, Engine]]:
     }
     for engine in made.values():
         engine.start()
-        engine.wait_ready(60)
+        engine.wait_ready(PATIENCE_S)
     yield made
     for engine in made.values():
         assert_no_leaks(engine)
@@ -282,11 +283,11 @@ def test_reasons_are_counted(engines: dict[str, Engine]) -> None:
     after = engine.stats().speculation_reasons
     assert sum(after.values()) >= sum(before.values()) + 10
     assert after["off"] == before["off"] == 0
-    engine.configure(speculate=False).result(10)
+    engine.configure(speculate=False).result(PATIENCE_S)
     try:
         Driver(engine).run(greedy([1, 2, 3], 9))
     finally:
-        engine.configure(speculate=True).result(10)
+        engine.configure(speculate=True).result(PATIENCE_S)
     paused = engine.stats().speculation_reasons
     assert paused.pop("off") >= 8
     assert paused == {reason: n for reason, n in after.items() if reason != "off"}
@@ -306,4 +307,4 @@ def test_a_draft_with_another_tokenizer_is_refused(
     engine = Engine(llama_factory, EngineConfig(speculative="draft"), foreign)
     engine.start()
     with pytest.raises(ModelLoadError, match="tokenizers differ"):
-        engine.wait_ready(60)
+        engine.wait_ready(PATIENCE_S)

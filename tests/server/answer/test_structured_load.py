@@ -15,6 +15,7 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.waiting import PATIENCE_S
 
 COMPLETIONS = "/v1/completions"
 
@@ -44,7 +45,7 @@ def test_answers_are_valid_or_too_long(real: Any) -> None:
     assert kinds.count("valid") > 24
 
 
-def test_a_hostile_schema_does_not_stop_the_streams(real: Any) -> None:
+def test_a_hostile_schema_does_not_stop_the_streams(real: Any, helpers: Any) -> None:
     """Eight streams decode; a schema that compiles for minutes is refused beside them."""
     gaps: list[float] = []
     stop = threading.Event()
@@ -62,21 +63,19 @@ def test_a_hostile_schema_does_not_stop_the_streams(real: Any) -> None:
                 if stop.is_set():
                     return
 
-    def hostile(place: int) -> float:
+    def hostile(place: int) -> None:
         schema: Any = {"patternProperties": {f"^{i}a.*b": {} for i in range(900 - place)}}
-        began = time.perf_counter()
         response = real.post(COMPLETIONS, prompt="x", json_schema=schema)
         assert response.status_code == 400
         assert "too expensive" in response.json()["error"]["message"]
-        return time.perf_counter() - began
 
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(stream, seed) for seed in range(8)]
-        time.sleep(0.3)
-        took = [hostile(place) for place in range(2)]
+        helpers.wait_until(lambda: len(gaps) > 8)
+        for place in range(2):
+            hostile(place)
         stop.set()
         for one in streams:
             one.result()
-    # Shared machines are slow for moments; a compiler in the way would hold all for minutes.
-    assert max(gaps) < 2.0
-    assert max(took) < 5.0
+    # A compiler in the way would hold all for minutes.
+    assert max(gaps) < PATIENCE_S / 2

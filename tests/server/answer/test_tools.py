@@ -67,6 +67,16 @@ def test_a_stream_of_calls(server: Any) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_call_at_a_time(server: Any, stream: bool) -> None:
     request = ask(CALL + OTHER, parallel_tool_calls=False)
+    with server.engine.held(steps=len(CALL.encode()) + 10):
+        calls, reason = _calls(server, request, stream)
+    assert len(calls) == 1
+    assert reason == "tool_calls"
+    # It was ended early, in the engine too.
+    assert server.engine.submitted[-1].id in server.engine.aborted
+
+
+def _calls(server: Any, request: dict[str, Any], stream: bool) -> tuple[list[Any], str]:
+    """The calls of an answer, and its finish_reason."""
     if stream:
         events = server.events(PATH, **request)
         pieces = [c for e in events for c in e["choices"][0]["delta"].get("tool_calls", ())]
@@ -75,10 +85,7 @@ def test_one_call_at_a_time(server: Any, stream: bool) -> None:
     else:
         choice = server.ok(PATH, **request)["choices"][0]
         calls, reason = choice["message"]["tool_calls"], choice["finish_reason"]
-    assert len(calls) == 1
-    assert reason == "tool_calls"
-    # It was ended early, in the engine too.
-    assert server.engine.submitted[-1].id in server.engine.aborted
+    return calls, reason
 
 
 def test_a_call_that_does_not_parse_is_text(server: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -173,13 +174,11 @@ def test_props(server: Any, helpers: Any) -> None:
 
 
 def test_slots_tell_how_many_are_busy(serve: Any, helpers: Any) -> None:
-    slow = serve(helpers.ParrotEngine(step_s=0.02))
-    body = {"prompt": "long " * 60, "stream": True}
-    with slow.http.stream("POST", "/completion", json=body) as response:
-        # A generator that is let go closes the stream.
-        received = response.iter_lines()
-        next(received)
-        busy = [slot["is_processing"] for slot in slow.http.get("/slots").json()]
+    server = serve()
+    with ThreadPoolExecutor(1) as pool, server.engine.held():
+        pool.submit(server.post, "/completion", prompt="long")
+        helpers.wait_until(lambda: len(server.engine.live) == 1)
+        busy = [slot["is_processing"] for slot in server.http.get("/slots").json()]
     assert busy == [True] + [False] * (len(busy) - 1)
 
 
@@ -219,11 +218,14 @@ def test_errors_are_llama_cpps(server: Any, serve: Any) -> None:
 
 def test_an_error_in_a_stream(server: Any, helpers: Any) -> None:
     body = {"prompt": "long " * 40, "stream": True}
-    with server.http.stream("POST", "/completion", json=body) as response:
+    with (
+        server.engine.held(steps=3),
+        server.http.stream("POST", "/completion", json=body) as response,
+    ):
         received = response.iter_lines()
         next(received)
-        with server.engine._lock:
-            live = max(server.engine.live.values(), key=lambda live: live.sequence.id)
-            live.answer = ids(helpers.CURSE)
+        live = max(server.engine.live.values(), key=lambda live: live.sequence.id)
+        live.answer = ids(helpers.CURSE)
+        server.engine.go_on()
         last = [line for line in received if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == 500

@@ -16,6 +16,7 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.waiting import PATIENCE_S
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": [2]}}</tool_call>'
 TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -244,9 +245,9 @@ def test_errors_are_ollamas(client: ollama.Client) -> None:
 
 def test_an_error_in_a_stream(client: ollama.Client, server: Any, helpers: Any) -> None:
     messages = [{"role": "user", "content": "long " * 40}]
-    stream = iter(client.chat(model="parrot", messages=messages, stream=True))
-    next(stream)
-    with server.engine._lock:
+    with server.engine.held(steps=3):
+        stream = iter(client.chat(model="parrot", messages=messages, stream=True))
+        next(stream)
         live = max(server.engine.live.values(), key=lambda live: live.sequence.id)
         live.answer = [byte + 3 for byte in helpers.CURSE.encode()]
     with pytest.raises(ollama.ResponseError, match="failed"):
@@ -255,7 +256,7 @@ def test_an_error_in_a_stream(client: ollama.Client, server: Any, helpers: Any) 
 
 def test_a_client_that_leaves_frees_its_row(server: Any, helpers: Any) -> None:
     body = {"model": "parrot", "messages": [{"role": "user", "content": "long " * 50}]}
-    with httpx.stream("POST", server.url + "/api/chat", json=body) as response:
+    with httpx.stream("POST", server.url + "/api/chat", json=body, timeout=PATIENCE_S) as response:
         next(response.iter_lines())
     helpers.wait_until(lambda: not server.engine.live)
 

@@ -228,13 +228,14 @@ def test_streams_are_stored(client: Any) -> None:
 
 
 def test_cancel(serve: Any, helpers: Any, connect: Any) -> None:
-    server = serve(helpers.ParrotEngine(step_s=0.02))
+    server = serve()
     client = connect(server)
-    stream = client.responses.create(model="parrot", input="long " * 50, stream=True)
-    events = [next(stream) for _ in range(6)]
-    id_ = events[0].response.id
-    assert client.responses.cancel(id_).status == "cancelled"
-    last = list(stream)[-1]
+    with server.engine.held(steps=6):
+        stream = client.responses.create(model="parrot", input="long " * 50, stream=True)
+        events = [next(stream) for _ in range(6)]
+        id_ = events[0].response.id
+        assert client.responses.cancel(id_).status == "cancelled"
+        last = list(stream)[-1]
     assert (last.type, last.response.status) == ("response.failed", "cancelled")
     helpers.wait_until(lambda: not server.engine.live)
     assert client.responses.retrieve(id_).status == "cancelled"
@@ -348,10 +349,12 @@ def test_errors(server: Any, change: dict[str, Any], param: str | None) -> None:
 
 
 def test_an_error_in_a_stream_is_an_event(serve: Any, helpers: Any) -> None:
-    server = serve(helpers.ParrotEngine(step_s=0.02), request_timeout=0.3)
-    with server.http.stream("POST", PATH, json={"input": "x" * 200, "stream": True}) as response:
-        assert response.status_code == 200
-        response.read()
+    for seconds in (0.2, 2, 20):  # long enough for the first token
+        server = serve(request_timeout=seconds)
+        with server.engine.held(steps=1):
+            response = server.post(PATH, input="x" * 200, stream=True)
+        if response.status_code == 200:
+            break
     events = events_of(response)
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["response"]["error"]["code"] == "server_error"

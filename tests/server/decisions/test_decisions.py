@@ -19,6 +19,7 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.schemas.decisions import DecisionsResponse, SystemOneResponse
 from mlx_parallm.settings import Settings
+from tests.waiting import PATIENCE_S
 
 DECISIONS, SYSTEM_ONE = "/v1/decisions", "/v1/systemone"
 STATE = "The key is under the red mat. The cat sleeps on the roof."
@@ -141,7 +142,7 @@ class Direct:
         ids = self.tokenizer.encode(prompt + option, add_special_tokens=False)
         assert ids[: len(before)] == before
         ids += [self.tokenizer.eos_token_id] if ends else []
-        table = self._engine.call(lambda: self._table(ids)).result(60)
+        table = self._engine.call(lambda: self._table(ids)).result(PATIENCE_S)
         places = range(len(before), len(ids))
         return float(sum(table[place - 1, ids[place]] for place in places))
 

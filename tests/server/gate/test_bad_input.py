@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HUGE = 10**400
 
@@ -244,7 +246,7 @@ def test_a_body_that_only_claims_to_be_large(server: Any) -> None:
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: 99999999999\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as client:
         client.sendall(head)
         # Answered without waiting for a body.
         assert client.recv(1000).startswith(b"HTTP/1.1 413 ")

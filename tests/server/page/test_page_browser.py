@@ -16,12 +16,14 @@ from mlx_parallm.models.loader import load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.waiting import PATIENCE_S
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
 
+sync_api.expect.set_options(timeout=PATIENCE_S * 1000)
 FACTS = "The code of Mira is 57. The code of Tom is 23. The code of Anna is 91."
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
 
@@ -29,7 +31,9 @@ CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        started = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE_S * 1000
+        )
         yield started
         started.close()
 
@@ -61,7 +65,7 @@ def opened(browser: Any) -> Iterator[Open]:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(PATIENCE_S * 1000)
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(server.url)
@@ -168,7 +172,7 @@ def test_a_copied_command_asks_the_same(bundled: Any, opened: Open) -> None:
     answer.get_by_role("button", name="Copy as curl").click()
     command = page.evaluate("navigator.clipboard.readText()")
     assert "It'\\''s a test." in command and '"temperature": 0' in command
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE_S)
     events = [
         json.loads(line[6:]) for line in done.stdout.split("\n\n") if line.startswith("data: {")
     ]
@@ -233,15 +237,16 @@ def test_decisions_are_bars(bundled: Any, opened: Open) -> None:
 
 
 def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
-    server = serve(helpers.ParrotEngine(step_s=0.01))
+    server = serve()
     page = opened(server)
     page.get_by_label("Message", exact=True).fill("polly " * 40)
-    page.keyboard.press("Enter")
     answer = page.locator(".message.assistant")
-    sync_api.expect(answer).to_contain_text("polly polly")
-    page.get_by_role("button", name="Stop").click()
-    sync_api.expect(answer).to_contain_text("stopped")
-    helpers.wait_until(lambda: len(server.engine.aborted) == 1)
+    with server.engine.held(steps=20):
+        page.keyboard.press("Enter")
+        sync_api.expect(answer).to_contain_text("polly polly")
+        page.get_by_role("button", name="Stop").click()
+        sync_api.expect(answer).to_contain_text("stopped")
+        helpers.wait_until(lambda: len(server.engine.aborted) == 1)
     assert answer.locator(".prose").inner_text().count("polly") < 40
     page.get_by_role("button", name="Go on").click()
     sync_api.expect(page.locator(".versions")).to_have_text("2/2")
