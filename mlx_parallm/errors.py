@@ -14,6 +14,7 @@
     ├── RequestTimeoutError          408  request_timeout
     ├── RequestCancelledError        409  request_cancelled
     ├── ConflictError                409  conflict
+    │   └── NotMadeYetError          409  collection_not_ready    Retry-After
     ├── SequenceError                500  internal_error
     ├── ModelLoadError               (start-up)
     └── TrainingError                (mlx_parallm_train)
@@ -124,6 +125,13 @@ class ConflictError(ParallmError):
     status = 409
     type = "invalid_request_error"
     code = "conflict"
+
+
+class NotMadeYetError(ConflictError):
+    """Memories that are still being made: try again later."""
+
+    code = "collection_not_ready"
+    retry_after_s = 1
 
 
 class QueueFullError(ParallmError):

@@ -154,6 +154,11 @@ class JobRunner:
         """A job by its id."""
         return self._jobs.get(job_id)
 
+    def making(self, collection: str) -> MemoryJob | None:
+        """The oldest job that still makes memories of this collection."""
+        going = (job for job in self.jobs if job.status in ("queued", "running"))
+        return next((job for job in going if job.collection == collection), None)
+
     def add(self, job: MemoryJob) -> None:
         """Let a job wait for its turn."""
         self._jobs[job.id] = job

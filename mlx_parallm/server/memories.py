@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from mlx_parallm.errors import InvalidRequestError, NotFoundError
+from mlx_parallm.errors import InvalidRequestError, NotFoundError, NotMadeYetError
 from mlx_parallm.memory.backends.store_errors import DamagedMemoriesError
 from mlx_parallm.memory.manager import MemorySettings
 from mlx_parallm.server.schemas.collections import MemoryFields
@@ -34,6 +34,7 @@ async def memory_of(
 
     Raises:
         NotFoundError: an unknown collection.
+        NotMadeYetError: one that is still being made.
         InvalidRequestError: one of another model, or a layer that there is not.
         DamagedMemoriesError: one that was lost or changed on the disk.
     """
@@ -64,7 +65,12 @@ async def pinned(
         if ready is not None:
             return ready
         return await in_thread(state, lambda: manager.request(names, settings, used))
-    except (InvalidRequestError, NotFoundError, DamagedMemoriesError) as error:
+    except (
+        InvalidRequestError,
+        NotFoundError,
+        NotMadeYetError,
+        DamagedMemoriesError,
+    ) as error:
         if error.param is not None:
             error.param = prefix + error.param.removeprefix("memory.")
         raise

@@ -112,6 +112,34 @@ def test_collections_grow_by_versions_and_go(real: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x"}]}, "memory.collections"),
+        (COMPLETIONS, ASKED, "memory.collections"),
+        ("/v1/memories/search", {"query": "x"}, "collections"),
+    ],
+)
+def test_a_collection_that_is_still_being_made(
+    real: Any, path: str, asked: dict[str, Any], param: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """409 with the job's id and Retry-After, and not "unknown"; then it is there."""
+    chosen: dict[str, Any] = {"collections": ["slow"]}
+    body = {**asked, **(chosen if "query" in asked else {"memory": chosen})}
+    goes_on, manager = threading.Event(), real.state.memories()
+    find = manager.find
+    monkeypatch.setattr(manager, "find", lambda *asked: goes_on.wait(PATIENCE_S) and find(*asked))
+    job = real.post(MEMORIES, text=TEXT, collection="slow").json()
+    early = real.post(path, **body)
+    goes_on.set()
+    error = error_of(early, 409)
+    assert (error["code"], error["param"]) == ("collection_not_ready", param)
+    assert job["id"] in error["message"]
+    assert int(early.headers["retry-after"]) >= 1
+    wait_until(lambda: real.http.get(f"/v1/memories/jobs/{job['id']}").json()["status"] == "done")
+    assert real.post(path, **body).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("query", "param"),
     [
         ("", "collection"),
