@@ -81,6 +81,12 @@ class Dialect:
         """Whether the model's calls can be read."""
         return self.is_harmony or self.calls is not None
 
+    @property
+    def answer_start_ids(self) -> tuple[int, ...]:
+        """Harmony's tokens in front of the answer itself, which is its last message."""
+        parts = (harmony.CHANNEL, harmony.ANSWER_CHANNEL, harmony.MESSAGE)
+        return tuple(token for part in parts for token in self._ids(part))
+
     def reader(
         self,
         prompt: str,
@@ -123,8 +129,9 @@ class Dialect:
             InvalidRequestError: something that they cannot be held to.
         """
         if self.calls is None:
+            calls = "calls, messages in a channel," if self.is_harmony else "calls"
             raise UnsupportedError(
-                "This model's calls have no grammar here: only tool_choice none and auto are "
+                f"This model's {calls} have no grammar here: only tool_choice none and auto are "
                 "supported, without strict.",
                 param="tool_choice",
             )

@@ -29,6 +29,7 @@ ENDS = ("<|end|>", "<|call|>", "<|return|>")
 TOKENS = (START, CHANNEL, MESSAGE, "<|constrain|>", *ENDS)
 
 THINKING_CHANNEL = "analysis"
+ANSWER_CHANNEL = "final"
 _BORDERS = (START, CHANNEL, *ENDS)
 _ANY_TOKEN = re.compile("|".join(map(re.escape, TOKENS)))
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
@@ -146,4 +147,4 @@ def begun_channel(prompt: str) -> str | None:
     if not begun:
         return None
     channel = _CHANNEL.search(header)
-    return channel.group(1) if channel is not None else "final"
+    return channel.group(1) if channel is not None else ANSWER_CHANNEL

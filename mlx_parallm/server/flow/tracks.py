@@ -154,12 +154,14 @@ async def _chat_constraint(
     budget = body.thinking_token_budget
     if structure is None and budget is None:
         return None
-    gate = gate_before_answer(prompts.dialect, prompts.tokenizer, prompt.text or "", body.continued)
+    gate = gate_before_answer(prompts.dialect, prompt.text or "", body.continued)
     if budget is None:
         return await prompts.constraint(structure, gate)
     if prompts.dialect.thinking is None:
+        why = "it thinks in a channel" if prompts.dialect.is_harmony else "it has no marker for it"
         raise UnsupportedError(
-            "The end of this model's thinking cannot be forced.", param="thinking_token_budget"
+            f"The end of this model's thinking cannot be forced: {why}.",
+            param="thinking_token_budget",
         )
     if gate is None:
         # It does not think in this answer.

@@ -12,6 +12,7 @@ from mlx_parallm.engine.grammar import Gate, Grammar
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.answer.call_grammar import Wanted
+from mlx_parallm.server.answer.harmony import ANSWER_CHANNEL, begun_channel
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
 from mlx_parallm.server.schemas.structured import (
     StructuralTag,
@@ -115,9 +116,7 @@ def calls_of(body: ChatCompletionRequest, dialect: Dialect) -> Structure | None:
     return _structure("tools", lambda: Grammar.lark(text))
 
 
-def gate_before_answer(
-    dialect: Dialect, tokenizer: Any, prompt: str, continued: str | None
-) -> Gate | None:
+def gate_before_answer(dialect: Dialect, prompt: str, continued: str | None) -> Gate | None:
     """What lets a model think before its answer has to keep to a grammar.
 
     Args:
@@ -125,9 +124,8 @@ def gate_before_answer(
         continued: the message in it that the answer goes on with; None for a new one.
     """
     if dialect.is_harmony:
-        # The answer is the final channel's message.
-        names = ("<|channel|>", "final", "<|message|>")
-        return Gate(tuple(int(tokenizer.convert_tokens_to_ids(name)) for name in names))
+        begun = begun_channel(prompt) == ANSWER_CHANNEL
+        return None if begun else Gate(dialect.answer_start_ids)
     thinking = dialect.thinking
     if thinking is None:
         return None
