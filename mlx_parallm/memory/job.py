@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_parallm.errors import ParallmError, UnavailableError
+from mlx_parallm.errors import NotMadeYetError, ParallmError, UnavailableError
 from mlx_parallm.memory.capture import Capture, windows
 from mlx_parallm.memory.document import Document, pack
 from mlx_parallm.memory.text import Tokens
@@ -96,6 +96,15 @@ class MemoryJob:
     def __post_init__(self) -> None:
         self.document_ids = [document.id for document in self.documents]
         self.total = sum(document.cost(self.window, self.stride) for document in self.documents)
+
+    def not_made_yet(self) -> NotMadeYetError:
+        """For whoever asks for its collection before it has ended."""
+        percent = 100 * self.done // max(1, self.total)
+        return NotMadeYetError(
+            f"The collection {self.collection[:200]!r} is still being made ({percent}%); "
+            f"its job is {self.id}.",
+            param="memory.collections",
+        )
 
     def wait(self, timeout: float | None = None) -> None:
         """Until it has ended.

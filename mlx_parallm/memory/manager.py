@@ -14,12 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.cache.batch import MAX_WIDTH, BatchedCache
-from mlx_parallm.errors import (
-    InvalidRequestError,
-    NotFoundError,
-    NotMadeYetError,
-    UnavailableError,
-)
+from mlx_parallm.errors import InvalidRequestError, NotFoundError, UnavailableError
 from mlx_parallm.memory import citations as cite
 from mlx_parallm.memory.backends.backend import MemoryBackend, StoredCollection
 from mlx_parallm.memory.backends.store_errors import (
@@ -367,7 +362,7 @@ class MemoryManager:
         for name in dict.fromkeys(names):
             making = self.jobs.making(name)  # looked up first: it may end meanwhile
             if making is not None and self._known(name) is None:
-                raise _not_made(making)
+                raise making.not_made_yet()
             collection = self.collection(name)
             self._check_model_of(collection, adapter)
             for document in collection.documents:
@@ -495,15 +490,6 @@ class MemoryManager:
             self._files.remove(document.uid)
             raise _damaged(document, damage)
         self._missing.pop(document.uid, None)
-
-
-def _not_made(job: MemoryJob) -> NotMadeYetError:
-    percent = 100 * job.done // max(1, job.total)
-    return NotMadeYetError(
-        f"The collection {job.collection[:200]!r} is still being made ({percent}%); "
-        f"its job is {job.id}.",
-        param="memory.collections",
-    )
 
 
 def _damaged(document: Document, reason: str) -> DamagedMemoriesError:
