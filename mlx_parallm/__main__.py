@@ -24,6 +24,7 @@ class Command:
 
 COMMANDS = {
     "serve": Command("mlx_parallm.cli", "serve a model (the same as mlx_parallm_serve)"),
+    "serve-many": Command("mlx_parallm.tools.serve_many", "replicas of it behind a router"),
     "chat": Command("mlx_parallm.tools.chat", "talk to a model in the terminal"),
     "pull": Command("mlx_parallm.tools.pull", "download a model"),
     "check": Command("mlx_parallm.tools.check", "see whether a model can be served here"),

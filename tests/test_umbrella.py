@@ -28,8 +28,8 @@ def test_it_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in COMMANDS)
-    own = ["serve", "chat", "pull", "check", "bench", "train", "convert-adapter", "merge-lora"]
-    assert list(COMMANDS) == [*own, "version"]
+    serving = ["serve", "serve-many", "chat", "pull", "check", "bench"]
+    assert list(COMMANDS) == [*serving, "train", "convert-adapter", "merge-lora", "version"]
     assert main([]) == 2
 
 

@@ -130,7 +130,7 @@ class Engine(LiveModel):
             self._check_room(sequences)
             for sequence in sequences:
                 if sequence.params.seed is None:
-                    seed = secrets.randbits(63)
+                    seed = secrets.randbits(53)
                     sequence.params = replace(sequence.params, seed=seed)
             self._answers.accept(sequences, sink)
             self._stats.accepted += len(sequences)
