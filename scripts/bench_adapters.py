@@ -4,7 +4,8 @@
     scripts/bench_adapters.py --model-path 27m
     scripts/bench_adapters.py --model-path FOLDER --rounds 5 --json adapters.json
 
-Cases take turns in rounds, and medians of steps are compared.
+Cases take turns in rounds, and medians of steps are compared: of the time that they took, and of
+the processors' time, which other processes hardly change.
 """
 
 from __future__ import annotations
@@ -68,15 +69,15 @@ class Side:
         self.engine.start()
         self.engine.wait_ready()
 
-    def step(self, adapters: Sequence[Adapter | None], tokens: int) -> float:
-        """Seconds."""
-        moments: list[float] = []
+    def step(self, adapters: Sequence[Adapter | None], tokens: int) -> tuple[float, float]:
+        """Seconds, and seconds of all processors."""
+        moments: list[tuple[float, float]] = []
         open_rows, done = ROWS, threading.Event()
 
         def sink(outputs: list[Output]) -> None:
             nonlocal open_rows
             if len(outputs) == ROWS and open_rows == ROWS:
-                moments.append(time.perf_counter())
+                moments.append((time.perf_counter(), time.process_time()))
             open_rows -= sum(output.finish_reason is not None for output in outputs)
             if not open_rows:
                 done.set()
@@ -88,7 +89,9 @@ class Side:
         ]
         self.engine.submit(rows, sink)
         done.wait()
-        return statistics.median(b - a for a, b in itertools.pairwise(moments[2:]))
+        pairs = list(itertools.pairwise(moments[2:]))
+        taken, worked = (statistics.median(b[n] - a[n] for a, b in pairs) for n in (0, 1))
+        return taken, worked
 
 
 def measure(folder: Path, rounds: int, tokens: int) -> list[dict[str, Any]]:
@@ -103,18 +106,20 @@ def measure(folder: Path, rounds: int, tokens: int) -> list[dict[str, Any]]:
         mixed.step(adapters, 4)
     times: dict[str, list[float]] = {name: [] for name in CASES}
     ratios: dict[str, list[float]] = {name: [] for name in CASES}
+    work: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(rounds):
         for name, adapters in sets.items():
-            base = plain.step([None], tokens)
-            taken = mixed.step(adapters, tokens)
+            base, base_work = plain.step([None], tokens)
+            taken, worked = mixed.step(adapters, tokens)
             times[name].append(taken)
             ratios[name].append(taken / base)
+            work[name].append(worked / base_work)
     for side in (plain, mixed):
         side.engine.stop()
-    return [_row(name, times[name], ratios[name]) for name in CASES]
+    return [_row(name, times[name], ratios[name], work[name]) for name in CASES]
 
 
-def _row(name: str, times: list[float], ratios: list[float]) -> dict[str, Any]:
+def _row(name: str, times: list[float], ratios: list[float], work: list[float]) -> dict[str, Any]:
     target, found = CASES[name][2], statistics.median(ratios)
     return {
         "case": name,
@@ -122,6 +127,7 @@ def _row(name: str, times: list[float], ratios: list[float]) -> dict[str, Any]:
         "over base": round(found, 3),
         "from": round(min(ratios), 3),
         "to": round(max(ratios), 3),
+        "work over base": round(statistics.median(work), 3),
         "target": None if target is None else round(target, 2),
         "met": None if target is None else found <= target,
     }

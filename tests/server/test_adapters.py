@@ -167,6 +167,27 @@ def test_new_weights_as_a_body_and_bad_ones(served: Any, folders: list[Path]) ->
         served.http.delete(f"/v1/adapters/{name}")
 
 
+def test_one_change_of_a_name_at_a_time(served: Any, folders: list[Path]) -> None:
+    """The first upload waits for the engine; the second is a 409, and changes nothing."""
+    data = [(folder / "adapters.safetensors").read_bytes() for folder in folders[:3]]
+    assert load(served, "busy", folders[0]).status_code == 200
+    held = threading.Event()
+    served.engine.call(lambda: held.wait(120))
+
+    def put(number: int) -> Any:
+        return served.http.put("/v1/adapters/busy/weights", content=data[number])
+
+    first = Later(lambda: put(1))
+    wait_until(lambda: "busy" in served.state.adapters._busy, 120)
+    second = put(2)
+    held.set()
+    assert second.status_code == 409 and first.wait().json()["version"] == 2
+    load(served, "twin", folders[1])
+    assert text_of(served, "busy") == text_of(served, "twin")
+    for name in ("busy", "twin"):
+        served.http.delete(f"/v1/adapters/{name}")
+
+
 def test_a_hundred_reloads_under_load(served: Any, folders: list[Path]) -> None:
     """Answers that begin after a reload never show the version before, cached prefixes included."""
     load(served, "hot", folders[0])

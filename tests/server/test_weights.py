@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
@@ -60,6 +61,15 @@ class Site:
         body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True} | fields
         body |= {"return_token_ids": True, "return_weight_versions": True}
         return self.served.ok(COMPLETIONS, **body)["choices"][0]
+
+    def check_logprobs(self, choice: Any, new: int) -> None:
+        """Each token's is what mlx-lm's model of its version gives, over the whole text at once."""
+        text = mx.array([[*PROMPT, *choice["token_ids"]]])
+        tables = [model(text)[0, len(PROMPT) - 1 : -1] for model in self.models[:2]]
+        tables = [np.array(t - mx.logsumexp(t, axis=-1, keepdims=True)) for t in tables]
+        told = zip(choice["token_ids"], choice["weight_versions"], strict=True)
+        wanted = [tables[int(of == new)][place][token] for place, (token, of) in enumerate(told)]
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(wanted, abs=1e-4)
 
     @property
     def card(self) -> Any:
@@ -221,18 +231,37 @@ def test_one_change_at_a_time(site: Site) -> None:
 def test_requests_that_run(site: Site, running: str) -> None:
     """A stream whose weights change in mid-answer tells each token's version."""
     answers: list[Any] = []
-    ask = threading.Thread(target=lambda: answers.append(site.choice(max_tokens=300)))
+    ask = threading.Thread(target=lambda: answers.append(site.choice(max_tokens=300, logprobs=0)))
     ask.start()
     wait_until(lambda: site.served.engine.stats().running > 0, 120)
     put = site.put(site.data[1], f"?running={running}").json()
     ask.join()
     versions = answers[0]["weight_versions"]
+    if running != "keep":  # what is kept is compared in tests/engine/test_weights.py
+        site.check_logprobs(answers[0], new=put["version"])
     assert put["switched"] == (running != "finish") and versions == sorted(versions)
     if running == "finish":
         assert put["version"] not in versions
     else:
         assert versions[-1] == put["version"] and versions[0] != put["version"]
     assert site.text() == site.texts[1]
+
+
+def test_a_trainers_round(site: Site) -> None:
+    """vLLM's way: pause and keep, new weights, resume. The request goes on with the new ones."""
+    answers: list[Any] = []
+    ask = threading.Thread(target=lambda: answers.append(site.choice(max_tokens=300)))
+    ask.start()
+    wait_until(lambda: site.served.engine.stats().running > 0, 120)
+    post = site.http.post
+    assert post("/pause?mode=keep").status_code == 200
+    file = site.file("round.safetensors", 1)
+    assert post("/update_weights", json={"weight_dir": str(file)}).status_code == 200
+    assert ask.is_alive()
+    assert post("/resume").status_code == 200
+    ask.join()
+    versions = answers[0]["weight_versions"]
+    assert len(versions) == 300 and versions[-1] == site.card["version"] != versions[0]
 
 
 def test_reloads_under_load(site: Site) -> None:

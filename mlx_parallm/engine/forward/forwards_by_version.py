@@ -28,9 +28,9 @@ class ForwardsByVersion:
     def of(self, weights: Weights | None) -> Forwards:
         """Those of a version; None is as loaded."""
         version = 0 if weights is None else weights.version
-        if version not in self._by_version:
-            self._by_version[version] = self._make()
-        return self._by_version[version]
+        found = self._by_version.get(version)
+        # As one step: other threads ask what kind of cache there is.
+        return found or self._by_version.setdefault(version, self._make())
 
     @property
     def all(self) -> list[Forwards]:
