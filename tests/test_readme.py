@@ -20,6 +20,7 @@ import pytest
 
 from mlx_parallm.__main__ import COMMANDS
 from mlx_parallm.models.loader import load_model
+from mlx_parallm.options.key_file import read_key_file
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.models import tiny_gguf
@@ -104,6 +105,11 @@ def test_it_works(snippet: Snippet, checkout: Checkout, server: RunningServer) -
         program.write_text(text, encoding="utf8")
         assert checkout.run("python example.py").strip()
         return
+    if snippet.language == "toml":
+        keys = checkout.folder / "keys.toml"
+        keys.write_text(text, encoding="utf8")
+        assert read_key_file(keys)
+        return
     way = way_of(text)
     if way.serves:
         see_it_serve(text, checkout, server)
@@ -128,8 +134,9 @@ def see_it_serve(command: str, checkout: Checkout, server: RunningServer) -> Non
 def see_its_flags(command: str, way: How, checkout: Checkout) -> None:
     """The program has each flag, and the test that shows its short form runs this program."""
     script = command.split()[0]
-    shown = checkout.help_of(script)
-    for flag in re.findall(r" (--[\w-]+)", command):
+    flags = re.findall(r" (--[\w-]+)", command)
+    shown = checkout.help_of(script) if flags else ""
+    for flag in flags:
         assert f"{flag} " in f"{shown} ", f"{script} has no {flag}"
     assert (ROOT / way.shown_by).is_file()
 

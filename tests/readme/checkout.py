@@ -109,7 +109,9 @@ class RunningServer:
     def answers(self) -> bool:
         """Whether it completes a prompt."""
         key = re.search(r"--api-key (\w+)", self.command)
-        headers = {"Authorization": f"Bearer {key[1]}"} if key else {}
+        # The first one of the page's key file.
+        known = key[1] if key else "sk-alice" if "--api-key-file" in self.command else None
+        headers = {"Authorization": f"Bearer {known}"} if known else {}
         asked = {"prompt": "3 + 4 =", "max_tokens": 3}
         answer = httpx.post(
             f"{self.url}/v1/completions", json=asked, headers=headers, timeout=PATIENCE

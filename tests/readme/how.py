@@ -67,6 +67,7 @@ WAYS = (
     How(r"scripts/bench_structured\.py", more="--model tiny --rows 2 --tokens 4 --rounds 1"),
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),
     How(r"scripts/eval_extended_mind\.py", shown_by="tests/test_eval_extended_mind.py"),
+    How(r"scripts/serve_many ", shown_by="tests/tools/test_serve_many.py"),
     How(r"scripts/soak\.py", shown_by="tests/scripts/test_soak.py"),
 )
 

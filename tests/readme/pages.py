@@ -60,8 +60,11 @@ def snippets(path: Path) -> Iterator[Snippet]:
             yield Snippet(path.name, line, "python", match[2])
         elif match[1] == "bash":
             yield from (Snippet(path.name, line, "bash", text) for text in commands(match[2]))
+        elif match[1] == "toml":
+            yield Snippet(path.name, line, "toml", match[2])
         else:
-            raise ValueError(f"{path.name}:{line}: blocks are bash or python, not {match[1]!r}")
+            kinds = "bash, python or toml"
+            raise ValueError(f"{path.name}:{line}: blocks are {kinds}, not {match[1]!r}")
 
 
 def commands(script: str) -> Iterator[str]:
