@@ -15,6 +15,7 @@
     ├── RequestCancelledError        409  request_cancelled
     ├── ConflictError                409  conflict
     │   └── NotMadeYetError          409  collection_not_ready    Retry-After
+    ├── NotOfferedError              501  not_offered
     ├── SequenceError                500  internal_error
     ├── ModelLoadError               (start-up)
     └── TrainingError                (mlx_parallm_train)
@@ -132,6 +133,14 @@ class NotMadeYetError(ConflictError):
 
     code = "collection_not_ready"
     retry_after_s = 1
+
+
+class NotOfferedError(ParallmError):
+    """A call of another server's API that cannot be answered here, and why."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_offered"
 
 
 class QueueFullError(ParallmError):

@@ -51,6 +51,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "RolloutRequest": {"prompt": _PROMPT, "n": 4, "max_tokens": 16, "temperature": 0.8},
     "ScoreRequest": {"prompt": _PROMPT, "continuations": [" Paris", " Rome"]},
     "SearchMemoriesRequest": {"query": "Where is the key?", "collections": ["notes"]},
+    "SequenceLogprobsRequest": {
+        "sequences": [[5, 6, 7, 8]],
+        "prompt_lengths": [2],
+        "top_logprobs": 4,
+    },
+    "SglangGenerateRequest": {
+        "input_ids": [5, 6, 7],
+        "sampling_params": {"max_new_tokens": 8},
+        "return_logprob": True,
+    },
     "SystemOneRequest": {
         "state": {"ticket": "I was charged twice."},
         "questions": {
@@ -61,6 +71,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "criteria": {"billing": "Payments", "support": None},
             },
         },
+    },
+    "TokenGenerateRequest": {
+        "token_ids": [5, 6, 7],
+        "sampling_params": {"max_tokens": 8, "logprobs": 1},
+    },
+    "TrlChatRequest": {"messages": [_MESSAGES], "n": 2, "max_tokens": 8},
+    "TrlGenerateRequest": {"prompts": [_PROMPT], "n": 2, "max_tokens": 8},
+    "VllmGenerateRequest": {
+        "prompt": {"prompt_token_ids": [5, 6, 7]},
+        "n": 2,
+        "max_tokens": 8,
+        "logprobs": 0,
     },
     "TokenizeRequest": {"prompt": "Hello"},
     "PutWeightsRequest": {"path": "/checkpoints/step-20"},

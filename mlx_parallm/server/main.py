@@ -48,7 +48,7 @@ from mlx_parallm.server.routes import (
     weights,
 )
 from mlx_parallm.server.routes.compat import llama_cpp, messages, ollama, openai_responses
-from mlx_parallm.server.routes.rollouts import rollout
+from mlx_parallm.server.routes.rollouts import rollout, trl, vllm
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.settings import Settings
 
@@ -63,6 +63,8 @@ _FAMILIES = (
     adapters,
     rollout,
     weights,
+    vllm,
+    trl,
     docs,
     page,
     health,

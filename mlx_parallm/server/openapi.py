@@ -50,6 +50,13 @@ from mlx_parallm.server.schemas.pooling import (
 )
 from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.schemas.rollouts.rollout import RolloutRequest
+from mlx_parallm.server.schemas.rollouts.sglang import SglangGenerateRequest
+from mlx_parallm.server.schemas.rollouts.trl import (
+    SequenceLogprobsRequest,
+    TrlChatRequest,
+    TrlGenerateRequest,
+)
+from mlx_parallm.server.schemas.rollouts.vllm import TokenGenerateRequest, VllmGenerateRequest
 from mlx_parallm.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from mlx_parallm.server.schemas.weights import (
     FinishUpdateRequest,
@@ -93,7 +100,13 @@ BODIES: tuple[type[BaseModel], ...] = (
     RolloutRequest,
     ScoreRequest,
     SearchMemoriesRequest,
+    SequenceLogprobsRequest,
+    SglangGenerateRequest,
     SystemOneRequest,
+    TokenGenerateRequest,
+    TrlChatRequest,
+    TrlGenerateRequest,
+    VllmGenerateRequest,
     TokenizeRequest,
     PutWeightsRequest,
     RollBackWeightsRequest,

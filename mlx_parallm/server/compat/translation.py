@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.server.input.body import validate
 from mlx_parallm.server.schemas.base import RequestModel
 
@@ -34,7 +34,7 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
     """Let errors within name the client's own fields; `names` as in translated()."""
     try:
         yield
-    except InvalidRequestError as error:
+    except (InvalidRequestError, NotFoundError) as error:
         ours = error.param or ""
         first, dot, rest = ours.partition(".")
         theirs = names.get(ours) or names.get(first, first) + dot + rest

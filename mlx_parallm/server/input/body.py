@@ -9,6 +9,7 @@ from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 from starlette.datastructures import Headers
+from starlette.types import Message
 
 from mlx_parallm.errors import BodyTooLargeError, InvalidRequestError, UnsupportedError
 from mlx_parallm.server.input.request_defaults import with_defaults
@@ -55,6 +56,20 @@ async def read_bytes(request: Request, limit: int) -> bytearray:
     """The request's body as it came; arguments and errors as of read_json()."""
     _check_content_type(request.headers)
     return await _read(request, limit)
+
+
+def with_body(request: Request, body: bytes) -> Request:
+    """The same request with its body, which was read, still to be read."""
+    begun = False
+
+    async def receive() -> Message:
+        nonlocal begun
+        if begun:
+            return await request.receive()
+        begun = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive)
 
 
 async def read_raw(request: Request, limit: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -15,19 +15,23 @@ from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.flow.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.flow.tracks import text_tracks
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, request_id_of
-from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.body import parse_json, read_body, read_bytes, with_body
 from mlx_parallm.server.input.prefix_namespace import prefix_namespace
 from mlx_parallm.server.memories import memory_of
 from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.output.generate_format import GenerateFormat
 from mlx_parallm.server.output.json_text import FiniteJSONResponse
 from mlx_parallm.server.output.responses import event_answer, json_answer, whole_answer
+from mlx_parallm.server.routes.rollouts.sglang import generate_as_sglang
+from mlx_parallm.server.routes.rollouts.vllm import generate_as_vllm
 from mlx_parallm.server.schemas.generate import (
     DEFAULT_CANDIDATES,
     GenerateRequest,
     GenerateResponse,
     StatusResponse,
 )
+from mlx_parallm.server.schemas.rollouts.sglang import SglangGenerateRequest, SglangSample
+from mlx_parallm.server.schemas.rollouts.vllm import VllmGenerateRequest, VllmGenerateResponse
 from mlx_parallm.server.state import state_of
 
 router = APIRouter(tags=["Generation with figures"])
@@ -36,12 +40,31 @@ router = APIRouter(tags=["Generation with figures"])
 @router.post(
     "/generate",
     summary="Continue a text, with every figure measured",
-    response_model=GenerateResponse,
+    response_model=GenerateResponse | VllmGenerateResponse | SglangSample | list[SglangSample],
     responses={200: EVENTS, **GENERATION_ERRORS},
-    openapi_extra=body_of(GenerateRequest),
+    openapi_extra=body_of(GenerateRequest, VllmGenerateRequest, SglangGenerateRequest),
 )
 async def generate(request: Request) -> Response:
-    """One prompt; the answer's request_id is the request's x-request-id."""
+    """One prompt; the answer's request_id is the request's x-request-id.
+
+    SGLang's form is told by `text` or `input_ids`, vLLM's by `logprobs` or a prompt that is an
+    object: those are answered as they answer.
+    """
+    body = bytes(await read_bytes(request, state_of(request).settings.max_body_size))
+    value = parse_json(body)
+    again = with_body(request, body)
+    if isinstance(value, Mapping) and ("text" in value or "input_ids" in value):
+        return await generate_as_sglang(again)
+    if isinstance(value, Mapping) and _is_vllms(value):
+        return await generate_as_vllm(again)
+    return await _with_figures(again)
+
+
+def _is_vllms(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("prompt"), Mapping) or value.get("logprobs") is not None
+
+
+async def _with_figures(request: Request) -> Response:
     state = state_of(request)
     prompts = state.prompts()
     body = await read_body(request, GenerateRequest, state.settings.max_body_size)

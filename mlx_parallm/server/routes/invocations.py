@@ -7,10 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import Message
 
 from mlx_parallm.errors import InvalidRequestError
-from mlx_parallm.server.input.body import parse_json, read_bytes
+from mlx_parallm.server.input.body import parse_json, read_bytes, with_body
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, body_of
 from mlx_parallm.server.routes.chat import create_chat_completion
 from mlx_parallm.server.routes.completions import create_completion
@@ -55,7 +54,7 @@ async def invocations(request: Request) -> Response:
     """Hand a body to the route that it is for: chat, completions, scores, ranks, embeddings."""
     body = await read_bytes(request, state_of(request).settings.max_body_size)
     handler = _handler_of(parse_json(body))
-    return await handler(_with_body(request, bytes(body)))
+    return await handler(with_body(request, bytes(body)))
 
 
 def _handler_of(value: Any) -> _Handler:
@@ -65,17 +64,3 @@ def _handler_of(value: Any) -> _Handler:
             return handler
     shapes = "; ".join(" and ".join(sorted(needed)) for needed, _ in _HANDLERS)
     raise InvalidRequestError(f"The body is none of the known shapes, which have: {shapes}.")
-
-
-def _with_body(request: Request, body: bytes) -> Request:
-    """The same request with its body still to be read."""
-    begun = False
-
-    async def receive() -> Message:
-        nonlocal begun
-        if begun:
-            return await request.receive()
-        begun = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return Request(request.scope, receive)

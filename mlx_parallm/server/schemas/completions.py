@@ -11,7 +11,7 @@ from mlx_parallm.server.schemas.sampling import MAX_SEQUENCES, NumLogprobs, Repo
 from mlx_parallm.server.schemas.usage import Receipt, RequestMetrics, Usage
 
 
-def _prompt_list(value: Any) -> list[str | list[int]]:
+def prompt_list(value: Any) -> list[str | list[int]]:
     """Every shape of `prompt` as a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -37,7 +37,7 @@ def _token_ids(value: list[Any]) -> list[int]:
     return value
 
 
-_IDS_SCHEMA = {
+IDS_SCHEMA = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
     "minItems": 1,
@@ -50,14 +50,14 @@ def _list_of(items: dict[str, Any]) -> dict[str, Any]:
 
 PromptList = Annotated[
     list[str | list[int]],
-    PlainValidator(_prompt_list),
+    PlainValidator(prompt_list),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "string"},
-                _IDS_SCHEMA,
+                IDS_SCHEMA,
                 _list_of({"type": "string"}),
-                _list_of(_IDS_SCHEMA),
+                _list_of(IDS_SCHEMA),
             ]
         }
     ),
