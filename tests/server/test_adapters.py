@@ -141,6 +141,9 @@ def test_vllms_calls(served: Any, folders: list[Path]) -> None:
     body["lora_path"] = str(folders[2])
     assert served.post("/v1/load_lora_adapter", load_inplace=True, **body).status_code == 200
     assert text_of(served, "policy") != before
+    assert served.post("/load_lora_adapter", **body).json() == {"status": "ok"}  # prime-rl's
+    assert len(served.http.get("/v1/adapters/policy").json()["versions"]) == 3
+    assert served.post("/v1/adapters/policy/rollback").json()["version"] == 2
     rolled = served.post("/v1/adapters/policy/rollback").json()
     assert (rolled["version"], rolled["versions"]) == (1, [1, 2])
     assert text_of(served, "policy") == before

@@ -135,6 +135,20 @@ async def load_lora_adapter(request: Request) -> Response:
 
 
 @router.post(
+    "/load_lora_adapter",
+    summary="prime-rl's way to load an adapter",
+    responses=ERRORS,
+    openapi_extra=body_of(LoadLoraRequest),
+)
+async def load_lora_in_place(request: Request) -> Response:
+    """As POST /v1/load_lora_adapter with load_inplace."""
+    state = _admin(request)
+    body = await read_body(request, LoadLoraRequest, state.settings.max_body_size)
+    await state.adapters.add(body.lora_name, body.lora_path, replace=True)
+    return json_answer({"status": "ok"})
+
+
+@router.post(
     "/v1/unload_lora_adapter",
     summary="vLLM's way to forget an adapter",
     response_class=Response,
