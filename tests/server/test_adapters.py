@@ -145,7 +145,7 @@ def test_vllms_calls(served: Any, folders: list[Path]) -> None:
     assert len(served.http.get("/v1/adapters/policy").json()["versions"]) == 3
     assert served.post("/v1/adapters/policy/rollback").json()["version"] == 2
     rolled = served.post("/v1/adapters/policy/rollback").json()
-    assert (rolled["version"], rolled["versions"]) == (1, [1, 2])
+    assert (rolled["version"], rolled["versions"]) == (1, [1, 2, 3])
     assert text_of(served, "policy") == before
     assert served.post("/v1/unload_lora_adapter", lora_name="policy").status_code == 200
     assert served.post("/v1/unload_lora_adapter", lora_name="policy").status_code == 404
