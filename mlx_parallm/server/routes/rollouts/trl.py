@@ -100,7 +100,7 @@ async def get_sequence_logprobs(request: Request) -> Response:
 @router.post("/close_communicator/", summary="There is none", responses=ERRORS)
 async def close_communicator(request: Request) -> Response:
     """What every VLLMClient calls at its end."""
-    check_admin(request, state_of(request))
+    check_admin(request, state_of(request).settings)
     return json_answer({"message": "There is no communicator."})
 
 
