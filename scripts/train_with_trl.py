@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """GRPO with TRL on a CPU, all samples from a running server.
 
-    mlx_parallm_serve --max-lora-rank 32
+    ./scripts/serve
     scripts/train_with_trl.py --url http://127.0.0.1:8000
 
 The task: "Tell me a story about a brave goat." The bundled model tells of a goat, and chooses

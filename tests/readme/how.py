@@ -68,6 +68,8 @@ WAYS = (
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),
     How(r"scripts/eval_extended_mind\.py", shown_by="tests/test_eval_extended_mind.py"),
     How(r"scripts/serve_many ", shown_by="tests/tools/test_serve_many.py"),
+    How(r"scripts/train_with_trl\.py", shown_by="tests/scripts/test_trainers.py"),
+    How(r"scripts/logprob_mismatch\.py", shown_by="tests/scripts/test_trainers.py"),
     How(r"scripts/soak\.py", shown_by="tests/scripts/test_soak.py"),
 )
 
