@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from mlx_parallm.engine.grammar.constraint import Constraint
 from mlx_parallm.engine.grammar.gate import Gate
 from mlx_parallm.engine.grammar.grammar import Grammar
+from mlx_parallm.engine.grammar.limits import largest_keyword
 from mlx_parallm.engine.grammar.trial import Trial
 from mlx_parallm.engine.grammar.trial_worker import compiled
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
@@ -124,7 +126,7 @@ class Compiler:
         if error is None:
             return (
                 f"this {grammar.noun} is too expensive: compiling it and computing what may "
-                f"come first takes over {MAX_SECONDS * 1000:.0f} ms."
+                f"come first takes over {MAX_SECONDS * 1000:.0f} ms.{_look_at(grammar)}"
             )
         if not error:
             matcher = compiled(words, grammar.source)
@@ -162,6 +164,12 @@ def _is_spent(kept: LLMatcher | str) -> bool:
     trial = kept.deep_copy()
     trial.compute_bitmask()
     return bool(trial.is_error())
+
+
+def _look_at(grammar: Grammar) -> str:
+    """Where a schema's writer may look first."""
+    keyword = largest_keyword(json.loads(grammar.source))
+    return "" if keyword is None else f" It is mostly {keyword!r}."
 
 
 def _plain(error: str) -> str:

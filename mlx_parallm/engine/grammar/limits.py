@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +15,11 @@ MAX_PROPERTIES = 1000
 MAX_DEPTH = 100
 # A multiple of n is found by an automaton of n states; of several at once, of all their products.
 MAX_MULTIPLE = 10_000
+_COSTLY = {
+    *("pattern", "patternProperties", "properties", "enum", "anyOf", "oneOf", "allOf", "items"),
+    *("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "multipleOf"),
+}
+_WITH_A_SIZE = (str, list, dict)
 
 
 def check_text(text: str) -> str:
@@ -64,6 +70,21 @@ def schema_text(schema: Any) -> str:
             f"is over {MAX_MULTIPLE}."
         )
     return check_text(json.dumps(schema, ensure_ascii=False))
+
+
+def largest_keyword(schema: Any) -> str | None:
+    """The costly keyword that most of a schema, or of a value that holds one, is about."""
+    sizes: Counter[str] = Counter()
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            for name in _COSTLY & value.keys():
+                sizes[name] += len(value[name]) if isinstance(value[name], _WITH_A_SIZE) else 1
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return max(sizes, key=lambda name: (sizes[name], name), default=None)
 
 
 def _multiple(value: Any) -> int:

@@ -127,7 +127,7 @@ def test_what_is_too_expensive_is_refused_and_remembered(compiler: Compiler) -> 
 def test_a_grammar_that_was_too_expensive_leaves_nothing_behind(compiler: Compiler) -> None:
     for place in range(3):
         hostile = Grammar.json_schema({**SLOW, "title": str(place)})
-        with pytest.raises(InvalidRequestError, match="too expensive"):
+        with pytest.raises(InvalidRequestError, match=r"too expensive.*'patternProperties'"):
             compiler.constraint(hostile, param="x").result(PATIENCE_S)
         assert accepts(compiler, Grammar.choice([f"well {place}"]), f"well {place}")
 

@@ -12,6 +12,7 @@ import pytest
 import schema_maker
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.engine.grammar.trial import Trial
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
@@ -67,7 +68,8 @@ def test_a_hostile_schema_does_not_stop_the_streams(real: Any, helpers: Any) -> 
         schema: Any = {"patternProperties": {f"^{i}a.*b": {} for i in range(900 - place)}}
         response = real.post(COMPLETIONS, prompt="x", json_schema=schema)
         assert response.status_code == 400
-        assert "too expensive" in response.json()["error"]["message"]
+        message = response.json()["error"]["message"]
+        assert "too expensive" in message and "'patternProperties'" in message
 
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(stream, seed) for seed in range(8)]
@@ -79,3 +81,31 @@ def test_a_hostile_schema_does_not_stop_the_streams(real: Any, helpers: Any) -> 
             one.result()
     # A compiler in the way would hold all for minutes.
     assert max(gaps) < PATIENCE_S / 2
+
+
+def test_others_go_on_while_a_grammar_is_compiled(
+    real: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling hangs, for as long as the test wants; everything else is answered meanwhile."""
+    known = {"type": "integer", "maximum": 9}
+    asked: dict[str, Any] = {"prompt": "x", "json_schema": known, "max_tokens": 8}
+    assert real.post(COMPLETIONS, **asked).status_code == 200
+    began, goes_on = threading.Event(), threading.Event()
+
+    def hang(trial: Trial, source: str) -> None:
+        began.set()
+        goes_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(Trial, "error", hang)
+    slow = {"type": "object", "patternProperties": {"^a": {"type": "null"}}}
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(real.post, COMPLETIONS, prompt="x", json_schema=slow)
+        assert began.wait(PATIENCE_S)
+        events = real.events(COMPLETIONS, prompt="x", max_tokens=40, ignore_eos=True)
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+        assert real.post(COMPLETIONS, **asked).status_code == 200  # a grammar that is known
+        assert not refused.done()
+        goes_on.set()
+        response = refused.result(PATIENCE_S)
+    assert response.status_code == 400
+    assert "'patternProperties'" in response.json()["error"]["message"]
