@@ -1,4 +1,8 @@
-"""A real server as its own process, with a real (random, tiny) model, for real clients."""
+"""Real servers as their own processes, for real clients: a random tiny model, a scripted one.
+
+The random model's texts are compared with plain mlx-lm. The scripted one calls the tools that it
+is offered, once each, and then says ANSWER, after some thinking.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,22 @@ from typing import Any
 import bench_models
 import mlx.core as mx
 import pytest
+from benchlib.model_files import scripted
 from benchlib.servers import our_command, spawn
 from mlx_lm import load, stream_generate
 
+from tests.clients.weather import ANSWER, THOUGHT
+
 SERVED = "tiny"
+SCRIPTED = "scripted"
+# Tools, by the names that the frameworks give them.
+_SCRIPTS = {
+    "get_weather": "I look. " + scripted.call("get_weather", city="Paris"),
+    "transfer_to_weather_expert": scripted.call("transfer_to_weather_expert"),
+    "final_result": scripted.call("final_result", city="Paris", degrees=21),
+    "Weather": scripted.call("Weather", city="Paris", degrees=21),
+    scripted.END: f"<think>{THOUGHT}</think>{ANSWER}",
+}
 
 
 @dataclass(frozen=True)
@@ -70,4 +86,12 @@ def oracle(model_folder: Path) -> Oracle:
 def server_url(model_folder: Path) -> Iterator[str]:
     """Root of a running server, without a slash at the end."""
     with spawn(SERVED, our_command(model_folder, "--served-model-name", SERVED)) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def scripted_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Root of a running server whose model follows a script."""
+    folder = scripted.make(tmp_path_factory.mktemp("models") / "scripted", _SCRIPTS)
+    with spawn(SCRIPTED, our_command(folder, "--served-model-name", SCRIPTED)) as server:
         yield server.url

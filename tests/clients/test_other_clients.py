@@ -1,4 +1,4 @@
-"""Other clients of the OpenAI API, where they are installed; none of them is in an extra."""
+"""Clients of the extra `clients`: they are large, or hold the OpenAI SDK back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.clients.weather import ANSWER, CITY, EXPECTED, QUESTION, Sky, Weather
 
-def client(module: str, package: str) -> Any:
+
+def client(module: str) -> Any:
     """An optional client's module; skips the test where it is not installed."""
-    return pytest.importorskip(module, reason=f"optional client: pip install {package}")
+    return pytest.importorskip(module, reason="optional client: pip install -e '.[clients]'")
 
 
 # These warn about things that are theirs to change, and leave connections open.
@@ -29,24 +31,16 @@ def leftovers() -> Iterator[None]:
 
 
 PROMPT = " bapi bahi becu"
+ASKED = [{"role": "user", "content": QUESTION}]
 
 
-def test_langchain(server_url: str, oracle: Any) -> None:
-    langchain = client("langchain_openai", "langchain-openai")
-    common: Any = {"base_url": f"{server_url}/v1", "api_key": "none", "model": "tiny"}
-    chat = langchain.ChatOpenAI(**common, temperature=0, max_tokens=6)
-    expected = oracle.generate(oracle.chat_prompt(PROMPT), 6)
-    assert chat.invoke(PROMPT).content == expected
-    assert "".join(str(chunk.content) for chunk in chat.stream(PROMPT)) == expected
-    # Sends a list of prompts with "logprobs": null and "seed": null.
-    completions = langchain.OpenAI(**common, temperature=0, max_tokens=6)
-    answers = completions.generate([PROMPT, " bexi"]).generations
-    assert [a[0].text for a in answers] == [oracle.generate(p, 6) for p in (PROMPT, " bexi")]
-
-
-def test_litellm(server_url: str, oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def litellm(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    litellm = client("litellm", "litellm")
+    return client("litellm")
+
+
+def test_litellm(server_url: str, oracle: Any, litellm: Any) -> None:
     common: Any = {"api_base": f"{server_url}/v1", "api_key": "none", "max_tokens": 6}
     common |= {"messages": [{"role": "user", "content": PROMPT}]}
     answer: Any = litellm.completion(model="openai/tiny", temperature=0, **common)
@@ -60,12 +54,37 @@ def test_litellm(server_url: str, oracle: Any, monkeypatch: pytest.MonkeyPatch) 
         litellm.completion(model="openai/tiny", temperature=9, **common)
 
 
-def test_pydantic_ai(server_url: str, oracle: Any) -> None:
-    package = "pydantic-ai-slim[openai]"
-    models = client("pydantic_ai.models.openai", package)
-    providers = client("pydantic_ai.providers.openai", package)
-    provider = providers.OpenAIProvider(base_url=f"{server_url}/v1", api_key="none")
-    model = models.OpenAIChatModel("tiny", provider=provider)
-    agent = client("pydantic_ai", package).Agent(model)
-    answer = agent.run_sync(PROMPT, model_settings={"temperature": 0, "max_tokens": 6})
-    assert answer.output == oracle.generate(oracle.chat_prompt(PROMPT), 6)
+def test_litellms_tools_and_structured_answers(scripted_url: str, litellm: Any) -> None:
+    common: Any = {"api_base": f"{scripted_url}/v1", "api_key": "none", "messages": ASKED}
+    function = {"name": "get_weather", "parameters": CITY}
+    tools = [{"type": "function", "function": function}]
+    answer = litellm.completion(model="openai/scripted", tools=tools, **common)
+    assert answer.choices[0].message.tool_calls[0].function.arguments == '{"city": "Paris"}'
+    answer = litellm.completion(model="openai/scripted", response_format=Weather, **common)
+    assert answer.choices[0].message.content == ANSWER
+    common = {"api_base": scripted_url, "api_key": "none", "messages": ASKED}
+    answer = litellm.completion(model="anthropic/scripted", max_tokens=200, tools=tools, **common)
+    assert answer.choices[0].message.tool_calls[0].function.name == "get_weather"
+
+
+@pytest.mark.parametrize("mode", ["TOOLS", "TOOLS_STRICT", "JSON", "JSON_SCHEMA"])
+def test_instructor(scripted_url: str, mode: str) -> None:
+    instructor = client("instructor")
+    openai = client("openai")
+    with openai.OpenAI(base_url=f"{scripted_url}/v1", api_key="none", max_retries=0) as sdk:
+        patched = instructor.from_openai(sdk, mode=instructor.Mode[mode])
+        asked: Any = {"model": "scripted", "messages": ASKED, "response_model": Weather}
+        whole = patched.chat.completions.create(**asked, max_retries=0)
+        parts = list(patched.chat.completions.create_partial(**asked, max_retries=0))
+    assert len(parts) > 2
+    # Both are of classes that were made from Weather.
+    assert whole.model_dump() == parts[-1].model_dump() == EXPECTED.model_dump()
+
+
+def test_instructor_with_a_random_model(server_url: str) -> None:
+    instructor = client("instructor")
+    openai = client("openai")
+    with openai.OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as sdk:
+        patched = instructor.from_openai(sdk, mode=instructor.Mode.JSON_SCHEMA)
+        asked: Any = {"model": "tiny", "messages": ASKED, "response_model": Sky}
+        assert isinstance(patched.chat.completions.create(**asked, max_retries=0), Sky)

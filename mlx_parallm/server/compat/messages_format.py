@@ -82,8 +82,7 @@ class MessagesFormat:
         if isinstance(event, Reasoning):
             return self._piece("thinking", event.text)
         if isinstance(event, CallStart):
-            block = {"type": "tool_use", "id": event.call.id, "name": event.call.name, "input": {}}
-            return self._start(event.call, block)
+            return self._start(event.call, {**_tool_use(event.call), "input": {}})
         if isinstance(event, CallArguments):
             return self._delta({"type": "input_json_delta", "partial_json": event.text})
         return self._close()
@@ -120,8 +119,12 @@ def _block(block: Run | Call) -> dict[str, Any]:
         if block.is_thinking:
             return {"type": "thinking", "thinking": block.text, "signature": ""}
         return {"type": "text", "text": block.text}
-    given = json.loads(block.arguments or "{}")
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": given}
+    return {**_tool_use(block), "input": json.loads(block.arguments or "{}")}
+
+
+def _tool_use(call: Call) -> dict[str, Any]:
+    """A call's block without its input."""
+    return {"type": "tool_use", "id": f"toolu_{call.id.removeprefix('call_')}", "name": call.name}
 
 
 def _ending(track: Track) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,9 @@ from mlx_parallm.server.answer import (
     Text,
 )
 from mlx_parallm.server.answer.blocks import Run
-from mlx_parallm.server.compat.responses_requests import closed, functions_of, wants_logprobs
+from mlx_parallm.server.compat.item_ids import item_id, new_response_id
+from mlx_parallm.server.compat.responses_requests import closed, wants_logprobs
+from mlx_parallm.server.compat.responses_tools import homes_of, shown_tools
 from mlx_parallm.server.flow.generation import Track
 from mlx_parallm.server.output.json_text import to_json
 from mlx_parallm.server.output.logprobs import TokenNames, chat_logprobs
@@ -45,6 +46,7 @@ class ResponsesFormat:
         self._keep = keep
         self._names = TokenNames(tokenizer)
         self._top = (body.top_logprobs or 0) if wants_logprobs(body) else None
+        self._homes = homes_of(body)
         self._head = _head(body, model)
         self._number = 0
         self._is_begun = False
@@ -63,7 +65,8 @@ class ResponsesFormat:
     def whole(self, track: Track) -> _Json:
         """The response."""
         status = _status(track)
-        items = [self._item(block, status) for block in track.blocks.all]
+        blocks = enumerate(track.blocks.all)
+        items = [self._item(block, status, place) for place, block in blocks]
         messages = [item for item in items if item["type"] == "message"]
         if messages:
             messages[-1]["content"][0]["logprobs"] = self._shown(track.logprobs)
@@ -134,8 +137,10 @@ class ResponsesFormat:
     def _start(self, block: Run | Call) -> bytes:
         events = self._close("completed")
         self._open, self._logprobs = block, []
-        item = self._item(block, "in_progress")
-        self._items.append({**item, "content": []} if isinstance(block, Run) else item)
+        item = self._item(block, "in_progress", len(self._items))
+        # What the block says comes in the events after this one, though it may be known already.
+        empty: _Json = {"content": []} if isinstance(block, Run) else {"arguments": ""}
+        self._items.append(item | empty)
         events += self._about("response.output_item.added", with_id=False, item=self._items[-1])
         if isinstance(block, Run):
             events += self._part("response.content_part.added", part=item["content"][0])
@@ -145,13 +150,13 @@ class ResponsesFormat:
         block, self._open = self._open, None
         if block is None:
             return b""
-        item = {**self._item(block, status), "id": self._items[-1]["id"]}
+        item = self._item(block, status, len(self._items) - 1)
         self._items[-1] = item
         if isinstance(block, Call):
             events = self._about(
                 "response.function_call_arguments.done",
                 arguments=block.arguments,
-                name=block.name,
+                name=item["name"],
             )
         else:
             events = self._close_run(block, item["content"][0])
@@ -180,21 +185,14 @@ class ResponsesFormat:
 
     # Items
 
-    def _item(self, block: Run | Call, status: str) -> _Json:
+    def _item(self, block: Run | Call, status: str, place: int) -> _Json:
         if isinstance(block, Call):
-            return {
-                "id": _new_id("fc"),
-                "type": "function_call",
-                "status": status,
-                "call_id": block.id,
-                "name": block.name,
-                "arguments": block.arguments,
-            }
+            return self._call(block, status, place)
         if block.is_thinking:
             part = {"type": "reasoning_text", "text": block.text}
             shown = closed(block.text) if WITH_THOUGHTS in self._body.include else None
             return {
-                "id": _new_id("rs"),
+                "id": item_id("rs", self.id, place),
                 "type": "reasoning",
                 "status": status,
                 "summary": [],
@@ -203,11 +201,23 @@ class ResponsesFormat:
             }
         text = {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
         return {
-            "id": _new_id("msg"),
+            "id": item_id("msg", self.id, place),
             "type": "message",
             "status": status,
             "role": "assistant",
             "content": [text],
+        }
+
+    def _call(self, call: Call, status: str, place: int) -> _Json:
+        namespace, name = self._homes.get(call.name, (None, call.name))
+        return {
+            "id": item_id("fc", self.id, place),
+            "type": "function_call",
+            "status": status,
+            "call_id": call.id,
+            "name": name,
+            "arguments": call.arguments,
+            **({} if namespace is None else {"namespace": namespace}),
         }
 
     def _shown(self, entries: Sequence[Any]) -> list[_Json]:
@@ -235,7 +245,7 @@ def _head(body: ResponsesRequest, model: str) -> _Json:
     reasoning = body.reasoning
     text = body.text.format if body.text is not None else None
     return {
-        "id": _new_id("resp"),
+        "id": new_response_id(),
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
@@ -257,7 +267,7 @@ def _head(body: ResponsesRequest, model: str) -> _Json:
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": text or {"type": "text"}},
         "tool_choice": body.tool_choice,
-        "tools": functions_of(body),
+        "tools": shown_tools(body),
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",
@@ -275,7 +285,3 @@ def _usage(track: Track) -> _Json:
         "output_tokens_details": {"reasoning_tokens": track.reasoning_tokens},
         "total_tokens": prompt + answer,
     }
-
-
-def _new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"

@@ -7,6 +7,7 @@ import binascii
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mlx_parallm.server.compat.responses_tools import flat_name, functions_of, tool_choice
 from mlx_parallm.server.compat.translation import translated
 from mlx_parallm.server.compat.turns import Turn, in_order
 from mlx_parallm.server.flow.generation import Track
@@ -16,7 +17,11 @@ from mlx_parallm.server.input.prefix_namespace import Namespace
 from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.input.request_defaults import with_defaults
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
-from mlx_parallm.server.schemas.compat.openai_responses import Item, ResponsesRequest
+from mlx_parallm.server.schemas.compat.openai_responses import (
+    Item,
+    ResponsesRequest,
+    SamplingExtras,
+)
 from mlx_parallm.settings import Settings
 
 WITH_LOGPROBS = "message.output_text.logprobs"
@@ -44,15 +49,22 @@ async def response_tracks(
     )
 
 
+async def count_input_tokens(
+    body: ResponsesRequest, earlier: list[Item], prompts: Prompts, settings: Settings
+) -> int:
+    """Tokens of the prompt; arguments and errors as of response_tracks()."""
+    return len((await prompts.chat(_chat(body, earlier, prompts, settings))).ids)
+
+
 def _chat(
     body: ResponsesRequest, earlier: list[Item], prompts: Prompts, settings: Settings
 ) -> ChatCompletionRequest:
-    tools = [_tool(tool) for tool in functions_of(body)]
+    tools = functions_of(body)
     with_logprobs = wants_logprobs(body)
     fields: dict[str, Any] = {
         "messages": list(in_order(_turns(body.instructions, [*earlier, *body.input]))),
         "tools": tools,
-        "tool_choice": _tool_choice(body.tool_choice) if tools else None,
+        "tool_choice": tool_choice(body.tool_choice) if tools else None,
         "parallel_tool_calls": body.parallel_tool_calls,
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -60,19 +72,18 @@ def _chat(
         "top_logprobs": body.top_logprobs if with_logprobs else None,
         "stream": body.stream,
         "response_format": _response_format(body),
-        "chat_template_kwargs": effort_variables(
-            prompts.tokenizer, body.reasoning.effort if body.reasoning is not None else None
-        ),
+        "chat_template_kwargs": {
+            **effort_variables(
+                prompts.tokenizer, body.reasoning.effort if body.reasoning is not None else None
+            ),
+            **body.chat_template_kwargs,
+        },
+        **{name: getattr(body, name) for name in SamplingExtras.model_fields},
     }
     fields = {name: value for name, value in fields.items() if value is not None}
     return translated(
         ChatCompletionRequest, with_defaults(fields, ChatCompletionRequest, settings), _NAMES
     )
-
-
-def functions_of(body: ResponsesRequest) -> list[dict[str, Any]]:
-    """The tools that the client runs; OpenAI's own are not here."""
-    return [tool for tool in body.tools if tool.get("type") == "function"]
 
 
 def wants_logprobs(body: ResponsesRequest) -> bool:
@@ -110,8 +121,9 @@ def _add(turn: Turn, item: Item, names: dict[str, str]) -> None:
         if thought:
             turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
     else:
-        names[item["call_id"]] = item["name"]
-        function = {"name": item["name"], "arguments": item["arguments"]}
+        name = flat_name(item["name"], item.get("namespace"))
+        names[item["call_id"]] = name
+        function = {"name": name, "arguments": item["arguments"]}
         turn["tool_calls"].append({"id": item["call_id"], "type": "function", "function": function})
 
 
@@ -136,30 +148,6 @@ def opened(content: Any) -> str:
         return base64.b64decode(content or "", validate=True).decode()
     except (TypeError, ValueError, binascii.Error):
         return ""
-
-
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    names = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in names if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: str | dict[str, Any]) -> Any:
-    if isinstance(choice, str):
-        return choice
-    if choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    if choice.get("type") == "allowed_tools":
-        tools = choice.get("tools")
-        named = [
-            {"type": "function", "function": {"name": tool.get("name")}}
-            for tool in (tools if isinstance(tools, list) else [])
-            if isinstance(tool, dict) and tool.get("type") == "function"
-        ]
-        allowed = {"mode": choice.get("mode", "auto"), "tools": named}
-        return {"type": "allowed_tools", "allowed_tools": allowed}
-    # One of OpenAI's own tools, which are not here.
-    return "auto"
 
 
 def _response_format(body: ResponsesRequest) -> dict[str, Any] | None:

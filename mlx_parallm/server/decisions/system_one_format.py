@@ -6,8 +6,7 @@ import time
 import uuid
 from typing import Any, assert_never
 
-from mlx_parallm.server.decisions import confidence
-from mlx_parallm.server.decisions.confidence import shown
+from mlx_parallm.server.decisions.confidence import mean_level, shown
 from mlx_parallm.server.decisions.question import Option, Question, as_text
 from mlx_parallm.server.decisions.told import Decision
 from mlx_parallm.server.schemas.decisions import (
@@ -35,7 +34,7 @@ def response(
         "created": int(time.time()),
         "model": model,
         "answers": {
-            key: {"type": asked.type, **_answer(asked, pairs[key].probabilities)}
+            key: {"type": asked.type, **_answer(asked, pairs[key])}
             for key, asked in body.questions.items()
         },
         "usage": usage,
@@ -69,21 +68,25 @@ def _meaning(value: Any) -> str:
     return "" if value is None else as_text(value)
 
 
-def _answer(asked: SystemOneQuestion, found: tuple[float, ...]) -> dict[str, Any]:
+def _answer(asked: SystemOneQuestion, decision: Decision) -> dict[str, Any]:
+    found = decision.probabilities
+    # As vLLM has it: how likely the reply is the option that is told.
+    sure = shown(max(found) * decision.label_mass)
     if isinstance(asked, NoulQuestion):
-        return {"noul": shown(found[0])}
+        both = {"yes": shown(found[0]), "no": shown(found[1])}
+        return {"noul": both["yes"], "probabilities": both, "confidence": sure}
     if isinstance(asked, SystemOneChoice):
         names = list(asked.criteria)
         return {
             "choice": names[found.index(max(found))],
             "probabilities": {name: shown(p) for name, p in zip(names, found, strict=True)},
-            "confidence": shown(confidence.of_choice(found)),
+            "confidence": sure,
         }
     if isinstance(asked, SystemOneScore):
         return {
-            "score": shown(confidence.mean_level(found)),
+            "score": shown(mean_level(found)),
             "probabilities": {str(place): shown(p) for place, p in enumerate(found)},
             "legend": {str(place): level for place, level in enumerate(asked.criteria)},
-            "confidence": shown(confidence.of_score(found)),
+            "confidence": sure,
         }
     assert_never(asked)

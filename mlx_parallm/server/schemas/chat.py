@@ -108,6 +108,10 @@ def _name(tool: Any, path: str) -> str:
     return name
 
 
+def _budget(value: Any) -> Any:
+    return None if value == -1 else value
+
+
 def _verbosity(value: Any) -> Any:
     return only("medium", '"medium"')(value)
 
@@ -270,9 +274,9 @@ class ChatCompletionRequest(ChatTemplateFields, ReportFields):
     reasoning_effort: str | None = Field(
         None, max_length=64, description="A variable of the chat template; `none` does not think."
     )
-    thinking_token_budget: int | None = Field(
-        None, ge=1, le=MAX_TOKEN_ID, description="Tokens of thinking at most; then it is ended."
-    )
+    thinking_token_budget: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)] | None, BeforeValidator(_budget)
+    ] = Field(None, description="Tokens of thinking at most; then it is ended. -1: no limit.")
     include_reasoning: bool = Field(True, description="false: think, but do not show it.")
     echo: bool = Field(
         False, description="Begin the answer with the last message, where it has the same role."

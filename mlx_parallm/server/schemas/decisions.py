@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Discriminator,
     Field,
     JsonValue,
@@ -16,7 +17,7 @@ from pydantic import (
 )
 
 from mlx_parallm.server.decisions.question import MAX_OPTIONS
-from mlx_parallm.server.schemas.base import CacheSalt, RequestModel, wrong
+from mlx_parallm.server.schemas.base import CacheSalt, RequestModel, unsupported, wrong
 
 MAX_QUESTIONS = 200
 MAX_SYSTEM_ONE_QUESTIONS = 64
@@ -236,6 +237,12 @@ SystemOneQuestion = Annotated[
 ]
 
 
+def _thoughtless(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("enable_thinking"):
+        raise unsupported("thinking must be off: the answer is the reply's first token")
+    return value
+
+
 class SystemOneRequest(RequestModel):
     """Typed questions about one state."""
 
@@ -245,7 +252,7 @@ class SystemOneRequest(RequestModel):
         min_length=1, max_length=MAX_SYSTEM_ONE_QUESTIONS
     )
     instructions: str = Field("", description="For all questions.")
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_thoughtless)] = Field(
         default_factory=dict, description="More variables for the chat template."
     )
     cache_salt: CacheSalt = None

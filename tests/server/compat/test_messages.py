@@ -87,7 +87,7 @@ def test_a_tool_and_its_result(client: Any, server: Any) -> None:
     message = client.messages.create(**asked)
     text, use = message.content
     assert (text.text, use.name, use.input) == ("I look.", "weather", {"city": "Bern"})
-    assert message.stop_reason == "tool_use"
+    assert message.stop_reason == "tool_use" and use.id.startswith("toolu_")
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}
     messages = [
         *asked["messages"],

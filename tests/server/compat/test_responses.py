@@ -21,6 +21,7 @@ TOOL: dict[str, Any] = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": False,
 }
+NAMESPACE = {"type": "namespace", "name": "crew", "description": "Agents", "tools": [TOOL]}
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
 
 
@@ -57,6 +58,10 @@ def thinker(serve: Any) -> Any:
 
 def prompt_of(server: Any) -> str:
     return str(server.state.prompts().text_of(server.engine.submitted[-1].prompt, False))
+
+
+def says(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
 
 
 def events_of(response: Any) -> list[dict[str, Any]]:
@@ -129,6 +134,20 @@ def test_a_call_and_its_output(client: Any, server: Any) -> None:
     client.responses.create(**asked, input=[output], previous_response_id=response.id)
     said = '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
     assert prompt_of(server).endswith(f"<|assistant|>I look.{said}<|user|>sunny<|assistant|>")
+
+
+def test_calls_next_to_each_other_are_one_turn(client: Any, server: Any) -> None:
+    calls = [
+        {"type": "function_call", "call_id": id_, "name": "weather", "arguments": "{}"}
+        for id_ in ("a", "b")
+    ]
+    outputs = [
+        {"type": "function_call_output", "call_id": id_, "output": id_.upper()} for id_ in "ab"
+    ]
+    written = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    client.responses.create(model="parrot", input=[says("Hi"), *calls, *outputs], tools=[TOOL])
+    said = f"<|user|>Hi<|assistant|>{written}{written}<|user|>A<|user|>B<|assistant|>"
+    assert prompt_of(server) == f"[weather ]{said}"
 
 
 def test_the_order_of_events(thinker: Any) -> None:
@@ -213,6 +232,38 @@ def test_stored_responses(client: Any, server: Any) -> None:
     # What went on from it has all of it.
     client.responses.create(model="parrot", input="4.", previous_response_id=third.id)
     assert prompt_of(server).startswith("<|user|>One.")
+
+
+def test_references_to_what_is_stored(client: Any, server: Any) -> None:
+    """Vercel's AI SDK sends the ids of messages in their place."""
+    first = client.responses.create(model="parrot", input="One.")
+    reference = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(model="parrot", input=[says("One."), reference, says("Two.")])
+    assert prompt_of(server) == "<|user|>One.<|assistant|>One.<|user|>Two.<|assistant|>"
+    for unknown in (f"{reference['id']}0", "msg_1"):
+        lost = {"type": "item_reference", "id": unknown}
+        with pytest.raises(openai.NotFoundError, match=unknown) as caught:
+            client.responses.create(model="parrot", input=[lost])
+        assert caught.value.param == "input.0.id"
+
+
+def test_how_long_a_prompt_is(client: Any) -> None:
+    first = client.responses.create(model="parrot", input="One.")
+    asked = {"input": "Two.", "instructions": "Be kind.", "previous_response_id": first.id}
+    counted = client.responses.input_tokens.count(model="parrot", **asked)
+    assert counted.object == "response.input_tokens"
+    usage = client.responses.create(model="parrot", **asked).usage
+    assert counted.input_tokens == usage.input_tokens
+
+
+def test_sampling_fields_of_other_endpoints(server: Any) -> None:
+    asked = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.5, "seed": 3, "stop": "c"}
+    assert server.ok(PATH, input="abc", **asked)["output"][0]["content"][0]["text"] == "ab"
+    params = server.engine.submitted[-1].params
+    assert (params.top_k, params.min_p, params.repetition_penalty) == (5, 0.1, 1.5)
+    variables = {"chat_template_kwargs": {"suffix": "!"}}
+    server.ok(PATH, input="abc", **variables)
+    assert prompt_of(server).endswith("<|assistant|>!")
 
 
 def test_what_is_not_to_be_stored(client: Any) -> None:
@@ -325,7 +376,35 @@ def test_what_codex_sends(server: Any) -> None:
     assert events[-1]["type"] == "response.completed"
     system = "<|user|>You are a coding agent.\n<permissions>"
     said = f"{system}<|user|><environment_context>\nSay hi.<|assistant|>"
-    assert prompt_of(server) == f"[shell ]{said}"
+    assert prompt_of(server) == f"[shell mcp__weather ]{said}"
+
+
+def test_tools_in_a_namespace(client: Any, server: Any) -> None:
+    """Codex groups tools so: models see one name, clients get both."""
+    call = CALL.replace('"weather"', '"crew__weather"')
+    asked = {"model": "parrot", "tools": [NAMESPACE], "input": call}
+    with client.responses.stream(**asked) as stream:
+        added = [event for event in stream if event.type == "response.output_item.added"]
+        streamed = stream.get_final_response()
+    assert prompt_of(server).startswith("[crew__weather ]")
+    whole = client.responses.create(**asked)
+    for item in (added[0].item, streamed.output[0], whole.output[0]):
+        assert (item.type, item.namespace, item.name) == ("function_call", "crew", "weather")
+    assert [tool.type for tool in whole.tools] == ["namespace"]
+    # Sent back, it is the model's name again.
+    output = {"type": "function_call_output", "call_id": whole.output[0].call_id, "output": "sun"}
+    items = [{"role": "user", "content": "Hm"}, whole.output[0].model_dump(), output]
+    client.responses.create(model="parrot", input=items, tools=[NAMESPACE])
+    assert '{"name": "crew__weather", "arguments": {"city": "Bern"}}' in prompt_of(server)
+    choice = {"type": "function", "name": "weather", "namespace": "crew"}
+    assert client.responses.create(**asked, tool_choice=choice).output[0].name == "weather"
+
+
+def test_a_call_begins_without_arguments(client: Any) -> None:
+    """Clients add the pieces to what the first event has."""
+    stream = client.responses.create(model="parrot", input=CALL, tools=[TOOL], stream=True)
+    added = [event.item for event in stream if event.type == "response.output_item.added"]
+    assert [item.arguments for item in added] == [""]
 
 
 @pytest.mark.parametrize(
@@ -336,8 +415,14 @@ def test_what_codex_sends(server: Any) -> None:
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, None),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
+        ({"input": [{"type": "item_reference"}]}, "input.0.id"),
+        ({"input": [{"type": "web_search_call", "id": "x"}]}, "input.0.type"),
+        ({"top_k": "many"}, "top_k"),
+        ({"seed": 2**63}, "seed"),
         ({"input": [{"type": "function_call", "call_id": "x"}]}, "input.0.name"),
+        ({"tools": [{"type": "function"}]}, "tools.0.name"),
+        ({"tools": [{"type": "namespace", "name": "crew"}]}, "tools.0.tools"),
+        ({"tools": [{**NAMESPACE, "tools": [{"type": "function"}]}]}, "tools.0.tools.0.name"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),
     ],

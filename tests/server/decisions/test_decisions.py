@@ -110,7 +110,13 @@ def test_system_one(bundled: Any) -> None:
     SystemOneResponse.model_validate(answer, strict=True)
     assert (answer["object"], answer["model"]) == ("structured_decision", "bundled")
     assert list(answer["answers"]) == list(questions) == list(answer["diagnostics"])
-    assert set(answer["answers"]["mat"]) == {"type", "noul"}
+    mat = answer["answers"]["mat"]
+    assert set(mat) == {"type", "noul", "probabilities", "confidence"}
+    assert mat["noul"] == mat["probabilities"]["yes"]
+    for key, told in answer["diagnostics"].items():
+        found = answer["answers"][key]
+        likeliest = max(found["probabilities"].values())
+        assert found["confidence"] == pytest.approx(likeliest * told["label_mass"], abs=2e-4)
     cat = answer["answers"]["cat"]
     assert set(cat) == {"type", "choice", "probabilities", "confidence"}
     assert cat["choice"] == max(cat["probabilities"], key=cat["probabilities"].get)

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
 from mlx_parallm.server.adapters import use_adapter
+from mlx_parallm.server.compat.item_ids import response_of
 from mlx_parallm.server.compat.responses_format import ResponsesFormat
-from mlx_parallm.server.compat.responses_requests import response_tracks
+from mlx_parallm.server.compat.responses_requests import count_input_tokens, response_tracks
 from mlx_parallm.server.flow.generation import Collected, Streamed
 from mlx_parallm.server.gate.undeclared import IGNORES_UNKNOWN
 from mlx_parallm.server.input.body import read_body, validate
@@ -19,8 +20,10 @@ from mlx_parallm.server.openapi import ERRORS, EVENTS, GENERATION_ERRORS, body_o
 from mlx_parallm.server.output.responses import event_answer, json_answer, whole_answer
 from mlx_parallm.server.response_store import Stored
 from mlx_parallm.server.schemas.compat.openai_responses import (
+    REFERENCE,
     DeletedResponse,
     InputItems,
+    InputTokens,
     Item,
     ResponseObject,
     ResponsesRequest,
@@ -44,7 +47,8 @@ async def create_response(request: Request) -> Response:
     body = await read_body(request, ResponsesRequest, state.settings.max_body_size)
     model, adapter = await state.model_of(body.model)
     earlier = await _earlier(request, body.previous_response_id)
-    namespace = prefix_namespace(request, state, None)
+    body.input = await _resolved(request, body.input)
+    namespace = prefix_namespace(request, state, body.cache_salt)
     tracks = await response_tracks(body, earlier, prompts, state.settings, namespace)
     use_adapter(tracks, adapter)
     owner, items = _owner(request), [*earlier, *body.input]
@@ -60,6 +64,25 @@ async def create_response(request: Request) -> Response:
     answer = event_answer(state, generation)
     state.registry.add(style.id, generation)
     return answer
+
+
+@router.post(
+    "/input_tokens",
+    summary="How many tokens the items of a request have",
+    response_model=InputTokens,
+    responses=ERRORS,
+    openapi_extra=body_of(ResponsesRequest) | IGNORES_UNKNOWN,
+)
+async def count_tokens(request: Request) -> Response:
+    """Tokens of the prompt, tools and earlier items included."""
+    state = state_of(request)
+    prompts = state.prompts()
+    body = await read_body(request, ResponsesRequest, state.settings.max_body_size)
+    await state.model_of(body.model)
+    earlier = await _earlier(request, body.previous_response_id)
+    body.input = await _resolved(request, body.input)
+    count = await count_input_tokens(body, earlier, prompts, state.settings)
+    return json_answer({"object": "response.input_tokens", "input_tokens": count})
 
 
 @router.get(
@@ -141,6 +164,28 @@ async def _earlier(request: Request, previous: str | None) -> list[Item]:
     if not said:
         return stored.items
     return [*stored.items, *validate(ResponsesRequest, {"input": said}).input]
+
+
+async def _resolved(request: Request, items: list[Item]) -> list[Item]:
+    """The items with stored ones in the place of references to them."""
+    return [
+        await _referenced(request, item["id"], f"input.{place}.id")
+        if item["type"] == REFERENCE
+        else item
+        for place, item in enumerate(items)
+    ]
+
+
+async def _referenced(request: Request, id_: str, param: str) -> Item:
+    response = response_of(id_)
+    stored = None
+    if response is not None:
+        stored = await state_of(request).responses().get(response, _owner(request))
+    said = [] if stored is None else stored.response["output"]
+    found = [item for item in said if item["id"] == id_]
+    if not found:
+        raise NotFoundError(f"There is no item {id_[:200]!r}.", param=param, code="item_not_found")
+    return validate(ResponsesRequest, {"input": found}).input[0]
 
 
 async def _stored(request: Request, response_id: str, param: str | None = None) -> Stored:

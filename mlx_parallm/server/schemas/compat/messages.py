@@ -45,6 +45,8 @@ def _block(block: Any, path: str) -> Block:
     if kind == "tool_use" and not (isinstance(block.get("name"), str) and block["name"]):
         raise wrong("expected a string", f"{path}.name")
     if kind == "tool_result":
+        if not block["tool_use_id"]:
+            raise wrong("expected an id", f"{path}.tool_use_id")
         return {**block, "content": _texts(block.get("content") or "")}
     return dict(block)
 

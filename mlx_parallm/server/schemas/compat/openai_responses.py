@@ -12,15 +12,19 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJson
 
 from mlx_parallm.server.schemas.base import (
     MAX_TOKEN_ID,
+    CacheSalt,
     LenientModel,
     Unsupported,
     unsupported,
     wrong,
 )
-from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS
+from mlx_parallm.server.schemas.sampling import MAX_LOGPROBS, StopStrings
 
 Item = dict[str, Any]
 
+# An item of a stored response, by its id.
+REFERENCE = "item_reference"
+_MAX_TOOLS = 1024
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = {
     "input_text": "text",
@@ -68,6 +72,12 @@ def _call_output(item: Item, path: str) -> Item:
     return {"output": _text(item.get("output"), f"{path}.output")}
 
 
+def _reference(item: Item, path: str) -> Item:
+    if not isinstance(item.get("id"), str):
+        raise wrong("expected a string", f"{path}.id")
+    return {}
+
+
 def _reasoning(item: Item, path: str) -> Item:
     return {name: _text(item.get(name) or [], f"{path}.{name}") for name in ("content", "summary")}
 
@@ -77,6 +87,7 @@ _READERS = {
     "function_call": _call,
     "function_call_output": _call_output,
     "reasoning": _reasoning,
+    REFERENCE: _reference,
 }
 
 
@@ -99,6 +110,35 @@ def _part(part: Any, path: str) -> str:
     if not isinstance(text, str):
         raise wrong("expected a string", f"{path}.{_TEXT_PARTS[kind]}")
     return text
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
+    """Tools of any type; those that are used here have what they need."""
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise wrong("expected a list of objects")
+    if len(value) > _MAX_TOOLS:
+        raise wrong(f"expected at most {_MAX_TOOLS} tools")
+    for place, tool in enumerate(value):
+        if tool.get("type") == "function":
+            _check_name(tool, f"{place}")
+        if tool.get("type") == "namespace":
+            _check_namespace(tool, f"{place}")
+    return value
+
+
+def _check_namespace(tool: dict[str, Any], path: str) -> None:
+    _check_name(tool, path)
+    inner = tool.get("tools")
+    if not isinstance(inner, list) or not all(isinstance(entry, dict) for entry in inner):
+        raise wrong("expected a list of objects", f"{path}.tools")
+    for place, entry in enumerate(inner):
+        if entry.get("type") == "function":
+            _check_name(entry, f"{path}.tools.{place}")
+
+
+def _check_name(tool: dict[str, Any], path: str) -> None:
+    if not isinstance(tool.get("name"), str) or not tool["name"]:
+        raise wrong("expected a name", f"{path}.name")
 
 
 def _not_in_background(value: Any) -> Any:
@@ -133,6 +173,13 @@ Input = Annotated[
 ]
 
 
+Tools = Annotated[
+    list[dict[str, Any]],
+    PlainValidator(_tools),
+    WithJsonSchema({"type": "array", "maxItems": _MAX_TOOLS, "items": {"type": "object"}}),
+]
+
+
 class TextOptions(LenientModel):
     """Which form the text of the answer has."""
 
@@ -146,7 +193,21 @@ class ReasoningOptions(LenientModel):
     summary: str | None = Field(None, description="Has no effect: all of the thinking is shown.")
 
 
-class ResponsesRequest(LenientModel):
+class SamplingExtras(LenientModel):
+    """Of our other endpoints' fields, those that OpenAI's Responses do not have."""
+
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_ID)
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    stop: StopStrings | None = None
+    ignore_eos: bool | None = None
+    priority: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+
+
+class ResponsesRequest(SamplingExtras):
     """Items in, items out."""
 
     model: str = Field("", description="A name from /v1/models; empty means the served model.")
@@ -161,13 +222,17 @@ class ResponsesRequest(LenientModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[dict[str, Any]] = Field(
-        default_factory=list, max_length=1024, description="Those of type function are used."
+    tools: Tools = Field(
+        default_factory=list, description="Those of type function and namespace are used."
     )
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="More variables for the chat template."
+    )
+    cache_salt: CacheSalt = None
     include: list[str] = Field(default_factory=list)
     metadata: dict[str, Any] = Field(default_factory=dict)
     user: str | None = None
@@ -188,6 +253,13 @@ class ResponseObject(BaseModel):
     model: str
     output: list[dict[str, Any]]
     usage: dict[str, Any] | None
+
+
+class InputTokens(BaseModel):
+    """How long the prompt of a request is."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class DeletedResponse(BaseModel):

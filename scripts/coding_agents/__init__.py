@@ -1,0 +1,1 @@
+"""Coding agents' programs against a server of ours: scripts/try_agents.sh."""
