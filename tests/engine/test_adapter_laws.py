@@ -24,6 +24,7 @@ from mlx_parallm.models.lora.modules import Modules
 from mlx_parallm.models.lora.reader import read_folder
 from tests.engine.driver import Driver
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -40,7 +41,7 @@ class House:
         config = EngineConfig(prefix_cache_memory=1 << 18, speculative="ngram", max_loras=2)
         self.engine = Engine(make, config)
         self.engine.start()
-        self.engine.wait_ready(60)
+        self.engine.wait_ready(PATIENCE_S)
         modules = Modules(make().model)
         self.adapters: list[Adapter | None] = [None]
         for n in range(COUNT):
@@ -50,7 +51,7 @@ class House:
         self.manager = MemoryManager(self.engine, FAISSBackend())
         for n, adapter in enumerate(self.adapters):
             job = self.manager.add([Source("Mira's code is 57. " * 3)], str(n), adapter=adapter)
-            job.wait(120)
+            job.wait(PATIENCE_S)
         loaded = self.engine.loaded
         assert loaded is not None
         self.compiler = Compiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
@@ -61,7 +62,7 @@ class House:
         adapter = self.adapters[number]
         memory = self.manager.request([str(number)], SETTINGS, adapter) if remembers else None
         constraint = (
-            self.compiler.constraint(GRAMMAR, None, param="x").result(60) if keeps else None
+            self.compiler.constraint(GRAMMAR, None, param="x").result(PATIENCE_S) if keeps else None
         )
         prompt = np.random.default_rng(text).integers(3, 120, length).tolist()
         params = SamplingParams(max_tokens=10, temperature=temperature, seed=length, logprobs=0)

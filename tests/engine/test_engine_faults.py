@@ -250,7 +250,7 @@ def test_stop_answers_everybody_and_frees_everything(make_engine: EngineFactory)
         engine.submit([greedy([5])], print)
     with pytest.raises(UnavailableError):
         engine.call(lambda: 1)
-    assert_no_leaks(engine, timeout_s=1)
+    assert_no_leaks(engine)
 
 
 def test_a_broken_loop_answers_everybody(

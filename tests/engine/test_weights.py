@@ -31,6 +31,7 @@ from tests.engine.driver import Driver
 from tests.engine.versions import check_by_version, checkpoint_of, fitted, putting
 from tests.models import architectures
 from tests.models.lora.adapters import ALL, mlx_lm_adapter, with_mlx_lm
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -50,7 +51,7 @@ class Bench:
         }
         for engine in self.engines.values():
             engine.start()
-            engine.wait_ready(60)
+            engine.wait_ready(PATIENCE_S)
         self.oracles = [make(seed).model for seed in range(3)]
         data = [checkpoint_of(oracle, folder) for oracle in self.oracles]
         self.versions: dict[str, list[Weights]] = {
@@ -122,7 +123,7 @@ def test_every_token_is_of_its_version(
     driver.run(made[0][0])
     for sequence, _ in made:
         bench.check(driver, sequence)
-    engine.put_weights(versions[0], "recompute").result(60)
+    engine.put_weights(versions[0], "recompute").result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +139,7 @@ def test_rows_that_run(bench: Bench, kind: str, running: Running) -> None:
     driver.at_step(3, putting(engine, versions[1], running, put))
     driver.at_step(4, lambda: driver.submit(*late))
     driver.run(*old)
-    assert put[0].result(60) == (0 if running == "finish" else len(old))
+    assert put[0].result(PATIENCE_S) == (0 if running == "finish" else len(old))
     for sequence in old:
         assert set(sequence.base_versions) == ({0} if running == "finish" else {0, 1})
         bench.check(driver, sequence, kept=running == "keep")
@@ -148,7 +149,7 @@ def test_rows_that_run(bench: Bench, kind: str, running: Running) -> None:
     again = row(0, tokens=8)
     bench.check(Driver(engine).run(again), again)
     # The version before again: what its rows have left is found, and is right.
-    engine.put_weights(versions[0], "finish").result(60)
+    engine.put_weights(versions[0], "finish").result(PATIENCE_S)
     back = row(0, tokens=8)
     bench.check(Driver(engine).run(back), back)
     assert kind == "plain" or back.num_cached > 0
@@ -165,7 +166,7 @@ def test_windows_and_states(name: str, running: Running, tmp_path: Path) -> None
         lambda: mock.loaded(models[2], vocab_size=architectures.vocab_size(name)), EngineConfig()
     )
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     new = fitted(engine, checkpoint_of(models[1], tmp_path), 1)
     driver = Driver(engine)
     old, late = [row(text, tokens=12) for text in range(3)], row(5, tokens=6)
@@ -202,7 +203,7 @@ def test_packed_weights_are_packed_again(
 
     engine = Engine(lambda: packed(0), EngineConfig())
     engine.start()
-    engine.wait_ready(60)
+    engine.wait_ready(PATIENCE_S)
     wanted = packed(1).model
     for donor in (llama_factory(1).model, wanted):  # plain, and packed as they are
         new = fitted(engine, checkpoint_of(donor, tmp_path), 1)
@@ -210,7 +211,7 @@ def test_packed_weights_are_packed_again(
         for path, array in arrays.items():
             assert new.parameters[path].dtype == array.dtype
             assert mx.array_equal(new.parameters[path], array).item(), path
-    engine.put_weights(new, "finish").result(60)
+    engine.put_weights(new, "finish").result(PATIENCE_S)
     sequence = row(1)
     driver = Driver(engine).run(sequence)
     engine.stop()
@@ -229,10 +230,10 @@ def test_prefixes_on_disk_belong_to_weights(
     for _ in range(2):
         engine = Engine(llama_factory, config)
         engine.start()
-        engine.wait_ready(60)
+        engine.wait_ready(PATIENCE_S)
         for version in range(2):
             if version:
-                engine.put_weights(fitted(engine, data, 1), "finish").result(60)
+                engine.put_weights(fitted(engine, data, 1), "finish").result(PATIENCE_S)
             sequence = row(2, length=60)
             check_by_version(Driver(engine).run(sequence), sequence, oracles)
             cached.append(sequence.num_cached)

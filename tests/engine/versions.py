@@ -19,6 +19,7 @@ from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.weights import Weights
 from mlx_parallm.models.checkpoint.upload import read_body
 from tests.engine.driver import Driver
+from tests.waiting import PATIENCE_S
 
 
 def checkpoint_of(model: Any, folder: Path) -> bytes:
@@ -37,7 +38,7 @@ def fitted(engine: Engine, data: bytes, version: int) -> Weights:
         for _ in fitting.steps(upload):
             pass
 
-    engine.call(work).result(60)
+    engine.call(work).result(PATIENCE_S)
     return Weights(version, digest, fitting.made)
 
 

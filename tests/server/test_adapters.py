@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -383,13 +382,12 @@ def test_memories_are_made_with_an_adapter(served: Any, folders: list[Path]) -> 
     """Made by an adapter's model id, they serve its requests, as exactly as the text itself would;
     requests of others get a 400."""
     text = "A whole text to remember."
-    wait = partial(wait_until, timeout_s=120)
 
     def remember(model: str, name: str) -> None:
         path = f"/v1/models/{model}/memories"
         assert served.post(path, collection=name, text=text).status_code == 202
         query = {"collection": name}
-        wait(lambda: bool(served.http.get(path, params=query).json().get("data")))
+        wait_until(lambda: bool(served.http.get(path, params=query).json().get("data")))
 
     def ask(model: str, name: str) -> Any:
         memory = {"collections": [name], "topk": 64, "position": "contiguous"}

@@ -15,9 +15,10 @@ from mlx.utils import tree_flatten
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.checkpoint.upload import read_body
 from mlx_parallm.models.loader import LoadedModel
-from tests.engine.driver import wait_until
+from tests.engine.brake import braked
 from tests.engine.versions import checkpoint_of
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -215,11 +216,11 @@ def test_other_refusals(site: Site) -> None:
 def test_one_change_at_a_time(site: Site) -> None:
     """The first upload waits for the engine; the second is a 409, and the first goes through."""
     held, answers = threading.Event(), []
-    site.served.engine.call(lambda: held.wait(60))
+    site.served.engine.call(lambda: held.wait(PATIENCE_S))
     first = threading.Thread(target=lambda: answers.append(site.put(site.data[1])))
     first.start()
     versions = site.served.state.versions
-    wait_until(lambda: versions._busy, 120)
+    wait_until(lambda: versions._busy)
     second = site.put(site.data[2])
     held.set()
     first.join()
@@ -232,9 +233,10 @@ def test_requests_that_run(site: Site, running: str) -> None:
     """A stream whose weights change in mid-answer tells each token's version."""
     answers: list[Any] = []
     ask = threading.Thread(target=lambda: answers.append(site.choice(max_tokens=300, logprobs=0)))
-    ask.start()
-    wait_until(lambda: site.served.engine.stats().running > 0, 120)
-    put = site.put(site.data[1], f"?running={running}").json()
+    with braked(site.served.engine) as brake:
+        ask.start()
+        brake.wait()
+        put = site.put(site.data[1], f"?running={running}").json()
     ask.join()
     versions = answers[0]["weight_versions"]
     if running != "keep":  # what is kept is compared in tests/engine/test_weights.py
@@ -284,7 +286,7 @@ def test_reloads_under_load(site: Site) -> None:
             number = 1 + round_ % 2
             assert site.put(site.data[number]).status_code == 200
             assert site.text() == site.texts[number]
-            memory.append(engine.call(mx.get_active_memory).result(60))
+            memory.append(engine.call(mx.get_active_memory).result(PATIENCE_S))
     finally:
         stop.set()
         for thread in threads:
@@ -298,7 +300,7 @@ def test_memories_belong_to_weights(site: Site) -> None:
     """A collection is refused once the weights that it was made with are gone; they come back."""
     path, notes = "/v1/models/base/memories", {"collection": "notes"}
     assert site.served.post(path, **notes, text="The sky is blue.").status_code == 202
-    wait_until(lambda: bool(site.http.get(path, params=notes).json().get("data")), 120)
+    wait_until(lambda: bool(site.http.get(path, params=notes).json().get("data")))
     memory = {"collections": ["notes"], "topk": 2}
     before, first = site.text(memory=memory), site.card["version"]
     assert site.put(site.data[1]).status_code == 200

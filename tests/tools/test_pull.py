@@ -20,6 +20,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from tests.models import tiny_gguf
 from tests.models.tiny_hub import COMMIT, TinyHub
+from tests.waiting import PATIENCE_S
 
 WEIGHTS = random.Random(5).randbytes(3_000_000)
 FILES = {
@@ -45,7 +46,7 @@ def environment(hub: TinyHub, tmp_path: Path) -> dict[str, str]:
     return kept | {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(int(PATIENCE_S)),
         "NO_PROXY": "127.0.0.1",
     }
 
@@ -111,8 +112,8 @@ def test_a_mirror_without_ranges_starts_over(hub: TinyHub, pull: Pull) -> None:
 
 
 def test_a_stopped_run_is_continued_by_the_next(hub: TinyHub, pull: Pull, tmp_path: Path) -> None:
-    hub.slow["model.safetensors"] = 60
-    variables = environment(hub, tmp_path) | {"HF_HUB_DOWNLOAD_TIMEOUT": "30"}
+    hub.slow["model.safetensors"] = 10 * PATIENCE_S
+    variables = environment(hub, tmp_path)
     process = subprocess.Popen(COMMAND, env=variables, stderr=subprocess.PIPE, text=True)
     part = len(WEIGHTS) // 2
     blobs = tmp_path / "home/hub/models--a--b/blobs"

@@ -15,6 +15,7 @@ from mlx_parallm.training import csv_log
 from mlx_parallm.training.checkpoint import newest
 from mlx_parallm.training.event_file import EventFile
 from tests.training.conftest import EXAMPLE
+from tests.waiting import PATIENCE_S
 
 ARGUMENTS = (
     *("--data", str(EXAMPLE / "prompts.jsonl"), "--reward", f"{EXAMPLE / 'rewards.py'}:says_it"),
@@ -55,7 +56,7 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path) -> None:
         shown += process.stderr.read(1)
         assert process.poll() is None, shown
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
+    _, rest = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, rest
     assert "stopping after this step" in rest
     assert newest(tmp_path).step == len(csv_log.read(tmp_path)) >= 1

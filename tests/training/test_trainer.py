@@ -19,6 +19,7 @@ from mlx_parallm.models.adapting import replacements
 from mlx_parallm.models.loader import resolve
 from mlx_parallm.training import checkpoint, csv_log
 from mlx_parallm.training.trainer import StepResult, Trainer
+from tests.waiting import PATIENCE_S
 
 Start = Callable[..., Any]
 KEYS = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -95,7 +96,7 @@ def test_the_server_has_the_new_version(settings_of: Any, bench: Start, dora: bo
     settings = settings_of(
         steps=6, lora={"dora": dora, "rank": 4, "keys": KEYS}, learning_rate=3e-3
     )
-    with httpx.Client(timeout=120) as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         running = bench(settings, 0)
         address = running.versions.address
         trainer = running.trainer(settings)

@@ -143,7 +143,7 @@ def test_special_tokens_may_be_named(compiler: Compiler) -> None:
 def test_an_answer_that_comes_to_a_grammars_limits_does_not_spoil_it(compiler: Compiler) -> None:
     """Its first mask is cheap, so that it is admitted; the one behind "x" is not."""
     grammar = Grammar.lark('start: "y" | "x" MANY\nMANY: /((((a{100}){100}){100}){100})/')
-    first = compiler.constraint(grammar, param="x").result(10)
+    first = compiler.constraint(grammar, param="x").result(PATIENCE_S)
     assert first.matcher is not None
     first.take(tokens("x")[0])
     while not first.matcher.is_error():

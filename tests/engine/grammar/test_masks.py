@@ -99,7 +99,7 @@ def test_guesses_that_were_wrong_leave_nothing_behind() -> None:
     inner = {"type": "object", "properties": {"of": {"type": "string"}}, "required": ["of"]}
     nothing = {"type": "object", "additionalProperties": False}
     schema = {"type": "object", "properties": {"none": nothing, "some": inner}}
-    constraint = compiler.constraint(Grammar.json_schema(schema), param="x").result(10)
+    constraint = compiler.constraint(Grammar.json_schema(schema), param="x").result(PATIENCE_S)
     begin, guessed, said = (
         [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
         for text in ('{"', 'some":', 'none":')

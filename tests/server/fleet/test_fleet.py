@@ -75,13 +75,15 @@ def test_load_and_unload_by_hand(serve_fleet: Any, models: Any) -> None:
 def test_a_model_in_use_stays(serve_fleet: Any, models: Any, helpers: Any) -> None:
     server = serve_fleet(models_dir=str(models(a=10)))
     server.ok(COMPLETIONS, model="a", prompt="x")
-    server.engine["a"][-1].step_s = 0.1
     body = {"model": "a", "prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True}
-    with server.http.stream("POST", COMPLETIONS, json=body) as stream:
+    with (
+        server.engine["a"][-1].held(steps=1),
+        server.http.stream("POST", COMPLETIONS, json=body) as stream,
+    ):
         lines = stream.iter_lines()  # kept: its end would close the stream
         assert next(lines)
         assert server.http.post("/v1/models/a/unload").status_code == 409
-    helpers.wait_until(lambda: server.http.post("/v1/models/a/unload").status_code == 200, 120)
+    helpers.wait_until(lambda: server.http.post("/v1/models/a/unload").status_code == 200)
 
 
 def test_the_least_recently_used_goes_where_memory_is_short(
@@ -125,7 +127,7 @@ def test_or_they_are_refused_until_it_is_there(serve_fleet: Any, models: Any, he
     first = server.post(COMPLETIONS, model="a", prompt="x")
     assert first.status_code == 503 and int(first.headers["retry-after"]) >= 1
     assert "loading" in first.json()["error"]["message"]
-    helpers.wait_until(lambda: status(server)["a"] == "ready", 120)
+    helpers.wait_until(lambda: status(server)["a"] == "ready")
     assert server.ok(COMPLETIONS, model="a", prompt="x")["model"] == "a"
 
 

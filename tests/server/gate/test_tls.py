@@ -16,6 +16,7 @@ from mlx_parallm import cli
 from mlx_parallm.server.listener import listen
 from mlx_parallm.server.tls import tls_context
 from mlx_parallm.settings import Settings, SettingsError
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
 
@@ -40,14 +41,16 @@ def test_https(serve: Any, certificate: tuple[Path, Path]) -> None:
     cert, key = map(str, certificate)
     server = serve(ready=False, ssl_certfile=cert, ssl_keyfile=key)
     url = f"https://127.0.0.1:{server.port}"
-    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=cert)) as client:
+    with httpx.Client(
+        base_url=url, verify=ssl.create_default_context(cafile=cert), timeout=PATIENCE_S
+    ) as client:
         body = {"prompt": "x", "max_tokens": 3}
         assert client.post("/v1/completions", json=body).status_code in (200, 503)
         assert client.get("/health").status_code in (200, 503)
         with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
             assert answer.read()
     with pytest.raises(httpx.HTTPError):
-        httpx.get(f"http://127.0.0.1:{server.port}/health")
+        httpx.get(f"http://127.0.0.1:{server.port}/health", timeout=PATIENCE_S)
 
 
 def test_clients_need_a_certificate(serve: Any, certificate: tuple[Path, Path]) -> None:
@@ -56,9 +59,9 @@ def test_clients_need_a_certificate(serve: Any, certificate: tuple[Path, Path]) 
     url = f"https://127.0.0.1:{server.port}/health"
     known = ssl.create_default_context(cafile=cert)
     with pytest.raises(httpx.HTTPError):
-        httpx.get(url, verify=known)
+        httpx.get(url, verify=known, timeout=PATIENCE_S)
     known.load_cert_chain(cert, key)
-    assert httpx.get(url, verify=known).status_code in (200, 503)
+    assert httpx.get(url, verify=known, timeout=PATIENCE_S).status_code in (200, 503)
 
 
 def test_what_is_wrong_with_the_files_is_said(

@@ -13,7 +13,7 @@ import pytest
 
 from mlx_parallm.models.heads import ClassificationHead
 from mlx_parallm.models.loader import LoadedModel
-from tests.engine.driver import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
