@@ -185,47 +185,77 @@ def test_a_terminated_server_ends(start: Start, model_folder: Path) -> None:
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--model-path", "/nowhere/at-all"], 1, "/nowhere/at-all"),
-        (["--model-path", "{empty}"], 1, "empty"),
-        (["--model-path", "{broken}"], 1, "config.json"),
-        (["--model-path", "{model}", "--chat-template", "/nowhere/x.jinja"], 1, "x.jinja"),
-        (["--model-path", "{model}", "--host", "256.0.0.1"], 1, "256.0.0.1"),
-        (["{empty}"], 1, "config.json"),
-        (["{file}"], 1, "folder"),
-        (["{model}", "--gpu-memory-utilization", "1e-9"], 1, "--gpu-memory-utilization"),
-        (["{model}", "--lora", "x"], 2, "adapters in GGUF are not read"),
-        (["--port", "abc"], 2, "--port"),
-        (["--frobnicate"], 2, "--frobnicate"),
-    ],
-)
-def test_failures_are_one_line(
-    start: Start, model_folder: Path, tmp_path: Path, arguments: list[str], code: int, said: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    (tmp_path / "file").write_text("x")
-    names = {
-        "file": tmp_path / "file",
-        "model": model_folder,
-        "empty": tmp_path / "empty",
-        "broken": tmp_path / "broken",
-    }
-    given = [argument.format(**names) for argument in arguments]
-    if "--port" not in given:
-        given += ["--port", "0"]
-    process = start(*given)
-    output, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == code, errors
+FAILURES = {
+    "--model-path /nowhere/at-all": (1, "/nowhere/at-all"),
+    "--model-path {empty}": (1, "empty"),
+    "--model-path {broken}": (1, "config.json"),
+    "--model-path {model} --chat-template /nowhere/x.jinja": (1, "x.jinja"),
+    "--model-path {model} --host 256.0.0.1": (1, "256.0.0.1"),
+    "{empty}": (1, "config.json"),
+    "{file}": (1, "folder"),
+    "{model} --gpu-memory-utilization 1e-9": (1, "--gpu-memory-utilization"),
+    "{model} --lora x": (2, "adapters in GGUF are not read"),
+    "--port abc": (2, "--port"),
+    "--frobnicate": (2, "--frobnicate"),
+}
+# All of them in one process: most of the time of a start is importing.
+_FAIL_IN_TURN = """
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from mlx_parallm.cli import main
+
+found = []
+for arguments in json.load(sys.stdin):
+    with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
+        code = main(arguments)
+    found.append((code, output.getvalue(), errors.getvalue()))
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def failures(
+    model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, str, str]]:
+    """Exit code, output and errors of each of FAILURES."""
+    folder = tmp_path_factory.mktemp("failures")
+    names = {name: folder / name for name in ("empty", "broken", "file")} | {"model": model_folder}
+    names["empty"].mkdir()
+    names["broken"].mkdir()
+    (names["broken"] / "config.json").write_text("{")
+    names["file"].write_text("x")
+    given = [failure.format(**names).split() for failure in FAILURES]
+    given = [one if "--port" in one else [*one, "--port", "0"] for one in given]
+    done = subprocess.run(
+        [sys.executable, "-c", _FAIL_IN_TURN],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(FAILURES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("arguments", FAILURES)
+def test_failures_are_one_line(failures: dict[str, tuple[int, str, str]], arguments: str) -> None:
+    expected, said = FAILURES[arguments]
+    code, output, errors = failures[arguments]
+    assert code == expected, errors
     lines = [line for line in errors.splitlines() if "error:" in line]
     assert len(lines) == 1, errors
     assert lines[0].startswith("mlx_parallm_serve: error: ")
     assert said in lines[0]
     assert "Traceback" not in errors
     assert output == ""
+
+
+def test_a_failure_ends_the_process(start: Start) -> None:
+    process = start("--model-path", "/nowhere/at-all", "--port", "0")
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, output) == (1, "")
+    assert re.fullmatch("mlx_parallm_serve: error: .*\n", errors)
 
 
 def test_a_port_in_use(start: Start, model_folder: Path) -> None:

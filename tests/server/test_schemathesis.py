@@ -77,7 +77,7 @@ def test_the_document_holds(real: Any, path: str, method: str, valid: bool) -> N
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=25,
+        max_examples=8,
         derandomize=True,
         deadline=None,
         database=None,
