@@ -46,7 +46,9 @@ ensure_environment() {
     rm -f "$stamp"
     locked "$kind" >"$venv/locked-$kind.txt"
     local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-    "${pip[@]}" --require-hashes -r "$venv/locked-$kind.txt" >&2
+    # Compiled afterwards, by all cores. Some packages hold files that no Python 3 can compile.
+    "${pip[@]}" --no-compile --require-hashes -r "$venv/locked-$kind.txt" >&2
+    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || true
     # hatchling, which builds this package, is in the lock file too.
     "${pip[@]}" --no-deps --no-build-isolation --editable "$root" >&2
     echo "$state" >"$stamp"
