@@ -47,6 +47,11 @@ def load_settings(argv: Sequence[str], environment: Mapping[str, str] | None = N
 
         sys.stdout.write(version_text() + "\n")
         raise SystemExit(0)
+    if line.list_local:
+        from mlx_parallm.tools.local_list import local_list
+
+        sys.stdout.write(local_list())
+        raise SystemExit(0)
     _warn_of_misspelt(environment)
     _take_elsewhere(line)
     _take_model(line)

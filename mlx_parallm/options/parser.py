@@ -79,6 +79,7 @@ class CommandLine:
     elsewhere: list[tuple[str, str]] = field(default_factory=list)
     config: str | None = None
     version: bool = False
+    list_local: bool = False
 
 
 def flag_of(name: str) -> str:
@@ -108,6 +109,7 @@ def parse(argv: Sequence[str], options: Options, *, prog: str, prefix: str) -> C
         given["elsewhere"],
         given["config"],
         given["version"],
+        given["list_local"],
     )
 
 
@@ -125,7 +127,7 @@ def flags(options: Options) -> list[str]:
     """Every flag that is understood, our own first."""
     own = [flag_of(option.name) for option in options]
     aliases = [alias for names in ALIASES.values() for alias in names]
-    return [*own, "--config", "--version", "--help", *aliases, *BY_NAME]
+    return [*own, "--config", "--version", "--list-local", "--help", *aliases, *BY_NAME]
 
 
 def make_parser(options: Options, prog: str, prefix: str) -> argparse.ArgumentParser:
@@ -190,6 +192,11 @@ def _metavar(option: Field[Any]) -> str:
 def _add_general(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--config", metavar="FILE", help="TOML or JSON file with options")
     group.add_argument("--version", action="store_true", help="print versions and exit")
+    group.add_argument(
+        "--list-local",
+        action="store_true",
+        help="print the models of Ollama, LM Studio and the hub's cache on this machine, and exit",
+    )
     group.add_argument("-h", "--help", action="help", help="print this page and exit")
 
 

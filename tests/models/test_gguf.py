@@ -83,7 +83,23 @@ SMALL: dict[str, dict[str, Any]] = {
         "expert_used_count": 2,
         "expert_feed_forward_length": tiny_gguf.HIDDEN,
     },
+    "mixtral": {"expert_count": tiny_gguf.EXPERTS, "expert_used_count": 2},
+    "qwen2moe": {
+        "expert_count": tiny_gguf.EXPERTS,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": tiny_gguf.HIDDEN,
+        "expert_shared_feed_forward_length": tiny_gguf.HIDDEN,
+    },
+    "gemma2": {
+        "attention.sliding_window": 512,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
     "gemma3": {"attention.sliding_window": 8},
+    "phi3": {"attention.sliding_window": 512},
+    "smollm3": {},
+    "starcoder2": {},
+    "command_r": {"logit_scale": 0.25},
     "granite": {
         "attention.scale": 0.3,
         "embedding_scale": 2.0,
@@ -96,8 +112,9 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SMALL)
 def test_architectures_have_llama_cpps_logits(name: str, tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
-    tied = name in ("gemma3", "qwen3")
-    tiny_gguf.write(file, name.split("-")[0], values=SMALL[name], tied=tied)
+    tied = name in ("gemma2", "gemma3", "qwen3", "command_r")
+    architecture = name.split("-")[0].replace("_", "-")
+    tiny_gguf.write(file, architecture, values=SMALL[name], tied=tied)
     prompt = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
     with llama_cpp.serve(file) as oracle:
         said = oracle.continue_greedily(prompt, 24)
@@ -158,7 +175,9 @@ def test_a_folder_of_several_files(tmp_path: Path) -> None:
 
 def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
     file = tiny_gguf.write(tmp_path / "a.gguf", "mamba")
-    with pytest.raises(ModelLoadError, match="architecture mamba are not supported, only gemma3"):
+    with pytest.raises(
+        ModelLoadError, match="architecture mamba are not supported, only command-r"
+    ):
         resolve(str(file))
     tiny_gguf.write(file, "llama", pre="chatglm-bpe")
     with pytest.raises(ModelLoadError, match="in the way chatglm-bpe"):

@@ -15,6 +15,8 @@ from mlx_parallm.models.loader import resolve
 
 WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD = 64, 96, 6, 4, 2, 16
 EXPERTS = 4
+# Those that subtract the mean.
+LAYER_NORM = ("starcoder2", "command-r")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -36,7 +38,8 @@ def write(
     values: dict[str, Any] | None = None,
 ) -> Path:
     """One file. `values`: metadata below the architecture's name."""
-    writer = gguf.GGUFWriter(path, architecture)
+    # Mixtral's files say that they are a Llama's.
+    writer = gguf.GGUFWriter(path, "llama" if architecture == "mixtral" else architecture)
     tokens = _write_byte_pairs(writer, pre)
     _write_metadata(writer, architecture, len(tokens), values or {})
     _write_weights(writer, architecture, kind, len(tokens), tied)
@@ -107,21 +110,26 @@ def _write_metadata(
     writer.add_key_length(HEAD)
     writer.add_value_length(HEAD)
     writer.add_rope_dimension_count(HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
+    if architecture in LAYER_NORM:
+        writer.add_layer_norm_eps(1e-5)
+    else:
+        writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(vocab)
     for key, value in values.items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
         if isinstance(value, str):
-            writer.add_string(f"{architecture}.{key}", value)
+            writer.add_string(f"{writer.arch}.{key}", value)
         else:
-            add(f"{architecture}.{key}", value)
+            add(f"{writer.arch}.{key}", value)
 
 
 def _shapes(architecture: str, vocab: int, tied: bool) -> Shapes:
     shapes: Shapes = {"token_embd.weight": (vocab, WIDTH), "output_norm.weight": (WIDTH,)}
     if not tied:
         shapes["output.weight"] = (vocab, WIDTH)
+    if architecture == "starcoder2":
+        shapes["output_norm.bias"] = (WIDTH,)
     for layer in range(LAYERS):
         named = _layer(architecture) | _mlp(architecture)
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in named.items()}
@@ -138,25 +146,52 @@ def _layer(architecture: str) -> Shapes:
         "attn_v.weight": (key, WIDTH),
         "attn_output.weight": (WIDTH, query),
     }
-    if architecture == "qwen2":
+    if architecture == "phi3":
+        for part in ("q", "k", "v"):
+            del shapes[f"attn_{part}.weight"]
+        shapes["attn_qkv.weight"] = (query + 2 * key, WIDTH)
+    if architecture == "command-r":
+        del shapes["ffn_norm.weight"]  # attention and MLP read the same norm
+    if architecture == "starcoder2":
+        widths = {name: shape[0] for name, shape in shapes.items()}
+        shapes |= {name.replace("weight", "bias"): (width,) for name, width in widths.items()}
+    if architecture in ("qwen2", "qwen2moe"):
         shapes |= {"attn_q.bias": (query,), "attn_k.bias": (key,), "attn_v.bias": (key,)}
     if architecture in ("qwen3", "qwen3moe", "gemma3"):
         shapes |= {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
-    if architecture == "gemma3":
+    if architecture in ("gemma2", "gemma3"):
         shapes |= {"post_attention_norm.weight": (WIDTH,), "post_ffw_norm.weight": (WIDTH,)}
     return shapes
 
 
 def _mlp(architecture: str) -> Shapes:
     up, down = (HIDDEN, WIDTH), (WIDTH, HIDDEN)
-    if architecture.endswith("moe"):
+    if architecture == "phi3":
+        return {"ffn_up.weight": (2 * HIDDEN, WIDTH), "ffn_down.weight": down}
+    if architecture == "starcoder2":
         return {
-            "ffn_gate_inp.weight": (EXPERTS, WIDTH),
-            "ffn_gate_exps.weight": (EXPERTS, *up),
-            "ffn_up_exps.weight": (EXPERTS, *up),
-            "ffn_down_exps.weight": (EXPERTS, *down),
+            "ffn_up.weight": up,
+            "ffn_up.bias": (HIDDEN,),
+            "ffn_down.weight": down,
+            "ffn_down.bias": (WIDTH,),
         }
+    if architecture == "qwen2moe":
+        shared = {"gate_inp": (WIDTH,), "gate": up, "up": up, "down": down}
+        return _experts(up, down) | {
+            f"ffn_{part}_shexp.weight": shape for part, shape in shared.items()
+        }
+    if architecture.endswith("moe") or architecture == "mixtral":
+        return _experts(up, down)
     return {"ffn_gate.weight": up, "ffn_up.weight": up, "ffn_down.weight": down}
+
+
+def _experts(up: tuple[int, ...], down: tuple[int, ...]) -> Shapes:
+    return {
+        "ffn_gate_inp.weight": (EXPERTS, WIDTH),
+        "ffn_gate_exps.weight": (EXPERTS, *up),
+        "ffn_up_exps.weight": (EXPERTS, *up),
+        "ffn_down_exps.weight": (EXPERTS, *down),
+    }
 
 
 def _draw(
@@ -168,7 +203,7 @@ def _draw(
     elif name.endswith("bias"):
         noise = 0.5 * noise
     elif name.startswith("token_embd"):
-        noise = (0.5 if architecture != "gemma3" else 0.1) * noise
+        noise = (0.1 if architecture.startswith("gemma") else 0.5) * noise
     else:
         noise = noise * 2 / shape[-1] ** 0.5
     # Values that float16 has too, so that nothing is rounded on the way.

@@ -33,6 +33,7 @@ class How:
 WAYS = (
     # Of ours: the server, and what goes with it.
     How(r"mlx_parallm_serve --help"),
+    How(r"mlx_parallm_serve --list-local"),
     How(r"mlx_parallm serve --help"),
     How(r"\./scripts/serve\b", serves=True),
     How(r"scripts/start-advanced-server\.sh", serves=True),

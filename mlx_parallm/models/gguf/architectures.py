@@ -15,6 +15,7 @@ from mlx_parallm.models.gguf.reader import GgufFile
 from mlx_parallm.models.gguf.rope import rope_config
 
 Config = dict[str, Any]
+_GEMMA2_27B_LAYERS = 46
 
 _ATTENTION = {
     "attn_norm": "input_layernorm",
@@ -32,15 +33,34 @@ _EXPERTS = {
     "ffn_up_exps": "mlp.switch_mlp.up_proj",
     "ffn_down_exps": "mlp.switch_mlp.down_proj",
 }
-_GEMMA = (
-    _LLAMA
-    | _QK_NORM
-    | {
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_attention_norm": "post_attention_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    }
-)
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_MIXTRAL_EXPERTS = {
+    part: f"block_sparse_moe.{name.removeprefix('mlp.')}" for part, name in _EXPERTS.items()
+}
+_PHI3 = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_STARCODER2 = _ATTENTION | {
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_GEMMA2 = _LLAMA | {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_GEMMA3 = _GEMMA2 | _QK_NORM
 _TOP = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -100,6 +120,49 @@ def _moe(file: GgufFile, prefix: str) -> Config:
     }
 
 
+def _mixtral(file: GgufFile, prefix: str) -> Config:
+    return {
+        "num_local_experts": file.need(f"{prefix}.expert_count"),
+        "num_experts_per_tok": file.need(f"{prefix}.expert_used_count"),
+    }
+
+
+def _qwen2_moe(file: GgufFile, prefix: str) -> Config:
+    return _moe(file, prefix) | {
+        "norm_topk_prob": False,
+        "shared_expert_intermediate_size": file.need(f"{prefix}.expert_shared_feed_forward_length"),
+    }
+
+
+def _phi3(file: GgufFile, prefix: str) -> Config:
+    if file.tensor("rope_factors_long.weight") is not None:
+        raise ModelLoadError(
+            f"{file.path}: Phi-3 with a context beyond 4k is not supported; use its safetensors"
+        )
+    width = int(file.need(f"{prefix}.embedding_length"))
+    head = width // int(file.need(f"{prefix}.attention.head_count"))
+    turned = int(file.get(f"{prefix}.rope.dimension_count", head))
+    return {"partial_rotary_factor": turned / head}
+
+
+def _cohere(file: GgufFile, prefix: str) -> Config:
+    return {
+        "logit_scale": file.need(f"{prefix}.logit_scale"),
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in file.names,
+    }
+
+
+def _gemma2(file: GgufFile, prefix: str) -> Config:
+    return {
+        # As llama.cpp: of all sizes but the largest, which divides by another figure.
+        "query_pre_attn_scalar": file.need(f"{prefix}.attention.key_length")
+        if file.need(f"{prefix}.block_count") != _GEMMA2_27B_LAYERS
+        else file.need(f"{prefix}.embedding_length") / file.need(f"{prefix}.attention.head_count"),
+        "attn_logit_softcapping": file.get(f"{prefix}.attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": file.get(f"{prefix}.final_logit_softcapping", 30.0),
+    }
+
+
 def _mistral(file: GgufFile, prefix: str) -> Config:
     window = file.get(f"{prefix}.attention.sliding_window")
     return {"sliding_window": window} if window else {}
@@ -126,8 +189,6 @@ def _granite(file: GgufFile, prefix: str) -> Config:
 
 
 def _llama(file: GgufFile, prefix: str) -> Config:
-    if file.get(f"{prefix}.expert_count"):
-        raise ModelLoadError("GGUF files of Mixtral are not supported; use its safetensors")
     return {
         "attention_bias": "blk.0.attn_q.bias" in file.names,
         "mlp_bias": "blk.0.ffn_up.bias" in file.names,
@@ -141,8 +202,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", _LLAMA | _QK_NORM),
     "qwen3moe": Architecture("qwen3_moe", _LLAMA | _QK_NORM | _EXPERTS, _moe),
-    "gemma3": Architecture("gemma3_text", _GEMMA, _gemma3, norms_plus_one=True, wide_range=True),
+    "qwen2moe": Architecture("qwen2_moe", _LLAMA | _EXPERTS | _SHARED_EXPERT, _qwen2_moe),
+    "gemma2": Architecture("gemma2", _GEMMA2, _gemma2, norms_plus_one=True, wide_range=True),
+    "gemma3": Architecture("gemma3_text", _GEMMA3, _gemma3, norms_plus_one=True, wide_range=True),
+    "phi3": Architecture("phi3", _PHI3, _phi3),
+    "smollm3": Architecture("smollm3", more=_llama, permuted=True),
+    "starcoder2": Architecture("starcoder2", _STARCODER2),
+    "command-r": Architecture("cohere", _LLAMA | _QK_NORM, _cohere),
 }
+# A file of Mixtral says that it is a Llama with experts.
+_MIXTRAL = Architecture("mixtral", _LLAMA | _MIXTRAL_EXPERTS, _mixtral, permuted=True)
 
 
 def architecture_of(file: GgufFile) -> Architecture:
@@ -157,6 +226,8 @@ def architecture_of(file: GgufFile) -> Architecture:
         raise ModelLoadError(
             f"{file.path}: GGUF files of the architecture {name} are not supported, only {known}"
         )
+    if name == "llama" and file.get("llama.expert_count"):
+        return _MIXTRAL
     return ARCHITECTURES[name]
 
 
@@ -169,7 +240,7 @@ def config_of(file: GgufFile) -> Config:
     kind, prefix = architecture_of(file), str(file.need("general.architecture"))
     heads = int(file.need(f"{prefix}.attention.head_count"))
     width = int(file.need(f"{prefix}.embedding_length"))
-    epsilon = float(file.need(f"{prefix}.attention.layer_norm_rms_epsilon"))
+    epsilon = _epsilon(file, prefix)
     common: Config = {
         "model_type": kind.model_type,
         "hidden_size": width,
@@ -179,8 +250,17 @@ def config_of(file: GgufFile) -> Config:
         "num_key_value_heads": file.get(f"{prefix}.attention.head_count_kv", heads),
         "head_dim": file.get(f"{prefix}.attention.key_length", width // heads),
         "max_position_embeddings": file.need(f"{prefix}.context_length"),
-        "rms_norm_eps": float(f"{epsilon:.6g}"),
+        # One figure; which name a model reads is its own affair.
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_epsilon"), epsilon),
         "vocab_size": len(file.need("tokenizer.ggml.tokens")),
         "tie_word_embeddings": "output.weight" not in file.names,
     }
     return common | rope_config(file, prefix) | kind.more(file, prefix)
+
+
+def _epsilon(file: GgufFile, prefix: str) -> float:
+    """Of all norms, as the number that was written before it became float32."""
+    found = file.get(f"{prefix}.attention.layer_norm_rms_epsilon")
+    if found is None:
+        found = file.need(f"{prefix}.attention.layer_norm_epsilon")
+    return float(f"{float(found):.6g}")

