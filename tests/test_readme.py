@@ -96,7 +96,7 @@ def server(checkout: Checkout) -> Iterator[RunningServer]:
     server.stop()
 
 
-@pytest.mark.timeout(PATIENCE)
+@pytest.mark.timeout(1.5 * PATIENCE)
 @pytest.mark.parametrize("snippet", every_snippet(), ids=str)
 def test_it_works(snippet: Snippet, checkout: Checkout, server: RunningServer) -> None:
     text = snippet.text.replace(ADDRESS, server.url)

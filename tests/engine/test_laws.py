@@ -345,7 +345,7 @@ some_exact_requests = st.lists(
 
 
 @given(mix=some_exact_requests, bounds=some_bounds)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_one_answer_each_whatever_fails(
     choking_engine: Engine, mix: list[Request], bounds: dict[str, int]
 ) -> None:
@@ -410,8 +410,8 @@ def test_memory_is_back_at_its_level(
         return engine.call(active).result(PATIENCE_S)
 
     # The same shapes again: MLX and its kernels keep something for each shape.
-    level = max(one_round(seed) for seed in (0, 1, 2))
-    assert max(one_round(seed) for seed in (0, 1, 2, 0, 1, 2)) <= level + (64 << 10)
+    level = max(one_round(seed) for seed in (0, 1))
+    assert max(one_round(seed) for seed in (0, 1, 0, 1)) <= level + (64 << 10)
 
 
 def test_outputs_hold_no_device_memory(engines: dict[str, Engine]) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import httpx
 
 from tests.readme.pages import ROOT
+from tests.waiting import PATIENCE_S
 
 # Set: a clone of the last commit, whose .venv is made by its own scripts, over the network.
 FRESH = bool(os.environ.get("MLX_PARALLM_FRESH"))
-PATIENCE = 1800.0 if FRESH else 120.0
+PATIENCE = 1800.0 if FRESH else 2 * PATIENCE_S
 ADDRESS = "http://127.0.0.1:8000"
 _READY = re.compile(r"serves .* at (http://[\d.:]+)")
 _PROGRAM = """#!{python}
@@ -122,7 +123,7 @@ class RunningServer:
         """Ctrl-C; it must end well."""
         os.killpg(self._process.pid, signal.SIGINT)
         try:
-            code = self._process.wait(30)
+            code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             raise

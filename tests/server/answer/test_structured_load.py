@@ -41,9 +41,9 @@ def test_answers_are_valid_or_too_long(real: Any) -> None:
         return schema_maker.ask(real.http, schema_maker.make(seed), seed)
 
     with ThreadPoolExecutor(16) as pool:
-        kinds = list(pool.map(ask, range(48)))
+        kinds = list(pool.map(ask, range(24)))
     assert set(kinds) <= {"valid", "length", "refused"}
-    assert kinds.count("valid") > 24
+    assert kinds.count("valid") > 12
 
 
 def test_a_hostile_schema_does_not_stop_the_streams(real: Any, helpers: Any) -> None:
