@@ -19,6 +19,8 @@ from benchlib.servers import our_command, spawn
 from coding_agents import script
 from coding_agents.recorder import Exchange
 
+from tests.waiting import PATIENCE_S
+
 RECORDED = Path(__file__).with_name("recorded")
 PROGRAMS = ("codex", "claude_code")
 # The events that hold pieces, of Responses and of Messages.
@@ -35,7 +37,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def send(url: str, recorded: dict[str, Any]) -> Exchange:
-    answer = httpx.post(url + recorded["path"], json=recorded["body"], timeout=120)
+    answer = httpx.post(url + recorded["path"], json=recorded["body"], timeout=PATIENCE_S)
     return Exchange("POST", recorded["path"], recorded["body"], answer.status_code, answer.text)
 
 

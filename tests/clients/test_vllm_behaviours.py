@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from tests.clients.weather import ANSWER, CITY, QUESTION, THOUGHT
+from tests.waiting import PATIENCE_S
 
 README = Path(__file__).with_name("README.md").read_text(encoding="utf8")
 PROMPT = " bapi bahi becu bana bide"
@@ -252,7 +253,9 @@ def test_a_wrong_budget_of_thinking(scripted: openai.OpenAI, budget: float) -> N
 @pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "messages"])
 def test_a_body_that_is_no_object(server_url: str, path: str, body: str) -> None:
     headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{server_url}/v1/{path}", content=body, headers=headers)
+    answer = httpx.post(
+        f"{server_url}/v1/{path}", content=body, headers=headers, timeout=PATIENCE_S
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
@@ -351,7 +354,7 @@ def test_a_wrong_block_is_named(scripted_url: str, block: Any, param: str) -> No
     role = "assistant" if block["type"] in ("thinking", "tool_use") else "user"
     messages = [{"role": role, "content": [block]}, {"role": "user", "content": "Hi"}]
     body = {"model": "scripted", "max_tokens": 8, "messages": messages}
-    answer = httpx.post(f"{scripted_url}/v1/messages", json=body)
+    answer = httpx.post(f"{scripted_url}/v1/messages", json=body, timeout=PATIENCE_S)
     assert answer.status_code == 400
     assert answer.json()["type"] == "error"
     assert f"messages.0.content.0.{param}" in answer.json()["error"]["message"]
@@ -371,7 +374,7 @@ def test_a_forced_call_of_a_message_without_room(
         "tool_choice": {"type": choice, **named},
         "stream": stream,
     }
-    answer = httpx.post(f"{scripted_url}/v1/messages", json=body, timeout=120)
+    answer = httpx.post(f"{scripted_url}/v1/messages", json=body, timeout=PATIENCE_S)
     assert answer.status_code == 200
     assert "max_tokens" in answer.text
 
@@ -382,7 +385,7 @@ def test_a_forced_call_of_a_message_without_room(
 def test_one_option_is_sure_and_its_confidence_is_the_models(scripted_url: str) -> None:
     question = {"type": "choice", "instructions": "Which?", "criteria": {"billing": None}}
     body = {"model": "scripted", "state": "Team: billing.", "questions": {"team": question}}
-    answer = httpx.post(f"{scripted_url}/v1/systemone", json=body, timeout=120).json()
+    answer = httpx.post(f"{scripted_url}/v1/systemone", json=body, timeout=PATIENCE_S).json()
     team, told = answer["answers"]["team"], answer["diagnostics"]["team"]
     assert (team["choice"], team["probabilities"]) == ("billing", {"billing": 1.0})
     assert team["confidence"] == pytest.approx(told["label_mass"])
@@ -398,7 +401,7 @@ def test_one_option_is_sure_and_its_confidence_is_the_models(scripted_url: str) 
 )
 def test_a_wrong_question_is_named(scripted_url: str, question: Any) -> None:
     body = {"model": "scripted", "state": "x", "questions": {"q": question}}
-    answer = httpx.post(f"{scripted_url}/v1/systemone", json=body)
+    answer = httpx.post(f"{scripted_url}/v1/systemone", json=body, timeout=PATIENCE_S)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("questions.q")
 
@@ -407,6 +410,6 @@ def test_thinking_before_a_decision_is_refused(scripted_url: str) -> None:
     question = {"type": "choice", "instructions": "Which?", "criteria": {"a": None, "b": None}}
     body = {"model": "scripted", "state": "x", "questions": {"q": question}}
     variables = {"chat_template_kwargs": {"enable_thinking": True}}
-    answer = httpx.post(f"{scripted_url}/v1/systemone", json=body | variables)
+    answer = httpx.post(f"{scripted_url}/v1/systemone", json=body | variables, timeout=PATIENCE_S)
     assert answer.status_code == 400
     assert "thinking" in answer.json()["error"]["message"]

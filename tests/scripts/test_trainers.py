@@ -22,6 +22,7 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
+from tests.waiting import PATIENCE_S
 
 
 def test_the_task_is_told_apart() -> None:
@@ -43,7 +44,7 @@ def test_without_the_packages_it_says_what_to_install() -> None:
         env=os.environ | {"PYTHONPATH": str(scripts)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1 and "[rl]" in done.stderr
 
@@ -83,5 +84,5 @@ def test_trl_learns_from_our_samples(url: str) -> None:
         found = train_with_trl.train(policy, Path(folder), options)
     assert found["steps"] == 4 and found["samples"] == 128
     assert found["largest_gap_nats"] < 1e-4
-    adapter = httpx.get(f"{url}/v1/adapters/{options.name}").json()
+    adapter = httpx.get(f"{url}/v1/adapters/{options.name}", timeout=PATIENCE_S).json()
     assert adapter["version"] == 5, "each step's, and the last one"

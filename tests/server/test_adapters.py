@@ -174,13 +174,13 @@ def test_one_change_of_a_name_at_a_time(served: Any, folders: list[Path]) -> Non
     data = [(folder / "adapters.safetensors").read_bytes() for folder in folders[:3]]
     assert load(served, "busy", folders[0]).status_code == 200
     held = threading.Event()
-    served.engine.call(lambda: held.wait(120))
+    served.engine.call(lambda: held.wait(PATIENCE_S))
 
     def put(number: int) -> Any:
         return served.http.put("/v1/adapters/busy/weights", content=data[number])
 
     first = Later(lambda: put(1))
-    wait_until(lambda: "busy" in served.state.adapters._busy, 120)
+    wait_until(lambda: "busy" in served.state.adapters._busy)
     second = put(2)
     held.set()
     assert second.status_code == 409 and first.wait().json()["version"] == 2

@@ -253,10 +253,11 @@ def test_a_trainers_round(site: Site) -> None:
     """vLLM's way: pause and keep, new weights, resume. The request goes on with the new ones."""
     answers: list[Any] = []
     ask = threading.Thread(target=lambda: answers.append(site.choice(max_tokens=300)))
-    ask.start()
-    wait_until(lambda: site.served.engine.stats().running > 0, 120)
     post = site.http.post
-    assert post("/pause?mode=keep").status_code == 200
+    with braked(site.served.engine) as brake:
+        ask.start()
+        brake.wait()
+        assert post("/pause?mode=keep").status_code == 200
     file = site.file("round.safetensors", 1)
     assert post("/update_weights", json={"weight_dir": str(file)}).status_code == 200
     assert ask.is_alive()

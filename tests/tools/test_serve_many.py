@@ -37,7 +37,7 @@ class Fleet:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_S)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -55,6 +55,15 @@ class Fleet:
         """Of the replicas that have started, the newest last."""
         found = re.findall(r"serves bundled at http://127.0.0.1:(\d+) ", "".join(self.lines))
         return [int(port) for port in found]
+
+    @property
+    def accepted(self) -> int:
+        """Requests that the replicas have."""
+        loads = (
+            httpx.get(f"http://127.0.0.1:{port}/v1/loads", timeout=PATIENCE_S).json()["aggregate"]
+            for port in self.ports[:2]
+        )
+        return sum(load["total_running_reqs"] + load["total_waiting_reqs"] for load in loads)
 
     def stop(self) -> int:
         self.process.terminate()
@@ -116,8 +125,9 @@ def test_a_killed_replica_loses_no_plain_request_and_comes_back(fleet: Fleet) ->
 
 def test_a_clean_end_finishes_what_was_accepted(fleet: Fleet) -> None:
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(fleet.ask, f"Count {i}", max_tokens=400) for i in range(8)]
-        time.sleep(0.3)  # they are under way
+        body = {"max_tokens": 400, "ignore_eos": True}
+        asked = [pool.submit(fleet.ask, f"Count {i}", **body) for i in range(8)]
+        until(lambda: sum(one.done() for one in asked) + fleet.accepted >= 8)
         assert fleet.stop() == 0
         statuses = {one.result().status_code for one in asked}
     assert statuses <= {200, 503}
