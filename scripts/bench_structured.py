@@ -8,7 +8,10 @@ masks: tokens a second of rows that all have a JSON schema, over the same rows w
 none: rows without a grammar on an engine that has served grammars, over one that has not.
 guesses: rows whose schema has long keys, with n-gram speculation over without.
 compile: milliseconds for a schema that was seen before.
-Sides alternate; the figures are geometric means of the rounds' ratios, with standard errors.
+hostile: gaps of eight streams of a server, without and with schemas beside them that are too
+    expensive, and how soon these are refused.
+Sides alternate; the figures are geometric means of the rounds' ratios, with standard errors, by
+the clock and by CPU time. The second hardly depends on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchlib import hostile_schemas
+from benchlib.servers import our_command, spawn
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.grammar import Compiler, Grammar
@@ -54,6 +60,14 @@ _LONG_KEYS: dict[str, Any] = {
 _PROMPT = "The measurements of today, as JSON with one key for each of them: "
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second, and a second of CPU time, which does not count what else runs."""
+
+    seconds: float
+    cpu: float
+
+
 @dataclass
 class Side:
     """One engine, and the rows that it is given."""
@@ -63,8 +77,8 @@ class Side:
     schema: dict[str, Any] | None
     tokens: int
 
-    def tokens_per_second(self, rows: int, seed: int) -> float:
-        """Of one round."""
+    def round(self, rows: int, seed: int) -> Speed:
+        """One round."""
         sequences = [self._sequence(seed + row) for row in range(rows)]
         left, done = {s.id for s in sequences}, threading.Event()
         said = 0
@@ -80,11 +94,14 @@ class Side:
             if not left:
                 done.set()
 
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         self.engine.submit(sequences, sink)
         if not done.wait(600):
             raise TimeoutError("a round did not end")
-        return said / (time.perf_counter() - began)
+        return Speed(
+            said / (time.perf_counter() - began),
+            said / (time.process_time() - cpu),
+        )
 
     def _sequence(self, seed: int) -> Sequence:
         loaded = self.engine.loaded
@@ -105,15 +122,22 @@ class Side:
 
 
 def compare(ours: Side, theirs: Side, rows: int, rounds: int, warm: int) -> str:
-    """The ratio of two sides' speeds."""
-    ratios = []
+    """The ratios of two sides' speeds."""
+    pairs = []
     for place in range(-warm, rounds):
-        pair = (ours, theirs) if place % 2 else (theirs, ours)
-        speeds = {id(side): side.tokens_per_second(rows, 1000 * (place + warm)) for side in pair}
+        order = (ours, theirs) if place % 2 else (theirs, ours)
+        speeds = {id(side): side.round(rows, 1000 * (place + warm)) for side in order}
         if place >= 0:
-            ratios.append(math.log(speeds[id(ours)] / speeds[id(theirs)]))
-    mean = math.exp(statistics.fmean(ratios))
-    error = mean * statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+            pairs.append((speeds[id(ours)], speeds[id(theirs)]))
+    seconds = _ratio([one.seconds / other.seconds for one, other in pairs])
+    return f"{seconds}; by CPU time {_ratio([one.cpu / other.cpu for one, other in pairs])}"
+
+
+def _ratio(ratios: list[float]) -> str:
+    """The geometric mean and its standard error."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = math.exp(statistics.fmean(logs))
+    error = mean * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
     return f"{mean:.3f} ± {error:.3f}"
 
 
@@ -149,7 +173,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=48, help="of a row in a round")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--only", choices=["masks", "none", "guesses", "compile"])
+    parser.add_argument("--only", choices=["masks", "none", "guesses", "compile", "hostile"])
     asked = parser.parse_args()
     path = _folder(asked.model)
     plain = _engine(path)
@@ -183,6 +207,9 @@ def main() -> None:
     for engine in engines:
         engine.stop()
     compiler.close()
+    if asked.only in (None, "hostile"):
+        with spawn("ours", our_command(path)) as server:
+            say("hostile", hostile_schemas.report(server.url, max(2, asked.rounds)))
 
 
 if __name__ == "__main__":

@@ -50,11 +50,8 @@ class Trial:
             return None
         self._say(json.dumps(source))
         answer = process.stdout.readline()
-        if answer:
-            return str(json.loads(answer))
-        self._end()
-        self.start()
-        return None
+        found = json.loads(answer) if answer else None
+        return None if found is None else str(found)
 
     def close(self) -> None:
         """End the process, for good. Any thread may do so; whoever waits is answered."""
