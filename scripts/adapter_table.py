@@ -22,7 +22,7 @@ from benchlib.table import format_table
 
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/models/lora"
-COLUMNS = ("adapter", "file", "base", "oracle", "largest error")
+COLUMNS = ("adapter", "file", "base", "oracle", "error")
 
 
 def run_tests(report: Path) -> int:
@@ -44,16 +44,30 @@ def lines_of(report: Path) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in noted]
 
 
+def by_kind(lines: list[dict[str, str]]) -> list[dict[str, str]]:
+    """One line for each kind, file and oracle: the bases, and the largest error on any of them."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for line in lines:
+        key = (line["adapter"], line["file"], line["oracle"])
+        known = found.setdefault(key, line)
+        if known is not line:
+            known["base"] += f", {line['base']}"
+            known["error"] = max(known["error"], line["error"], key=float)
+    return list(found.values())
+
+
 def main() -> None:
     """Run, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args()
+    parser.add_argument("--all", action="store_true", help="a line for each base")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         code = run_tests(report)
-        print(format_table(lines_of(report)))
+        lines = lines_of(report)
+        print(format_table(lines if args.all else by_kind(lines)))
     sys.exit(code)
 
 

@@ -42,6 +42,7 @@ from mlx_parallm.server.weights import ModelVersions
 ROWS, RANK, PROBE = 8, 16, 4
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAME = "policy"
+_PREFIXES = 4 << 20  # bytes: soon full of prefixes of earlier versions, so that memory is level
 _AFTER_S = 0.1  # a change may end in the middle of a step
 Change = Callable[[int], Awaitable[Any]]
 
@@ -112,7 +113,8 @@ async def probe(engine: Engine, adapter: Adapter | None) -> tuple[list[int], set
 
 async def measure(folder: Path, reloads: int) -> list[dict[str, Any]]:
     """A row for adapters and one for whole weights."""
-    engine = Engine(lambda: load_model(str(folder)), EngineConfig())
+    config = EngineConfig(prefix_cache_memory=_PREFIXES)
+    engine = Engine(lambda: load_model(str(folder)), config)
     engine.start()
     engine.wait_ready()
     with tempfile.TemporaryDirectory() as place:
