@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lets Codex and Claude Code do a small task with a server of ours, without asking anybody:
-#   scripts/try_agents.sh [--model PATH] [--record FOLDER]
+# usage: scripts/try_agents.sh [--model PATH] [--record FOLDER]
+# Lets Codex and Claude Code do a small task with a server of ours, without asking anybody.
 # Needs node and npm, which install both into a temporary folder (about 640 MB). The default model
 # says what a script tells it to; another one needs a context of 32k tokens.
 set -euo pipefail

@@ -21,6 +21,7 @@ NOT_STARTED = ("in_venv.py", "environment.sh")
 WITH_HELP = [
     *sorted(p.name for p in SCRIPTS.glob("*.py") if p.name not in NOT_STARTED),
     "start-advanced-server.sh",
+    "try_agents.sh",
 ]
 
 
