@@ -77,5 +77,5 @@ def test_ai(scripted_url: str) -> None:
         assert (answer["cities"], answer["steps"], answer["tokens"]) == (["Paris"], 2, True)
         assert {"tool-call", "tool-result", "text-delta", "finish"} <= set(answer["parts"])
         assert "error" not in answer["parts"], provider
-    for provider in ("compatible", "anthropic"):
+    for provider in ("compatible", "anthropic", "responses"):
         assert answers[provider]["thought"] == THOUGHT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_parallm.engine.detokenizer import TextDelta
@@ -31,6 +32,33 @@ WITH_THOUGHTS = "reasoning.encrypted_content"
 _Json = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a run of text is told.
+
+    Attributes:
+        name: of the events that hold its pieces.
+        part: of the events that begin and end it.
+        field: of the item, a list of parts.
+        type: of the part.
+        index: what events call the part's place.
+    """
+
+    name: str
+    part: str
+    field: str
+    type: str
+    index: str
+
+
+_ANSWER = _Form("output_text", "content_part", "content", "output_text", "content_index")
+_THOUGHT = _Form("reasoning_text", "content_part", "content", "reasoning_text", "content_index")
+# All of it: where a summary is asked for, clients show nothing else.
+_SUMMARY = _Form(
+    "reasoning_summary_text", "reasoning_summary_part", "summary", "summary_text", "summary_index"
+)
+
+
 class ResponsesFormat:
     """Makes the response, or the events, of one request.
 
@@ -47,6 +75,9 @@ class ResponsesFormat:
         self._names = TokenNames(tokenizer)
         self._top = (body.top_logprobs or 0) if wants_logprobs(body) else None
         self._homes = homes_of(body)
+        reasoning = body.reasoning
+        is_summary = reasoning is not None and reasoning.summary not in (None, "none")
+        self._thought = _SUMMARY if is_summary else _THOUGHT
         self._head = _head(body, model)
         self._number = 0
         self._is_begun = False
@@ -129,21 +160,22 @@ class ResponsesFormat:
             run = Run(is_thinking)
             started = self._start(run)
         run.pieces.append(text)
-        if is_thinking:
-            return started + self._part("response.reasoning_text.delta", delta=text)
-        self._logprobs += logprobs
-        return started + self._part("response.output_text.delta", delta=text, logprobs=logprobs)
+        told: _Json = {} if is_thinking else {"logprobs": logprobs}
+        self._logprobs += told.get("logprobs", [])
+        form = self._form(run)
+        return started + self._part(form, f"{form.name}.delta", delta=text, **told)
 
     def _start(self, block: Run | Call) -> bytes:
         events = self._close("completed")
         self._open, self._logprobs = block, []
         item = self._item(block, "in_progress", len(self._items))
         # What the block says comes in the events after this one, though it may be known already.
-        empty: _Json = {"content": []} if isinstance(block, Run) else {"arguments": ""}
+        form = self._form(block) if isinstance(block, Run) else None
+        empty: _Json = {"arguments": ""} if form is None else {form.field: []}
         self._items.append(item | empty)
         events += self._about("response.output_item.added", with_id=False, item=self._items[-1])
-        if isinstance(block, Run):
-            events += self._part("response.content_part.added", part=item["content"][0])
+        if form is not None:
+            events += self._part(form, f"{form.part}.added", part=item[form.field][0])
         return events
 
     def _close(self, status: str) -> bytes:
@@ -159,19 +191,24 @@ class ResponsesFormat:
                 name=item["name"],
             )
         else:
-            events = self._close_run(block, item["content"][0])
+            events = self._close_run(block, item)
         return events + self._about("response.output_item.done", with_id=False, item=item)
 
-    def _close_run(self, run: Run, part: _Json) -> bytes:
-        if run.is_thinking:
-            done = self._part("response.reasoning_text.done", text=run.text)
-        else:
-            part["logprobs"] = self._logprobs
-            done = self._part("response.output_text.done", text=run.text, logprobs=self._logprobs)
-        return done + self._part("response.content_part.done", part=part)
+    def _close_run(self, run: Run, item: _Json) -> bytes:
+        form = self._form(run)
+        part = item[form.field][0]
+        told: _Json = {} if run.is_thinking else {"logprobs": self._logprobs}
+        part.update(told)
+        done = self._part(form, f"{form.name}.done", text=run.text, **told)
+        return done + self._part(form, f"{form.part}.done", part=part)
 
-    def _part(self, kind: str, **fields: Any) -> bytes:
-        return self._about(kind, content_index=0, **fields)
+    def _form(self, run: Run) -> _Form:
+        return self._thought if run.is_thinking else _ANSWER
+
+    def _part(self, form: _Form, kind: str, **fields: Any) -> bytes:
+        """An event about the newest item's only part."""
+        place: _Json = {form.index: 0}
+        return self._about(f"response.{kind}", **place, **fields)
 
     def _about(self, kind: str, with_id: bool = True, **fields: Any) -> bytes:
         """An event about the newest item."""
@@ -189,15 +226,15 @@ class ResponsesFormat:
         if isinstance(block, Call):
             return self._call(block, status, place)
         if block.is_thinking:
-            part = {"type": "reasoning_text", "text": block.text}
             shown = closed(block.text) if WITH_THOUGHTS in self._body.include else None
             return {
                 "id": item_id("rs", self.id, place),
                 "type": "reasoning",
                 "status": status,
                 "summary": [],
-                "content": [part],
+                "content": [],
                 "encrypted_content": shown,
+                self._thought.field: [{"type": self._thought.type, "text": block.text}],
             }
         text = {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
         return {

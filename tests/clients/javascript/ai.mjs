@@ -33,7 +33,9 @@ async function asked(model) {
       return "21 degrees";
     },
   });
-  const common = { model, prompt, maxRetries: 0, maxOutputTokens: 300 };
+  // Of thinking, the provider for Responses reads summaries only.
+  const providerOptions = { openai: { forceReasoning: true, reasoningSummary: "auto" } };
+  const common = { model, prompt, maxRetries: 0, maxOutputTokens: 300, providerOptions };
   const whole = await generateText(common);
   const structured = await generateText({ ...common, output: Output.object({ schema }) });
   const stepped = { ...common, tools: { get_weather }, stopWhen: stepCountIs(3) };

@@ -200,6 +200,37 @@ def test_thinking(thinker: Any, connect: Any) -> None:
     assert prompt_of(thinker) == "Hm.|Yes.||And?|"
 
 
+def test_thinking_as_a_summary(thinker: Any, connect: Any) -> None:
+    """Where a summary is asked for, clients show nothing else."""
+    client = connect(thinker)
+    asked = {"model": "parrot", "reasoning": {"summary": "auto"}}
+    text = "<think>Hm.</think>Yes."
+    whole = client.responses.create(**asked, input=text)
+    with client.responses.stream(**asked, input=text) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    for response in (whole, final):
+        thought = response.output[0]
+        assert ([part.text for part in thought.summary], thought.content) == (["Hm."], [])
+        assert response.output_text == "Yes."
+    added = [event.item for event in events if event.type == "response.output_item.added"]
+    assert (added[0].summary, added[0].content) == ([], [])
+    names = [event.type.removeprefix("response.") for event in events]
+    pieces = [name for name in names if name.startswith("reasoning")]
+    assert pieces == [
+        "reasoning_summary_part.added",
+        *["reasoning_summary_text.delta"] * 3,
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+    ]
+    # Sent back, it is what was thought.
+    thinker.engine.loaded.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.reasoning_content or '' }}|{{ m.content }}|{% endfor %}"
+    )
+    client.responses.create(**asked, input=[*final.output, says("And?")])
+    assert prompt_of(thinker) == "Hm.|Yes.||And?|"
+
+
 def test_logprobs(client: Any) -> None:
     include = ["message.output_text.logprobs"]
     asked = {"model": "parrot", "input": "abc", "include": include, "top_logprobs": 2}

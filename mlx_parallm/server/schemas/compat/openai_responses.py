@@ -190,7 +190,9 @@ class ReasoningOptions(LenientModel):
     """How much to think."""
 
     effort: str | None = Field(None, max_length=64)
-    summary: str | None = Field(None, description="Has no effect: all of the thinking is shown.")
+    summary: str | None = Field(
+        None, description="Any: all of the thinking is told as its summary, which clients show."
+    )
 
 
 class SamplingExtras(LenientModel):
