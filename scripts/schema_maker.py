@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Random JSON schemas, and whether a server's answers keep to them.
 
+    scripts/schema_maker.py                            # own servers: bundled and random models,
+                                                       # with and without guesses
     scripts/schema_maker.py http://127.0.0.1:8000 --schemas 500 --seeds 3
 
 Each answer, at temperature 1.5, has to be valid or to end with "length". Exit code 1 where one
@@ -14,12 +16,16 @@ import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 import argparse
 import json
 import random
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import bench_models
 import httpx
 import jsonschema_rs
+from benchlib.servers import our_command, spawn
 
 _AT_ONCE = 32
 _WORDS = "name age city code list of things total price is_open größe 名前 a b c".split()
@@ -117,36 +123,59 @@ def ask(client: httpx.Client, schema: dict[str, Any], seed: int) -> str:
         "max_tokens": 300,
     }
     response = client.post("/v1/completions", json=body)
-    if response.status_code == 400:
+    if response.status_code == 400 and "grammar_failed" not in response.text:
         return "refused"
     if response.status_code != 200:
-        return f"status {response.status_code}"
+        return f"status {response.status_code}: {response.text}"
     choice = response.json()["choices"][0]
     if choice["finish_reason"] == "length":
         return "length"
     try:
-        good = jsonschema_rs.Draft202012Validator(schema).is_valid(json.loads(choice["text"]))
+        value = json.loads(choice["text"], parse_float=_number)
+        good = jsonschema_rs.Draft202012Validator(schema).is_valid(value)
     except ValueError:
         good = False
     return "valid" if good else f"invalid: {choice['text']!r} for {json.dumps(schema)}"
 
 
+def _number(text: str) -> float:
+    """JSON has numbers that are too large for a float; the largest one stands for them."""
+    value, largest = float(text), sys.float_info.max
+    return max(-largest, min(value, largest))
+
+
+def ask_all(url: str, schemas: int, seeds: int) -> Counter[str]:
+    """How many answers were what."""
+    cases = [(place, seed) for place in range(schemas) for seed in range(seeds)]
+    with (
+        httpx.Client(base_url=url, timeout=600) as client,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
+        return Counter(pool.map(lambda case: ask(client, make(case[0]), case[1]), cases))
+
+
+def _own_servers() -> Iterator[tuple[str, str]]:
+    """Name and address of one server after the other."""
+    for name, folder in (("bundled", "bundled"), ("random", bench_models.ensure("tiny"))):
+        for guesses in ((), ("--speculative", "ngram")):
+            with spawn(name, our_command(folder, *guesses)) as server:
+                yield " ".join([name, *guesses]), server.url
+
+
 def main() -> int:
     """Ask for all of them; print how many were what."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("server")
+    parser.add_argument("server", nargs="?", help="address; without one, servers are started")
     parser.add_argument("--schemas", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
-    cases = [(place, seed) for place in range(asked.schemas) for seed in range(asked.seeds)]
-    with (
-        httpx.Client(base_url=asked.server, timeout=600) as client,
-        ThreadPoolExecutor(_AT_ONCE) as pool,
-    ):
-        kinds = Counter(pool.map(lambda case: ask(client, make(case[0]), case[1]), cases))
-    for kind, count in kinds.most_common():
-        print(count, kind)
-    return int(bool(set(kinds) - {"valid", "length", "refused"}))
+    servers = _own_servers() if asked.server is None else [(asked.server, asked.server)]
+    wrong = False
+    for name, url in servers:
+        kinds = ask_all(url, asked.schemas, asked.seeds)
+        print(f"{name}:", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+        wrong |= bool(set(kinds) - {"valid", "length", "refused"})
+    return int(wrong)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ import schema_maker
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.grammar.trial import Trial
-from mlx_parallm.models.loader import load_model
+from mlx_parallm.models.loader import LoadedModel, load_model
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.waiting import PATIENCE_S
@@ -44,6 +44,24 @@ def test_answers_are_valid_or_too_long(real: Any) -> None:
         kinds = list(pool.map(ask, range(24)))
     assert set(kinds) <= {"valid", "length", "refused"}
     assert kinds.count("valid") > 12
+
+
+def test_a_random_model_keeps_to_schemas(
+    helpers: Any, llama_factory: Callable[..., LoadedModel]
+) -> None:
+    """It says anything, and its guesses are mostly wrong."""
+    engine = Engine(llama_factory, EngineConfig(max_batch_size=16, speculative="ngram"))
+    served = helpers.Served(create_app(Settings(served_model_name=("r",)), engine), engine, 0.5)
+    served.wait_ready()
+    with ThreadPoolExecutor(16) as pool:
+        asked = pool.map(
+            lambda n: schema_maker.ask(served.http, schema_maker.make(n), n), range(32)
+        )
+        kinds = list(asked)
+    served.stop()
+    served.join()
+    assert set(kinds) <= {"valid", "length", "refused"}
+    assert kinds.count("valid") > 4
 
 
 def test_a_hostile_schema_does_not_stop_the_streams(real: Any, helpers: Any) -> None:
