@@ -64,6 +64,7 @@ WAYS = (
     How(r"scripts/bench_serving\.py --preset", shown_by="tests/scripts/test_bench_serving.py"),
     How(r"scripts/bench_cpu_ops\.py", shown_by="tests/scripts/test_bench_cpu_ops.py"),
     How(r"scripts/bench_contention\.py", shown_by="tests/test_script_starts.py"),
+    How(r"scripts/bench_training\.py", shown_by="tests/test_script_starts.py"),
     How(r"scripts/bench_memory\.py", more="--rows 1 --sizes 0 64 --steps 8"),
     How(r"scripts/bench_structured\.py", more="--model tiny --rows 2 --tokens 4 --rounds 1"),
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),

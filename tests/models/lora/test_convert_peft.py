@@ -15,7 +15,10 @@ from tests.models.lora.adapters import ALL, mlx_lm_adapter, with_mlx_lm
 from tests.models.lora.forwards import apart, some_tokens
 from tests.models.lora.peft_adapters import logits_of, peft, peft_adapter, torch_llama
 
-pytestmark = pytest.mark.usefixtures("no_compile")
+pytestmark = [
+    pytest.mark.usefixtures("no_compile"),
+    pytest.mark.filterwarnings("ignore"),  # of PEFT and transformers, about each other
+]
 
 NAMES = [name.rpartition(".")[2] for name in ALL]
 SETTINGS: dict[str, dict[str, Any]] = {
