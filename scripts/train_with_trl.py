@@ -13,6 +13,8 @@ Needs the extra `rl`: torch, PEFT and TRL. The server must see the same folders.
 
 from __future__ import annotations
 
+import in_venv  # isort: skip  (starts this script again in .venv)
+
 import argparse
 import importlib.util
 import itertools
@@ -27,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import in_venv
 
 BUNDLED = in_venv.ROOT / "mlx_parallm" / "models" / "bundled"
 MOODS = ("quiet", "kind", "brave", "clever", "young", "happy", "old", "small")

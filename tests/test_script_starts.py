@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,20 @@ def test_all_scripts_are_executable() -> None:
     assert [p.name for p in files if not os.access(p, os.X_OK)] == []
 
 
-@pytest.mark.parametrize("name", WITH_HELP)
-def test_every_script_answers_help_as_a_file(name: str) -> None:
+@pytest.fixture(scope="module")
+def helps() -> Iterator[dict[str, Future[tuple[int, str, str]]]]:
+    """Exit code, output and errors of each script's --help; two run at a time."""
     # The tests' own environment; in a checkout that has .venv it is the same one.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    code, output, errors = run(SCRIPTS / name, "--help", path=path)
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, SCRIPTS / name, "--help", path=path) for name in WITH_HELP}
+
+
+@pytest.mark.parametrize("name", WITH_HELP)
+def test_every_script_answers_help_as_a_file(
+    helps: dict[str, Future[tuple[int, str, str]]], name: str
+) -> None:
+    code, output, errors = helps[name].result()
     assert code == 0, errors[-2000:]
     assert "usage" in output.lower()
 
