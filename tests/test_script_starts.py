@@ -48,8 +48,9 @@ def helps() -> Iterator[dict[str, Future[tuple[int, str, str]]]]:
     """Exit code, output and errors of each script's --help; two run at a time."""
     # The tests' own environment; in a checkout that has .venv it is the same one.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run, SCRIPTS / name, "--help", path=path) for name in WITH_HELP}
+    pool = ThreadPoolExecutor(2)
+    yield {name: pool.submit(run, SCRIPTS / name, "--help", path=path) for name in WITH_HELP}
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("name", WITH_HELP)
