@@ -77,7 +77,7 @@ class SamplingParams:
         logprob_token_ids: the alternatives are these, whatever their chances, instead of
             the likeliest; empty is off.
         logprobs_mode: of which distribution, see token_logprobs.py. The prompt's are
-            always raw_logprobs.
+            always raw.
         processed_logprobs: the sampled token's log-probability of the distribution that it
             was drawn from comes beside those of logprobs_mode; needs logprobs.
         prompt_logprobs: alternatives for the prompt's tokens; None is off.
@@ -111,6 +111,11 @@ class SamplingParams:
     def end_token_ids(self) -> frozenset[int]:
         """Every token that ends the sequence."""
         return self.stop_token_ids if self.ignore_eos else self.stop_token_ids | self.eos_token_ids
+
+    @property
+    def scores_logits(self) -> bool:
+        """Whether logits are reported in place of log-probabilities."""
+        return self.logprobs_mode in ("raw_logits", "processed_logits")
 
     @property
     def is_greedy(self) -> bool:

@@ -119,6 +119,24 @@ def test_reports_are_of_the_distribution_that_was_drawn_from(real: Any, model: L
                 assert found[f"token_id:{place}"] == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "mode", ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+)
+def test_a_prompts_scores_are_the_models_own(real: Any, model: LoadedModel, mode: str) -> None:
+    """vLLM's: log-probabilities or logits, by the mode; no temperature or cut changes them."""
+    prompt = [50, 60, 70, 80]
+    request = {"prompt": prompt, "max_tokens": 1, "temperature": 0.5, "top_k": 3, "seed": 1}
+    answer = real.ok(COMPLETIONS, **request, prompt_logprobs=1, logprobs_mode=mode)
+    logits = np.array(model.model(mx.array([prompt]))[0])
+    table = logits if "logits" in mode else np.array(logprobs_of(model, prompt))
+    scores = answer["choices"][0]["prompt_logprobs"]
+    assert scores[0] is None
+    for place, token in enumerate(prompt[1:]):
+        assert scores[place + 1][str(token)]["logprob"] == pytest.approx(
+            float(table[place, token]), abs=1e-3
+        )
+
+
 def test_allowed_tokens_and_a_grammar_exclude_each_other(real: Any) -> None:
     request = {"prompt": "a", "structured_outputs": {"regex": "[ab]+"}}
     assert real.ok(COMPLETIONS, **request)["choices"][0]["text"]

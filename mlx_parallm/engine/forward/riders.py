@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_parallm.engine.sampling.token_logprobs import token_logprobs
+from mlx_parallm.engine.sampling.token_logprobs import token_logprobs, token_scores
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import PromptScores
 
@@ -35,7 +35,9 @@ class PromptRiders:
         )
 
     def score(self, logits: mx.array, sequence: Sequence, first: int, count: int) -> PromptScores:
-        """Log-probabilities of the tokens behind a chunk's.
+        """Log-probabilities of the tokens behind a chunk's, or logits where these are asked for.
+
+        As in vLLM both are the model's own in every logprobs_mode: no token of a prompt was drawn.
 
         Args:
             logits: (at least count, V) of the chunk's tokens.
@@ -45,7 +47,8 @@ class PromptRiders:
         targets = mx.array(sequence.prompt[first + 1 : first + 1 + count])
         top = max(1, sequence.params.prompt_logprobs or 0)
         logits = logits[:count, : self.vocab_size].astype(mx.float32)
-        return PromptScores(sequence, first + 1, *token_logprobs(logits, targets, top))
+        scores = token_scores if sequence.params.scores_logits else token_logprobs
+        return PromptScores(sequence, first + 1, *scores(logits, targets, top))
 
     def pool(self, hidden: mx.array, sequence: Sequence, first: int) -> None:
         """Add a chunk's hidden states, (count, D), to its sequence's result."""

@@ -148,6 +148,13 @@ def token_logprobs(
     return scores_of(logits, ops.logsumexp(logits), tokens, top)
 
 
+def token_scores(
+    logits: mx.array, tokens: mx.array, top: int
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The same with logits in place of log-probabilities."""
+    return scores_of(logits, mx.zeros(1), tokens, top)
+
+
 def scores_of(
     values: mx.array, totals: mx.array, tokens: mx.array, top: int
 ) -> tuple[mx.array, mx.array, mx.array]:

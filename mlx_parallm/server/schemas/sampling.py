@@ -168,7 +168,7 @@ class ReportFields(SamplingFields):
     logprobs_mode: LogprobsMode | None = Field(
         None,
         description="raw: as the model gave them; processed: of the distribution that was drawn "
-        "from. Default: the server's --logprobs-mode. A prompt's are always raw_logprobs.",
+        "from. Default: the server's --logprobs-mode. A prompt's are always raw.",
     )
     logprob_token_ids: list[TokenId] = Field(
         default_factory=list,
