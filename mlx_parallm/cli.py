@@ -6,8 +6,10 @@ import errno
 import gc
 import ipaddress
 import logging
+import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,6 +33,9 @@ logger = logging.getLogger("mlx_parallm")
 
 # How long answering those may take that the drain could not finish.
 _ANSWER_S = 2
+
+# After that an engine that has failed is not waited for any longer.
+_GIVE_UP_S = 5.0
 
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
@@ -74,6 +79,7 @@ def _main(argv: Sequence[str]) -> int:
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
     # Imported late: `--help` and wrong options answer at once.
+    from mlx_parallm.errors import UnavailableError
     from mlx_parallm.server.fleet.app import create_fleet_app
     from mlx_parallm.server.fleet.catalog import is_fleet
     from mlx_parallm.server.gate.limits import ConnectionLimits
@@ -104,9 +110,22 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         failures.append(error)
         runner.should_exit = True
 
+    def on_engine_failure(reason: str) -> None:
+        failures.append(UnavailableError(f"the engine failed: {reason}"))
+        runner.should_exit = True
+        # The engine's thread may never end, and whatever waits for it.
+        timer = threading.Timer(_GIVE_UP_S, _end_now, (str(failures[-1]),))
+        timer.daemon = True
+        timer.start()
+
     try:
         make = create_fleet_app if is_fleet(settings) else create_app
-        app = make(settings, on_ready=on_ready, on_failure=on_failure)
+        app = make(
+            settings,
+            on_ready=on_ready,
+            on_failure=on_failure,
+            on_engine_failure=on_engine_failure if settings.exit_on_engine_failure else None,
+        )
     except (UnsupportedError, SettingsError) as error:
         return _complain(str(error), _EXIT_USAGE)
     limits = ConnectionLimits.of(settings, raise_limit())
@@ -115,6 +134,12 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     if failures:
         return _complain(str(failures[0]), _EXIT_FAILURE)
     return 0
+
+
+def _end_now(message: str) -> None:
+    _complain(message, _EXIT_FAILURE)
+    logging.shutdown()
+    os._exit(_EXIT_FAILURE)
 
 
 def _failed_checks(settings: Settings) -> str:
@@ -146,7 +171,7 @@ def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> Gr
 
     loaded, settings = state.loaded(), state.settings
     memory = settings.kv_cache_memory or available_kv_bytes(
-        loaded.nbytes, settings.gpu_memory_utilization
+        loaded.nbytes, settings.gpu_memory_utilization, settings.memory_limit
     )
     return Greeting(
         settings,

@@ -17,6 +17,7 @@
     │   └── NotMadeYetError          409  collection_not_ready    Retry-After
     ├── NotOfferedError              501  not_offered
     ├── SequenceError                500  internal_error
+    │   └── NotANumberError          500  not_a_number
     ├── ModelLoadError               (start-up)
     └── TrainingError                (mlx_parallm_train)
 
@@ -177,6 +178,12 @@ class OutOfMemoryError(UnavailableError):
 
 class SequenceError(ParallmError):
     """A fault of ours while computing one sequence; the others went on."""
+
+
+class NotANumberError(SequenceError):
+    """The model's logits, scores or hidden states for one sequence are NaN."""
+
+    code = "not_a_number"
 
 
 class ModelLoadError(ParallmError):

@@ -166,6 +166,18 @@ class Settings:
         context_length,
         "longest prompt plus answer in tokens, such as 8192 or 32k; default: the model's own",
     )
+    memory_limit: int | None = _option(
+        None,
+        parse_bytes,
+        "memory of the whole process; near it rows wait. Default: all that there is",
+        metavar="SIZE",
+    )
+    step_timeout: float = _option(
+        300.0, number(0), "seconds after which a step counts as stalled (/health is 503); 0: never"
+    )
+    exit_on_engine_failure: bool = _option(
+        False, switch, "end with an error code when the engine fails or a step stalls"
+    )
     request_timeout: float | None = _option(
         None, number(0, above=True), "seconds after which a request is given up (408)"
     )

@@ -4,10 +4,12 @@
     scripts/soak.py --model-path bundled --seconds 3600
     scripts/soak.py --url http://127.0.0.1:8000 --clients 16
 
-Clients ask for whole answers and streams with random settings, hang up in mid-stream, and
-send nonsense. Checked: every request is answered once and completely, nonsense with a 4xx
-in OpenAI's envelope; a greedy and a seeded request give the same text whatever else runs;
-at rest no row is held, every accepted sequence is accounted for, and memory stays level.
+Clients ask for whole answers and streams with random settings, on every API, with schemas,
+grammars, tools, an adapter and memories; they add and remove memories and responses, cancel
+each other's requests, hang up in mid-stream, and send nonsense. Checked: every request is
+answered once and completely, nonsense with a 4xx in OpenAI's envelope; answers, 2% of them by
+default, are what the same request is answered alone, at the next rest; at rest no row is held,
+every accepted sequence is accounted for, and memory, threads and open files stay level.
 """
 
 from __future__ import annotations
@@ -17,22 +19,27 @@ import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import sys
+import tempfile
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import bench_models
 from benchlib.http import Answer, Connection
 from benchlib.servers import SpawnedServer, SpawnError, our_command, spawn
+from soaking.adapter import make_adapter
+from soaking.asked import ADAPTER, COLLECTION, WORDS, Asked, any_request, same, text
+from soaking.levels import Level, growth
 
-_WORDS = "one two three four five plus minus is the a cat dog hello what 1 2 3 ? . é 🙂".split()
-_MEMORY_SLACK = 64 << 20  # allocators and page caches breathe by so much
+_LEADING = 4  # answers of each round that are checked in any case
 _NONSENSE: list[bytes] = [
     b"",
     b"{",
@@ -63,8 +70,10 @@ class Soak:
 
     Attributes:
         rest_s: seconds that the server may take to come to rest.
+        checked: the share of answers that is compared with the run alone.
+        has_adapter: whether ADAPTER is served.
         counts: requests by kind, and what came of them.
-        levels: resident bytes at each rest.
+        levels: what the process held at each rest.
     """
 
     connection: Connection
@@ -73,9 +82,14 @@ class Soak:
     clients: int
     spawned: SpawnedServer | None = None
     rest_s: float = 120
+    checked: float = 0.02
+    has_adapter: bool = False
     counts: Counter[str] = field(default_factory=Counter)
-    levels: list[int] = field(default_factory=list)
+    levels: list[Level] = field(default_factory=list)
     probes: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    _kept: list[tuple[Asked, Any]] = field(default_factory=list)
+    _has_memories: bool = False
+    _names: itertools.count[int] = field(default_factory=itertools.count)
 
     async def run(self, seconds: float, rounds: int) -> None:
         """Rounds of load, each followed by a rest at which the server is looked at.
@@ -84,6 +98,7 @@ class Soak:
             Broken: with what did not hold.
         """
         await self._record_probes()
+        await self._fill_collection()
         for number in range(rounds):
             end = time.monotonic() + seconds / rounds
             clients = [
@@ -91,8 +106,9 @@ class Soak:
             ]
             await asyncio.gather(*clients)
             await self._rest()
-        if self.levels and self.levels[-1] > 1.1 * self.levels[0] + _MEMORY_SLACK:
-            raise Broken(f"memory grew: {[level >> 20 for level in self.levels]} MiB at the rests")
+            await self._check_kept()
+        if (grown := growth(self.levels)) is not None:
+            raise Broken(grown)
 
     async def _client(self, seed: int, end: float) -> None:
         rng = random.Random(seed)
@@ -102,9 +118,13 @@ class Soak:
             self._hang_up,
             self._nonsense,
             self._probe,
+            self._any,
+            self._cancelled,
+            self._memories,
+            self._responses,
         ]
         while time.monotonic() < end:
-            await rng.choices(kinds, weights=[3, 4, 2, 1, 1])[0](rng)
+            await rng.choices(kinds, weights=[3, 4, 2, 1, 1, 8, 1, 1, 1])[0](rng)
 
     # Kinds of requests
 
@@ -140,6 +160,79 @@ class Soak:
         if answer is not None and _text(answer) != expected:
             raise Broken(f"{body} gave {_text(answer)!r}, alone it was {expected!r}")
 
+    async def _any(self, rng: random.Random) -> None:
+        """A request of some kind; some of them are asked again when nothing else runs."""
+        asked = any_request(rng, self.model, memories=self._has_memories, adapter=self.has_adapter)
+        answer = await self._ask(asked.path.rpartition("/")[2], asked.body, asked.path)
+        if answer is not None and (len(self._kept) < _LEADING or rng.random() < self.checked):
+            self._kept.append((asked, asked.said(answer.json())))
+
+    async def _cancelled(self, rng: random.Random) -> None:
+        """A generation that another connection ends, or that ended before."""
+        id_ = f"soak-{next(self._names)}"
+        body = {"prompt": text(rng), "max_tokens": rng.randint(1, 300), "ignore_eos": True}
+        self.counts["cancelled"] += 1
+        asked = asyncio.create_task(
+            self.connection.post("/generate", json.dumps(body).encode(), {"x-request-id": id_})
+        )
+        await asyncio.sleep(rng.random() * 0.2)
+        ended = await self.connection.delete(f"/status/{id_}")
+        answer = await asked
+        told = (answer.status, ended.status)
+        if told not in {(200, 200), (409, 200), (200, 404), (429, 404), (503, 404)}:
+            raise Broken(f"a cancelled request and its DELETE were answered with {told}")
+
+    async def _memories(self, rng: random.Random) -> None:
+        """Add a text to a collection, or remove one."""
+        name, path = f"soak-{rng.randrange(4)}", f"/v1/models/{self.model}/memories"
+        self.counts["memories"] += 1
+        if rng.random() < 0.3:
+            answer = await self.connection.delete(f"{path}?collection={name}")
+            expected = {200, 404, 409}
+        else:
+            body = {"collection": name, "text": text(rng), "id": f"d{rng.randrange(6)}"}
+            answer = await self.connection.post(path, json.dumps(body).encode())
+            expected = {202, 409, 429, 503}
+        if answer.status not in expected:
+            raise Broken(f"memories were answered with {answer.status}: {answer.body[:300]!r}")
+
+    async def _responses(self, rng: random.Random) -> None:
+        """Store a response, go on from it, and delete it."""
+        path, body = "/v1/responses", {"input": text(rng), "max_output_tokens": 8}
+        first = await self._ask("responses", body, path)
+        if first is None:
+            return
+        id_ = first.json()["id"]
+        second = {**body, "previous_response_id": id_, "store": False}
+        await self._ask("responses", second, path)
+        for answer, status in (
+            (await self.connection.get(f"{path}/{id_}"), 200),
+            (await self.connection.delete(f"{path}/{id_}"), 200),
+            (await self.connection.get(f"{path}/{id_}"), 404),
+        ):
+            if answer.status != status:
+                raise Broken(f"a stored response was answered with {answer.status}, not {status}")
+
+    async def _fill_collection(self) -> None:
+        """Make the memories that answers are checked with, where the model takes any."""
+        path = f"/v1/models/{self.model}/memories"
+        body = {"collection": COLLECTION, "text": "The code of Mira is 57. The code of Tom is 23."}
+        answer = await self.connection.post(path, json.dumps(body).encode())
+        while answer.status in (200, 202) and answer.json()["status"] in ("queued", "running"):
+            await asyncio.sleep(0.1)
+            answer = await self.connection.get(f"/v1/memories/jobs/{answer.json()['id']}")
+        self._has_memories = answer.status == 200 and answer.json()["status"] == "done"
+
+    async def _check_kept(self) -> None:
+        """Ask again, alone, what was asked among others."""
+        kept, self._kept = self._kept, []
+        for asked, said in kept:
+            answer = await self._ask("alone", asked.body, asked.path)
+            alone = None if answer is None else asked.said(answer.json())
+            if not same(said, alone):
+                raise Broken(f"{asked} said {said!r}, and alone {alone!r}")
+        self.counts["compared"] += len(kept)
+
     async def _record_probes(self) -> None:
         common = {"model": self.model, "max_tokens": 24, "ignore_eos": True}
         for extra in ({"temperature": 0}, {"temperature": 1, "seed": 7}, {"top_p": 0.9, "seed": 8}):
@@ -150,7 +243,7 @@ class Soak:
             self.probes.append((body, _text(answer)))
 
     def _body(self, rng: random.Random) -> dict[str, Any]:
-        prompts = [" ".join(rng.choices(_WORDS, k=rng.randint(1, 60))) for _ in range(3)]
+        prompts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(3)]
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": prompts if rng.random() < 0.2 else prompts[0],
@@ -177,10 +270,12 @@ class Soak:
 
     # Checks
 
-    async def _ask(self, kind: str, body: dict[str, Any]) -> Answer | None:
+    async def _ask(
+        self, kind: str, body: dict[str, Any], path: str = "/v1/completions"
+    ) -> Answer | None:
         """A complete answer, or None where the server said that it is full."""
         self.counts[kind] += 1
-        answer = await self.connection.post("/v1/completions", json.dumps(body).encode())
+        answer = await self.connection.post(path, json.dumps(body).encode())
         if answer.status in (429, 503) and "retry-after" in answer.headers:
             self.counts["told to come later"] += 1
             return None
@@ -231,7 +326,7 @@ class Soak:
         if self.spawned is not None:
             if "Traceback" in self.spawned.log.read_text(errors="replace"):
                 raise Broken(f"the log has a traceback:\n{self.spawned.log.read_text()[-3000:]}")
-            level = self.spawned.resident_bytes()
+            level = Level.of(self.spawned.process.pid)
             self.levels += [] if level is None else [level]
 
     async def _idle_engine(self) -> dict[str, Any]:
@@ -244,7 +339,7 @@ class Soak:
             await asyncio.sleep(0.1)
             answer = await self.connection.get("/debug/metrics")
             engine: dict[str, Any] = answer.json()["engine"]
-            if not (engine["running"] or engine["waiting"] or engine["rows"]):
+            if not any(engine.get(name) for name in ("running", "waiting", "rows", "kv_bytes")):
                 return engine
         raise Broken(f"the server does not come to rest: {engine}")
 
@@ -262,24 +357,34 @@ def main() -> None:
     """Soak the server of the command line; exit with 1 when something did not hold."""
     args = _arguments()
     with contextlib.ExitStack() as stack:
-        spawned, url = None, args.url
+        spawned, url, flags = None, args.url, []
         if url is None:
             path = args.model_path
             model = bench_models.ensure(path) if path in bench_models.SHAPES else path
+            flags = _adapter_flags(Path(model), stack)
             try:
-                spawned = stack.enter_context(spawn("mlx_parallm", our_command(model)))
+                spawned = stack.enter_context(spawn("mlx_parallm", our_command(model, *flags)))
             except SpawnError as error:
                 sys.exit(f"soak: {error}")
             url = spawned.url
         with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as response:
             name = json.load(response)["data"][0]["id"]
         soak = Soak(Connection(url), name, args.seed, args.clients, spawned)
+        soak.checked, soak.has_adapter = args.checked, bool(flags)
         try:
             asyncio.run(soak.run(args.seconds, args.rounds))
         except (Broken, OSError, ValueError, KeyError) as error:
             sys.exit(f"soak: {type(error).__name__}: {error}\nso far: {dict(soak.counts)}")
-    levels = [f"{level >> 20}" for level in soak.levels]
-    print(f"all held: {dict(soak.counts)}; MiB at the rests: {', '.join(levels) or 'not known'}")
+    levels = "; ".join(map(str, soak.levels)) or "not known"
+    print(f"all held: {dict(soak.counts)}; at the rests: {levels}")
+
+
+def _adapter_flags(model: Path, stack: contextlib.ExitStack) -> list[str]:
+    """Flags that serve an adapter beside the model, where one can be made for it."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
+    bundled = Path(__file__).resolve().parents[1] / "mlx_parallm/models/bundled"
+    place = bundled if str(model) == "bundled" else model
+    return ["--lora-modules", f"{ADAPTER}={folder}"] if make_adapter(place, folder) else []
 
 
 def _arguments() -> argparse.Namespace:
@@ -293,6 +398,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=4, help="rests to look at the server")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checked", type=float, default=0.02, help="share of answers asked again")
     return parser.parse_args()
 
 

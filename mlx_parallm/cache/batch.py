@@ -210,6 +210,31 @@ class BatchedCache:
         """Forget a row's last `count` tokens. Attention layers only."""
         row.length -= count
 
+    def is_finite(self, row: Row, first: int) -> bool:
+        """Whether what a row holds is finite from position `first` on.
+
+        What is NaN in one layer is so in all behind it, so the last one is looked at.
+        """
+        held: list[mx.array] = []
+        for leaf in reversed(self.leaves):
+            if isinstance(leaf, BatchedKVCache) and leaf.arrays and first < row.length:
+                held = [*leaf.read(row.index, first, row.length)]
+            elif isinstance(leaf, BatchedStateCache):
+                held = leaf.take(row.index, row.length)
+            if held:
+                break
+        return all(np.isfinite(np.array(array.astype(mx.float32).sum())) for array in held)
+
+    def scrub(self) -> None:
+        """Write zeros behind every row's tokens.
+
+        What lies there is masked, and so counts 0 times; but 0 times NaN is NaN.
+        """
+        lengths = np.zeros(self.slots, dtype=np.int32)
+        lengths[: len(self.rows)] = [row.length for row in self.rows]
+        for leaf in self.leaves:
+            leaf.scrub(lengths)
+
     def begin(self, start: int, stop: int, width: int, counts: Items[int]) -> Span:
         """Open a forward over slots [start, stop) with `width` tokens a row."""
         self._grow_ahead()

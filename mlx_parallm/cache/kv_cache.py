@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_parallm.cache.layer_cache import (
     BLOCK,
@@ -219,6 +220,15 @@ class BatchedKVCache(LayerCache):
             return
         self.keys = mx.contiguous(self.keys[:, :, :needed])
         self.values = mx.contiguous(self.values[:, :, :needed])
+
+    def scrub(self, lengths: np.ndarray) -> None:
+        if self.keys is None or self.values is None:
+            return
+        held = mx.arange(self.capacity)[None] < mx.array(lengths)[:, None]
+        held = held[:, None, :, None]
+        self.keys = mx.where(held, self.keys, mx.zeros((), self.keys.dtype))
+        self.values = mx.where(held, self.values, mx.zeros((), self.values.dtype))
+        mx.eval(self.keys, self.values)  # or later writes would copy them
 
     def drop(self) -> None:
         self.keys = self.values = None

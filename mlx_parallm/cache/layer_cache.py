@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_parallm.cache.length_class import BLOCK
 from mlx_parallm.cache.span import Span
@@ -89,6 +90,9 @@ class LayerCache:
 
     def trim(self, longest: int) -> None:
         """Shrink to what rows of at most this many tokens need."""
+
+    def scrub(self, lengths: np.ndarray) -> None:
+        """Write zeros behind each slot's first tokens; lengths (slots,)."""
 
     def drop(self) -> None:
         """Free all buffers."""

@@ -117,6 +117,16 @@ class RowCache:
         """Forget a row's last `count` tokens."""
         row.length -= count
 
+    def is_finite(self, row: Row, first: int) -> bool:
+        """Whether what a row holds is finite from position `first` on."""
+        home: BatchedCache = row.home
+        return home.is_finite(row, first)
+
+    def scrub(self) -> None:
+        """Write zeros behind every row's tokens; see BatchedCache.scrub."""
+        for home in self._homes():
+            home.scrub()
+
     def begin(self, decode: Work, chunks: Work) -> PackedSpan:
         """Open a forward.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_parallm.cache.layer_cache import Batch, LayerCache, resized
 
@@ -127,6 +128,10 @@ class BatchedCacheList(LayerCache):
 
     def put(self, slot: int, taken: list[mx.array]) -> None:
         raise TypeError("the caches of a list are filled one by one")
+
+    def scrub(self, lengths: np.ndarray) -> None:
+        for cache in self.caches:
+            cache.scrub(lengths)
 
     def drop(self) -> None:
         for cache in self.caches:

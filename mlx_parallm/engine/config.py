@@ -23,6 +23,7 @@ class EngineConfig:
             the memory that the weights leave free.
         memory_utilization: instead of kv_cache_memory, the share of the device's memory
             that weights, K and V may take, above 0 up to 1.
+        memory_limit: bytes that the whole process may use; None is all that the device has.
         prefix_cache_memory: bytes for finished prefixes; 0 turns them off, None is
             a quarter of kv_cache_memory.
         prefix_cache_dir: a folder that keeps prefixes over a restart, at most
@@ -30,6 +31,7 @@ class EngineConfig:
         speculative: "ngram" guesses tokens from the text so far, "draft" with a
             draft model; None decodes one token a step.
         num_draft_tokens: the most tokens to guess.
+        step_timeout: seconds after which a step counts as stalled; 0 is never.
         max_loras: adapters on the device at once.
         max_lora_rank: a larger one is refused.
     """
@@ -40,10 +42,12 @@ class EngineConfig:
     max_gap: float = MAX_GAP
     kv_cache_memory: int | None = None
     memory_utilization: float | None = None
+    memory_limit: int | None = None
     prefix_cache_memory: int | None = None
     prefix_cache_dir: Path | None = None
     prefix_cache_disk: int = 4 << 30
     speculative: str | None = None
     num_draft_tokens: int = 12
+    step_timeout: float = 300.0
     max_loras: int = 8
     max_lora_rank: int = 64

@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_parallm.cache.prefixes.prefix_contract import CacheStats
 from mlx_parallm.cpu.blas import fit_threads, follow_load
@@ -26,18 +25,20 @@ from mlx_parallm.engine.adapters.live_model import LiveModel
 from mlx_parallm.engine.answers import Answers, Sink
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.forward.assembly import assemble
+from mlx_parallm.engine.guard.memory_guard import is_out_of_memory
+from mlx_parallm.engine.guard.room import check_room
+from mlx_parallm.engine.guard.row_faults import unfollowed
+from mlx_parallm.engine.guard.watchdog import Watchdog
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.inbox import Inbox
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.stats import Counter, EngineStats
-from mlx_parallm.engine.step import Launched, Result
+from mlx_parallm.engine.step import Launched, Result, output_of
 from mlx_parallm.errors import (
-    InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
     ParallmError,
-    QueueFullError,
     SequenceError,
     UnavailableError,
     UnsupportedError,
@@ -63,6 +64,8 @@ class Engine(LiveModel):
         config: the bounds in force; see `configure`.
         loaded: the model, None until it is loaded.
         reason: why nothing is accepted now, None where the engine is ready.
+        on_failure: called with the reason, on a thread of the engine's, when a step takes longer
+            than `step_timeout` or the loop has failed.
         runner, scheduler: its parts, once it is ready. They belong to the engine's thread:
             from another one, look at them and change them inside `call`.
     """
@@ -81,7 +84,9 @@ class Engine(LiveModel):
         self._speculate = True
         self._state = "loading"
         self._stats = EngineStats()
-        self._inbox = Inbox()
+        self.on_failure: Callable[[str], None] = lambda _: None
+        self._watchdog = Watchdog(config.step_timeout, lambda reason: self.on_failure(reason))
+        self._inbox = Inbox(lambda: self._watchdog.begin("a call"))
         self._answers = Answers()
         self._lock = threading.Lock()
         self._ready = threading.Event()
@@ -94,6 +99,11 @@ class Engine(LiveModel):
     def state(self) -> str:
         """loading, ready, draining or stopped."""
         return self._state
+
+    @property
+    def stalled(self) -> str | None:
+        """Why the running step may never end; None where all is well."""
+        return self._watchdog.stalled
 
     def start(self) -> None:
         """Start the thread; returns at once."""
@@ -127,7 +137,7 @@ class Engine(LiveModel):
         with self._lock:
             if self._state != "ready":
                 raise UnavailableError(f"The server cannot take requests now: {self.reason}")
-            self._check_room(sequences)
+            check_room(sequences, len(self._answers), self.config, self.scheduler, self.loaded)
             for sequence in sequences:
                 if sequence.params.seed is None:
                     seed = secrets.randbits(53)
@@ -241,28 +251,13 @@ class Engine(LiveModel):
         """Sequences that are accepted and not yet answered."""
         return len(self._answers)
 
-    def _check_room(self, sequences: list[Sequence]) -> None:
-        room = self.config.max_queue + self.config.max_batch_size - len(self._answers)
-        if len(sequences) > room:
-            raise QueueFullError(
-                f"{len(self._answers)} sequences are running or waiting; "
-                f"there is no room for {len(sequences)} more now"
-            )
-        for sequence in sequences:
-            if sequence.pooling is None and self.loaded is not None and self.loaded.is_encoder:
-                raise UnsupportedError(self.loaded.encoder_endpoints, param="model")
-            if not self.scheduler.fits(sequence):
-                raise OutOfMemoryError(
-                    f"{len(sequence.prompt)} prompt tokens and {sequence.params.max_tokens} "
-                    f"new ones are over the KV memory of {self.scheduler.config.kv_tokens} tokens"
-                )
-
     # The engine's thread
 
     def _run(self) -> None:
         try:
             self._live_through()
         finally:
+            self._watchdog.stop()
             # MLX aborts the process at exit where a thread left its streams behind.
             mx.synchronize()
             mx.clear_streams()
@@ -276,15 +271,17 @@ class Engine(LiveModel):
         self._ready.set()
         try:
             self._loop()
-        except Exception:
+        except BaseException:
             log.exception("the engine's loop failed")
             self._die("the engine failed; see the log")
+            self.on_failure("the engine failed")
 
     def _start_up(self) -> None:
         loaded = self._load()
         fit_threads(loaded.largest_matrix)
-        self.runner, self.scheduler = assemble(loaded, self.config, self._load_draft)
-        self._counter = Counter(self._stats, self.scheduler, self.runner)
+        parts = assemble(loaded, self.config, self._load_draft)
+        self.runner, self.scheduler, self._memory = parts
+        self._counter = Counter(self._stats, self.scheduler, self.runner, self._memory)
         self.loaded = loaded
         self._running = True
         self._state, self.reason = "ready", None
@@ -301,8 +298,10 @@ class Engine(LiveModel):
 
     def _loop(self) -> None:
         launched: Launched | None = None
+        self._watchdog.start()
         while self._running:
             self._drain_inbox(block=launched is None and not self.scheduler.has_work)
+            self._watchdog.begin("a step")
             launched = self._step(launched)
             self._answers.deliver()
             follow_load()
@@ -315,6 +314,7 @@ class Engine(LiveModel):
         if block:
             mx.clear_cache()  # idle: give unused memory back
             self.runner.rest()
+            self._watchdog.rest()
             self._inbox.wait()
         self._inbox.run()
 
@@ -335,6 +335,8 @@ class Engine(LiveModel):
             if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
+            if self._memory.look():
+                self._give_up_one()
             plan = self.scheduler.schedule()
             following = None
             if not plan.empty:
@@ -371,9 +373,23 @@ class Engine(LiveModel):
                 log.warning("the step before it is lost too", exc_info=True)
         self.runner.reset()
         mx.clear_cache()
+        fault: ParallmError = SequenceError("The server failed on this request.")
+        if isinstance(error, ParallmError):
+            fault = error
+        if is_out_of_memory(error):
+            self._memory.make_room()
+            fault = OutOfMemoryError("There is not enough memory for this request now.")
         for sequence in self.scheduler.suspect_all():
             self.scheduler.finish(sequence, FinishReason.ERROR)
-            self._fail(sequence, SequenceError("The server failed on this request."))
+            self._fail(sequence, fault)
+
+    def _give_up_one(self) -> None:
+        """Memory ends, and nothing more can be freed: a row that is alone has to go, or the
+        sequence that would get one."""
+        for sequence in self.scheduler.unfinished[:1]:
+            if len(self.scheduler.running) < 2:
+                self.scheduler.finish(sequence, FinishReason.ERROR)
+                self._fail(sequence, OutOfMemoryError("There is no memory for this request now."))
 
     def _take(self, results: list[Result]) -> None:
         for result in results:
@@ -381,30 +397,27 @@ class Engine(LiveModel):
             first = not sequence.output
             lived = sequence.finish_reason is None
             taken = self.scheduler.update(sequence, result.tokens)
+            if result.error is not None and sequence.finish_reason is None:
+                self._end_with(result.error, result, taken, first)
+                continue
             if lived and sequence.finish_reason is FinishReason.ERROR:
-                self._fail(sequence, _unfollowed(sequence))
+                self._fail(sequence, unfollowed(sequence))
                 continue
             if result.complete:
                 self.scheduler.finish(sequence, FinishReason.LENGTH)
             if taken or result.complete:
                 self._counter.tokens(sequence, len(taken), first)
-                self._emit(sequence, taken, result, first)
+                self._send(output_of(result, taken, first))
 
-    def _emit(self, sequence: Sequence, tokens: list[int], result: Result, first: bool) -> None:
-        logprobs, cited = result.logprobs, result.citations
-        wants_prompt = sequence.params.prompt_logprobs is not None
-        scores = sequence.prompt_scores or [None]  # a prompt of one token has no scores
-        output = Output(
-            sequence.id,
-            token_ids=tokens,
-            logprobs=logprobs[: len(tokens)] if logprobs is not None else None,
-            prompt_logprobs=list(scores) if first and wants_prompt else None,
-            finish_reason=sequence.finish_reason,
-            cached_tokens=sequence.num_cached,
-            pooled=None if result.pooled is None else np.array(result.pooled),
-            citations=None if cited is None else cited[: len(tokens)],
-        )
-        self._send(output)
+    def _end_with(self, error: ParallmError, result: Result, taken: list[int], first: bool) -> None:
+        """Send the tokens before the fault, then the error."""
+        sequence = result.sequence
+        if taken:
+            self._counter.tokens(sequence, len(taken), first)
+            self._send(output_of(result, taken, first))
+        log.warning("a sequence ends with an error: %s", error)
+        self.scheduler.finish(sequence, FinishReason.ERROR)
+        self._fail(sequence, error)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         self._send(Output(sequence.id, finish_reason=FinishReason.ERROR, error=error))
@@ -450,13 +463,3 @@ class Engine(LiveModel):
         mx.clear_cache()
         stats = self._stats
         stats.running = stats.waiting = stats.rows = stats.kv_tokens_used = stats.kv_bytes = 0
-
-
-def _unfollowed(sequence: Sequence) -> InvalidRequestError:
-    """The error of a sequence whose grammar cannot be followed any further."""
-    assert sequence.constraint is not None
-    reason = sequence.constraint.error
-    log.warning("a grammar could not be followed: %s", reason)
-    return InvalidRequestError(
-        f"The answer could not follow its grammar any further: {reason}", code="grammar_failed"
-    )

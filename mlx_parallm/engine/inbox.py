@@ -13,9 +13,14 @@ T = TypeVar("T")
 
 
 class Inbox:
-    """Calls for the engine's thread. Any thread may put; only the engine's thread runs them."""
+    """Calls for the engine's thread. Any thread may put; only the engine's thread runs them.
 
-    def __init__(self) -> None:
+    Args:
+        before: called before each of them.
+    """
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._at_rest: list[Callable[[], None]] = []
 
@@ -49,12 +54,14 @@ class Inbox:
 
     def wait(self) -> None:
         """Block until there is a call, and run it."""
-        self._calls.get()()
+        call = self._calls.get()
+        self._before()
+        call()
 
     def run(self) -> None:
         """Run all calls that are there."""
         while not self._calls.empty():
-            self._calls.get()()
+            self.wait()
 
     def run_at_rest(self) -> None:
         """Run the calls that wanted no step in flight."""

@@ -28,6 +28,7 @@ from mlx_parallm.engine.forward.packed_forwards import PackedForwards
 from mlx_parallm.engine.forward.padded_forwards import PaddedForwards
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
+from mlx_parallm.engine.guard.row_faults import fault_of, read_faults
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.speculation import Speculation
 from mlx_parallm.engine.pacing.step_clock import StepClock
@@ -98,6 +99,7 @@ class ModelRunner:
         self.curve = StepCurve()
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._clock = self._new_clock()
+        self._stained = False  # something NaN may lie where no row's tokens are
 
     @staticmethod
     def _new_clock() -> StepClock:
@@ -161,6 +163,10 @@ class ModelRunner:
         began = time.perf_counter()
         for sequence in plan.release:
             self.release(sequence)
+        if self._stained:
+            for forwards in self.forwards_by_version.all:
+                forwards.cache.scrub()
+            self._stained = False
         for sequence, match in plan.loads:
             assert self.prefixes is not None
             forwards = self.forwards_by_version.of(sequence.weights)
@@ -277,6 +283,13 @@ class ModelRunner:
             else:
                 results += self._read_guessed(launched.sampled, launched.guessed, launched.decode)
             _cite(launched, results)
+        for result in results:
+            result.error = result.error or fault_of(result)
+            if result.error is not None:
+                self._stained = True
+                if self.row_of(result.sequence) is None:
+                    # Another row may have its slot already, and what it left there.
+                    raise result.error
         self._measure(launched)
         return results
 
@@ -293,6 +306,7 @@ class ModelRunner:
         self.riders.reset()
         self.body.select(None)
         self._previous = None
+        self._stained = False
         self._clock = self._new_clock()
 
     # Results
@@ -300,8 +314,12 @@ class ModelRunner:
     def _read_plain(self, sampled: Sampled, sequences: list[Sequence]) -> list[Result]:
         tokens = np.array(sampled.tokens).tolist()
         logprobs = read_logprobs(sampled, tokens, sequences)
+        faults = read_faults(sampled, sequences)
         results = []
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            if row in faults:
+                results.append(Result(sequence, error=faults[row]))
+                continue
             found = logprobs.get(row)
             results.append(Result(sequence, [token], None if found is None else [found]))
         return results
@@ -319,14 +337,21 @@ class ModelRunner:
         firsts = guessed.layout.firsts.tolist()
         rows = [sequences[row] for row in guessed.layout.rows.tolist()]
         logprobs = read_logprobs(sampled, tokens.tolist(), rows)
+        faults = read_faults(sampled, rows)
+        # Guesses that were wrong are taken back, but what they wrote stays there.
+        self._stained = self._stained or bool(faults)
         results = []
         for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
             first = firsts[place]
             rewound = int(proposal.counts[place]) - count
             self.forwards_by_version.of(sequence.weights).rewind(sequence, rewound)
-            found = [logprobs[first + i] for i in range(count + 1) if first + i in logprobs]
-            taken = tokens[first : first + count + 1].tolist()
-            results.append(Result(sequence, taken, found or None))
+            right = range(first, first + count + 1)
+            wrong = next((at for at in right if at in faults), None)
+            right = range(first, right.stop if wrong is None else wrong)
+            found = [logprobs[at] for at in right if at in logprobs]
+            taken = tokens[right.start : right.stop].tolist()
+            error = None if wrong is None else faults[wrong]
+            results.append(Result(sequence, taken, found or None, error=error))
         self.speculation.verified(sequences, proposal, accepted)
         return results
 
@@ -358,6 +383,8 @@ class ModelRunner:
         if self.speculation is not None:
             self.speculation.forget(sequence)
         self.riders.forget(sequence)
+        if row.index >= row.home.num_decoding and not forwards.cache.is_finite(row, 0):
+            self._stained = True  # nothing was sampled that would have shown it
         if self.prefixes is not None:
             self.prefixes.save(row, sequence)
             self.prefixes.forget(sequence)

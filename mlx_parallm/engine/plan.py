@@ -59,6 +59,7 @@ class SchedulerConfig:
         packs: forwards compute no padding; elsewhere a step's chunks are padded to the widest,
             and every row has as much memory as the longest.
         kv_tokens: tokens that the KV memory budget holds.
+        kv_room: tokens that memory has room for now; None where that is not looked at.
         max_width: tokens a row may catch up in one forward.
         lookahead: tokens that a row may compute ahead of what it keeps.
         aligned: chunks end where pages do, since states are kept there only.
@@ -70,10 +71,16 @@ class SchedulerConfig:
     idle_prefill_tokens: int = 1024
     packs: bool = False
     kv_tokens: int = 1 << 40
+    kv_room: int | None = None
     max_width: int = 480
     lookahead: int = 0
     aligned: bool = False
     shares_prefixes: bool = False
+
+    @property
+    def kv_most(self) -> int:
+        """Tokens that rows may hold now."""
+        return self.kv_tokens if self.kv_room is None else min(self.kv_tokens, self.kv_room)
 
 
 def rectangle(lefts: list[int], budget: int, max_width: int) -> tuple[int, int]:

@@ -239,12 +239,12 @@ class ContinuousBatchScheduler:
 
     def _fits_beside(self, sequence: Sequence) -> bool:
         """Whether there is memory for one more row; a lone one always has it."""
-        return not self.running or self._area([*self.running, sequence]) <= self.config.kv_tokens
+        return not self.running or self._area([*self.running, sequence]) <= self.config.kv_most
 
     def _make_room(self, plan: Plan) -> bool:
         """Preempt until the next token of every row fits; true if any was."""
         preempted = False
-        while self.kv_tokens_used > self.config.kv_tokens and len(self.running) > 1:
+        while self.kv_tokens_used > self.config.kv_most and len(self.running) > 1:
             victim = max(self.running, key=self._shares.turn)
             self._preempt(victim)
             plan.release.append(victim)
@@ -297,7 +297,7 @@ class ContinuousBatchScheduler:
         staying = [s for s in self.running if s not in victims]
         if len(staying) >= min(len(self.running), self.config.max_batch_size):
             return False
-        return not staying or self._area([*staying, sequence]) <= self.config.kv_tokens
+        return not staying or self._area([*staying, sequence]) <= self.config.kv_most
 
     def _displace_for(self, sequence: Sequence, plan: Plan) -> None:
         """Preempt rows that may be taken until there is a place."""
@@ -345,7 +345,8 @@ class ContinuousBatchScheduler:
     @property
     def _may_join(self) -> bool:
         """Suspects join one at a time, rows that are known to be well."""
-        return not self._suspects or not any(s.id in self._suspects for s in self.running)
+        rows = (*self.running, *self._retired)
+        return not self._suspects or not any(s.id in self._suspects for s in rows)
 
     def _follows(self, sequence: Sequence) -> bool:
         """Let a sequence wait for another one that is computing what it needs."""

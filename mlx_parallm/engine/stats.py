@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from mlx_parallm.engine.guard.memory_guard import MemoryGuard
 from mlx_parallm.engine.guessing.decision import Reason
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
@@ -21,6 +22,7 @@ class EngineStats:
     """Counters since start, and the state now. Times in seconds, memory in bytes.
 
     Attributes:
+        memory_used: by the whole process; memory_left: what it can still take, see MemoryGuard.
         speculation_reasons: steps by the reason why they guessed or did not; see Reason.
     """
 
@@ -30,6 +32,9 @@ class EngineStats:
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
     kv_bytes: int = 0
+    memory_used: int = 0
+    memory_limit: int = 0
+    memory_left: int = 0
     steps: int = 0
     step_time: float = 0.0
     decode_steps: int = 0
@@ -66,9 +71,14 @@ class Counter:
     """
 
     def __init__(
-        self, stats: EngineStats, scheduler: ContinuousBatchScheduler, runner: ModelRunner
+        self,
+        stats: EngineStats,
+        scheduler: ContinuousBatchScheduler,
+        runner: ModelRunner,
+        memory: MemoryGuard,
     ) -> None:
         self.stats = stats
+        self._memory = memory
         self._scheduler = scheduler
         self._runner = runner
 
@@ -80,6 +90,8 @@ class Counter:
         stats.kv_tokens_used = scheduler.kv_tokens_used
         stats.kv_tokens_total = scheduler.config.kv_tokens
         stats.kv_bytes = self._runner.forwards_by_version.nbytes
+        use = self._memory.use
+        stats.memory_used, stats.memory_limit, stats.memory_left = use.used, use.limit, use.left
         stats.preemptions = scheduler.preemptions
         stats.step_time += time.perf_counter() - began
         if launched is not None:

@@ -11,7 +11,8 @@ from mlx_parallm.cache.extended_mind import Cited
 from mlx_parallm.cache.span import Ragged
 from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sampling.sampler import Sampled
-from mlx_parallm.engine.sequence import Sequence, TokenLogprob
+from mlx_parallm.engine.sequence import Output, Sequence, TokenLogprob
+from mlx_parallm.errors import ParallmError
 from mlx_parallm.memory.citations import TokenCitation
 
 
@@ -24,6 +25,7 @@ class Result:
         complete: the sequence only wanted its prompt computed, and it is.
         citations: one entry a token, where asked for.
         pooled: (D,) float32 of a pooling sequence.
+        error: what is wrong with the sequence behind these tokens; it ends.
     """
 
     sequence: Sequence
@@ -32,6 +34,7 @@ class Result:
     complete: bool = False
     pooled: mx.array | None = None
     citations: list[TokenCitation] | None = None
+    error: ParallmError | None = None
 
 
 @dataclass(slots=True)
@@ -103,6 +106,28 @@ class Launched:
     cited_by: dict[int, tuple[int, int]] = field(default_factory=dict)
     tokens: int = 0
     masked: bool = False
+
+
+def output_of(result: Result, tokens: list[int], first: bool) -> Output:
+    """What a sequence is sent of a step.
+
+    Args:
+        tokens: those of the result that count.
+        first: nothing was sent to it before.
+    """
+    sequence, logprobs, cited = result.sequence, result.logprobs, result.citations
+    wants_prompt = sequence.params.prompt_logprobs is not None
+    scores = sequence.prompt_scores or [None]  # a prompt of one token has no scores
+    return Output(
+        sequence.id,
+        token_ids=tokens,
+        logprobs=logprobs[: len(tokens)] if logprobs is not None else None,
+        prompt_logprobs=list(scores) if first and wants_prompt else None,
+        finish_reason=sequence.finish_reason,
+        cached_tokens=sequence.num_cached,
+        pooled=None if result.pooled is None else np.array(result.pooled),
+        citations=None if cited is None else cited[: len(tokens)],
+    )
 
 
 def keep_scores(scores: PromptScores) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_parallm.errors import NotMadeYetError, ParallmError, UnavailableError
+from mlx_parallm.errors import NotANumberError, NotMadeYetError, ParallmError, UnavailableError
 from mlx_parallm.memory.capture import Capture, windows
 from mlx_parallm.memory.document import Document, pack
 from mlx_parallm.memory.text import Tokens
@@ -302,6 +302,9 @@ def _next(steps: Any) -> _Piece | None:
     if found is None:
         return None
     computed, kept = found
+    # What is NaN in one layer is so in all behind it.
+    if not mx.isfinite(kept[-1][1].astype(mx.float32).sum()).item():
+        raise NotANumberError("The model's K and V of this text are not finite.")
     return _Piece([(_to_host(keys), _to_host(values)) for keys, values in kept], computed)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
 import platform
-from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.system_memory import available_bytes, physical_bytes
 
 MINIMUM = 256 << 20
 
@@ -20,19 +19,15 @@ def total_memory() -> int:
     for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
         if info.get(name):
             return int(info[name])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical_bytes()
 
 
 def free_memory() -> int:
     """Bytes that the default device could still give; caches of the system count as free."""
     left = total_memory() - mx.get_active_memory()
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return left  # not Linux
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return kilobytes << 10 if on_cpu else left
+    found = available_bytes() if on_cpu else None
+    return left if found is None else found
 
 
 def device_name() -> str:
@@ -44,22 +39,31 @@ def device_name() -> str:
     return f"{kind} ({name}), {total_memory() / 1e9:.1f} GB"
 
 
-def available_kv_bytes(weights: int, utilization: float | None = None) -> int:
+def available_kv_bytes(
+    weights: int, utilization: float | None = None, limit: int | None = None
+) -> int:
     """Bytes for K and V: half of what the weights leave, and never nothing.
 
     Args:
         utilization: the share of all memory that weights, K and V may take together.
+        limit: bytes that the process may use; None is all memory.
 
     Raises:
-        ModelLoadError: that share is less than the weights.
+        ModelLoadError: that is less than the weights.
     """
+    total = total_memory() if limit is None else min(limit, total_memory())
+    if limit is not None and total <= weights:
+        raise ModelLoadError(
+            f"the weights need {weights / 1e9:.2f} GB, and --memory-limit is {limit / 1e9:.2f} GB"
+        )
     if utilization is None:
-        return max(MINIMUM, (total_memory() - weights) // 2)
-    left = int(total_memory() * utilization) - weights
+        half = (total - weights) // 2
+        return max(MINIMUM, half) if limit is None else half
+    left = int(total * utilization) - weights
     if left <= 0:
         raise ModelLoadError(
             f"the weights need {weights / 1e9:.2f} GB, and --gpu-memory-utilization "
-            f"{utilization:g} of {total_memory() / 1e9:.2f} GB is less"
+            f"{utilization:g} of {total / 1e9:.2f} GB is less"
         )
     return left
 

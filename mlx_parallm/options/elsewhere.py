@@ -27,6 +27,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "kv_cache_memory": ("--kv-cache-memory-bytes",),
     "gpu_memory_utilization": ("--mem-fraction-static",),
+    "step_timeout": ("--watchdog-timeout",),
     "prefix_cache_memory": ("--prompt-cache-bytes",),
     "no_ui": ("--no-webui",),
     "draft_model": ("--model-draft", "-md", "--hf-repo-draft", "-hfd", "-hfrd"),

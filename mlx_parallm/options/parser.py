@@ -29,7 +29,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "batch and memory": (
         *("gpu_memory_utilization", "prefill_chunk", "max_gap", "batch_timeout_ms", "max_queue"),
-        *("prefix_cache_memory", "prefix_cache_dir", "prefix_cache_disk", "prefix_isolation"),
+        *(
+            "memory_limit",
+            "prefix_cache_memory",
+            "prefix_cache_dir",
+            "prefix_cache_disk",
+            "prefix_isolation",
+        ),
     ),
     "guessing ahead": ("draft_model", "num_draft_tokens"),
     "Extended Mind memories": (
@@ -37,6 +43,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "network and access": (
         *("no_ui", "admin_key", "cors_origin", "request_timeout", "max_body_size", "drain_timeout"),
+        *("step_timeout", "exit_on_engine_failure"),
         *("max_connections", "max_connections_per_address"),
         *("header_timeout", "body_timeout", "idle_timeout"),
     ),

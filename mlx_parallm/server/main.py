@@ -96,6 +96,7 @@ def create_app(
     gated: bool = True,
     on_ready: Callable[[ServerState], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
+    on_engine_failure: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -105,6 +106,8 @@ def create_app(
         gated: without it somebody in front looks at keys and limits, and logs.
         on_ready: called once, when the model is loaded.
         on_failure: called instead, when it cannot be loaded.
+        on_engine_failure: called with the reason when the engine has failed later, or stalls;
+            everybody who waits was answered.
 
     Raises:
         UnsupportedError: a setting needs an extra that is not installed.
@@ -113,7 +116,7 @@ def create_app(
         title="mlx_parallm",
         version=__version__,
         description="OpenAI-compatible inference on MLX, everything in one continuous batch.",
-        lifespan=_lifespan(settings, engine, on_ready, on_failure),
+        lifespan=_lifespan(settings, engine, on_ready, on_failure, on_engine_failure),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -186,11 +189,13 @@ def build_engine(
         max_gap=settings.max_gap,
         kv_cache_memory=settings.kv_cache_memory,
         memory_utilization=settings.gpu_memory_utilization,
+        memory_limit=settings.memory_limit,
         prefix_cache_memory=settings.prefix_cache_memory,
         prefix_cache_dir=Path(settings.prefix_cache_dir) if settings.prefix_cache_dir else None,
         prefix_cache_disk=settings.prefix_cache_disk,
         speculative=settings.speculation,
         num_draft_tokens=settings.num_draft_tokens,
+        step_timeout=settings.step_timeout,
         max_loras=settings.max_loras,
         max_lora_rank=settings.max_lora_rank,
     )
@@ -213,11 +218,14 @@ def _lifespan(
     given: Engine | None,
     on_ready: Callable[[ServerState], None] | None,
     on_failure: Callable[[Exception], None] | None,
+    on_engine_failure: Callable[[str], None] | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state = _build_state(settings, given or build_engine(settings))
         app.state.server = state
+        if on_engine_failure is not None:
+            _tell_of_failure(state, on_engine_failure)
         state.engine.start()
         tasks = [
             asyncio.create_task(state.queue.batch_processing_worker()),
@@ -240,6 +248,22 @@ def _build_state(settings: Settings, engine: Engine) -> ServerState:
     queue = RequestQueue(dispatcher, settings.batch_timeout_ms / 1e3, settings.max_batch_size)
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
     return ServerState(settings, engine, dispatcher, queue, metrics, executor)
+
+
+def _tell_of_failure(state: ServerState, tell: Callable[[str], None]) -> None:
+    """Let a failure of the engine answer everybody, and then be told, on the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def give_up(reason: str) -> None:
+        state.drain()
+        state.answer_all(UnavailableError(f"The server ends: {reason}."))
+        tell(reason)
+
+    def on_failure(reason: str) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server ends already
+            loop.call_soon_threadsafe(give_up, reason)
+
+    state.engine.on_failure = on_failure
 
 
 async def _watch_loading(

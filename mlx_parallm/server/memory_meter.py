@@ -7,16 +7,15 @@ new request, and what it had reached is first noted for those that still run.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_parallm.models.system_memory import resident_bytes
+
 _MB = 1e6
-_STATM = Path("/proc/self/statm")
 _lock = threading.Lock()
 _running: weakref.WeakSet[MemoryMeter] = weakref.WeakSet()
 
@@ -57,13 +56,6 @@ class MemoryMeter:
 
     def _note_peak(self) -> None:
         self._peak = max(self._peak, mx.get_peak_memory())
-
-
-def resident_bytes() -> int | None:
-    """Bytes of the process in physical memory; None where the system does not say (macOS)."""
-    if not _STATM.exists():
-        return None
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def device_name() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.errors import ModelLoadError, UnavailableError
+
+logger = logging.getLogger(__name__)
 
 # Of what is in memory, as JSON.
 MAX_BYTES = 64 * 1024**2
@@ -62,7 +65,8 @@ class ResponseStore:
         id_, text = stored.response["id"], json.dumps(asdict(stored), ensure_ascii=False)
         self._keep(id_, text)
         if self._file is not None:
-            self._executor.submit(self._file.put, id_, text)
+            written = self._executor.submit(self._file.put, id_, text)
+            written.add_done_callback(lambda future: _say_if_lost(id_, future.exception()))
 
     async def get(self, id_: str, owner: str) -> Stored | None:
         """A response; None where there is none of this owner."""
@@ -78,10 +82,18 @@ class ResponseStore:
         return stored
 
     async def delete(self, id_: str) -> None:
-        """Forget a response."""
-        self._forget(id_)
+        """Forget a response.
+
+        Raises:
+            UnavailableError: the file cannot be written, on a full disk for example.
+        """
         if self._file is not None:
-            await asyncio.wrap_future(self._executor.submit(self._file.delete, id_))
+            try:
+                await asyncio.wrap_future(self._executor.submit(self._file.delete, id_))
+            except sqlite3.Error as error:
+                logger.error("response %s cannot be deleted: %s", id_, error)
+                raise UnavailableError("The response cannot be deleted now.") from None
+        self._forget(id_)
 
     def close(self) -> None:
         """Write what is not in the file yet."""
@@ -98,6 +110,11 @@ class ResponseStore:
 
     def _forget(self, id_: str) -> None:
         self._num_bytes -= len(self._kept.pop(id_, ""))
+
+
+def _say_if_lost(id_: str, error: BaseException | None) -> None:
+    if error is not None:
+        logger.error("response %s is kept in memory only: %s", id_, error)
 
 
 class _ResponseFile:

@@ -48,9 +48,13 @@ class Connection:
         """GET; raises OSError or ValueError where there is no complete answer."""
         return await self._exchange("GET", path, b"")
 
-    async def post(self, path: str, body: bytes) -> Answer:
+    async def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> Answer:
         """POST; raises OSError or ValueError where there is no complete answer."""
-        return await self._exchange("POST", path, body)
+        return await self._exchange("POST", path, body, headers or {})
+
+    async def delete(self, path: str) -> Answer:
+        """DELETE; raises OSError or ValueError where there is no complete answer."""
+        return await self._exchange("DELETE", path, b"")
 
     async def hang_up(self, path: str, body: bytes, pieces: int, wait_s: float) -> None:
         """POST, read some pieces of the answer, wait at most so long for each, and be gone."""
@@ -63,11 +67,13 @@ class Connection:
         finally:
             writer.transport.abort()
 
-    async def _exchange(self, method: str, path: str, body: bytes) -> Answer:
+    async def _exchange(
+        self, method: str, path: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> Answer:
         async with asyncio.timeout(_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(self._host, self._port)
             try:
-                writer.write(self._request(method, path, body))
+                writer.write(self._request(method, path, body, headers))
                 head = await reader.readuntil(b"\r\n\r\n")
                 return await _read(head, reader)
             except asyncio.IncompleteReadError as error:
@@ -75,11 +81,14 @@ class Connection:
             finally:
                 writer.close()
 
-    def _request(self, method: str, path: str, body: bytes) -> bytes:
+    def _request(
+        self, method: str, path: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> bytes:
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            "Connection: close\r\n\r\n"
+            f"{more}Connection: close\r\n\r\n"
         )
         return head.encode() + body
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import soak
 from benchlib.http import Answer, Connection
+from soaking.asked import ADAPTER, Asked, any_request, same
+from soaking.levels import Level, growth
 
 from tests.scripts.runner import succeed
 
@@ -56,7 +58,7 @@ class Scripted(Connection):
     async def get(self, path: str) -> Answer:
         return self.answer
 
-    async def post(self, path: str, body: bytes) -> Answer:
+    async def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> Answer:
         return self.answer
 
 
@@ -88,3 +90,39 @@ def test_soak_sees_a_changed_answer_and_a_kind_reception_of_nonsense() -> None:
         asyncio.run(it._probe(random.Random(0)))
     with pytest.raises(soak.Broken, match="answered with 200"):
         asyncio.run(it._nonsense(random.Random(0)))
+
+
+def test_soak_sees_an_answer_that_differs_alone() -> None:
+    answer = Answer(200, {}, json.dumps({"choices": [{"text": "x"}]}).encode())
+    it = soak.Soak(Scripted(answer), "m", 0, 1)
+    asked = Asked("/v1/completions", {}, lambda found: found["choices"][0]["text"])
+    it._kept = [(asked, "x")]
+    asyncio.run(it._check_kept())
+    it._kept = [(asked, "y")]
+    with pytest.raises(soak.Broken, match="said 'y', and alone 'x'"):
+        asyncio.run(it._check_kept())
+
+
+def test_soak_sees_what_grows() -> None:
+    level = Level(1 << 30, 20, 30)
+    assert growth([level]) is None
+    assert growth([level, Level(level.resident + (32 << 20), 25, 34)]) is None
+    assert "memory grew" in str(growth([level, Level(3 << 30, 20, 30)]))
+    assert "threads grew" in str(growth([level, Level(1 << 30, 40, 30)]))
+    assert "descriptors grew" in str(growth([level, Level(1 << 30, 20, 50)]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_soak_asks_for_everything(seed: int) -> None:
+    rng = random.Random(seed)
+    asked = [any_request(rng, "m", memories=True, adapter=True) for _ in range(300)]
+    assert len({one.path for one in asked}) == 6
+    assert {one.body.get("model") for one in asked} == {"m", ADAPTER}
+    for name in ("memory", "tools", "response_format", "structured_outputs", "seed", "store"):
+        assert any(name in one.body for one in asked)
+
+
+def test_same_allows_for_a_last_digit() -> None:
+    assert same([("a", 1.001, None)], (["a", 1.0, None],))
+    assert not same([1.0], [1.1])
+    assert not same(["a"], ["a", "b"])

@@ -129,6 +129,7 @@ class ParrotEngine:
     room: int = 1024
     state: str = "loading"
     reason: str | None = "the model is loading"
+    stalled: str | None = None
     loaded: LoadedModel | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     groups: list[int] = field(default_factory=list)

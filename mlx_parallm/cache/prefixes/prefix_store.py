@@ -117,6 +117,8 @@ class PrefixStore:
         before = self._stored.get(sequence.id, 0)
         if full <= before or (self.ring is not None and row.length - before > self.ring):
             return
+        if not row.home.is_finite(row, before):
+            return  # whoever found it would be NaN, too
         snapshot = None
         if self.has_state:
             if full != row.length:

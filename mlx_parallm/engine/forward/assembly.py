@@ -15,6 +15,7 @@ from mlx_parallm.cache.prefixes.prefix_store import PrefixStore
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.forward.warm_up import warm_up
+from mlx_parallm.engine.guard.memory_guard import MemoryGuard
 from mlx_parallm.engine.guessing.draft_model import ModelDrafter
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
@@ -23,7 +24,11 @@ from mlx_parallm.engine.pacing.token_budget import TokenBudget
 from mlx_parallm.engine.plan import SchedulerConfig
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.device_memory import available_kv_bytes, use_wired_memory
+from mlx_parallm.models.device_memory import (
+    available_kv_bytes,
+    total_memory,
+    use_wired_memory,
+)
 from mlx_parallm.models.limits import MAX_WIDTH
 from mlx_parallm.models.loader import LoadedModel, check_same_tokenizer
 from mlx_parallm.models.lora.slots import AdapterSlots
@@ -39,8 +44,8 @@ _GPU_TOKENS = (512, 4096, 4096)
 
 def assemble(
     loaded: LoadedModel, config: EngineConfig, load_draft: LoadDraft | None
-) -> tuple[ModelRunner, ContinuousBatchScheduler]:
-    """A runner and a scheduler for a model.
+) -> tuple[ModelRunner, ContinuousBatchScheduler, MemoryGuard]:
+    """A runner, a scheduler and a guard of its memory for a model.
 
     Raises:
         ModelLoadError: the draft model does not fit.
@@ -49,7 +54,9 @@ def assemble(
     runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids)
     warm_up(runner)
     per_token = runner.cache.bytes_per_token
-    memory = config.kv_cache_memory or available_kv_bytes(loaded.nbytes, config.memory_utilization)
+    memory = config.kv_cache_memory or available_kv_bytes(
+        loaded.nbytes, config.memory_utilization, config.memory_limit
+    )
     prefixes = _prefixes(loaded, config, runner, memory)
     runner.reset()
     guesses = _speculate(loaded, config, load_draft, runner)
@@ -77,7 +84,8 @@ def assemble(
         scheduler.budget = TokenBudget(
             runner.curve, first=first, most=most, idle=idle, max_gap=config.max_gap
         )
-    return runner, scheduler
+    limit = min(config.memory_limit or total_memory(), total_memory())
+    return runner, scheduler, MemoryGuard(limit, scheduler, prefixes, per_token)
 
 
 def _prefixes(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -117,7 +118,7 @@ def _top_k_threshold(p: mx.array, k: mx.array) -> mx.array:
 
 def _top_p_threshold(p: mx.array, top_p: mx.array) -> mx.array:
     """(R, 1): each row's nucleus is above it; top_p (R, 1)."""
-    mass = _row_sums(p)
+    mass = row_sums(p)
     # All entries up to this one together are less than the 1 - top_p left out.
     lowest = mx.maximum((1 - top_p) * mass / p.shape[-1] * 0.5, 1e-38)
     return _threshold(p, p, top_p * mass, lowest, _NUCLEUS_HALVINGS)
@@ -143,11 +144,18 @@ def _threshold(
         middle = low + (high - low) // 2
         # The weight where p > middle, 0 elsewhere: cheaper than a comparison.
         kept = mx.minimum(mx.maximum(steep - middle.view(mx.float32) * _STEEP, 0.0), weight)
-        enough = _row_sums(kept) >= target
+        enough = row_sums(kept) >= target
         low, high = mx.where(enough, middle, low), mx.where(enough, high, middle)
     return low.view(mx.float32)
 
 
-def _row_sums(x: mx.array) -> mx.array:
+def row_sums(x: mx.array) -> mx.array:
     """(R, 1) sums of (R, V); as a product, which every backend does fast."""
-    return x @ mx.ones((x.shape[-1], 1))
+    return x @ _ones(x.shape[-1])
+
+
+@lru_cache(maxsize=4)
+def _ones(size: int) -> mx.array:
+    ones = mx.ones((size, 1))
+    mx.eval(ones)
+    return ones

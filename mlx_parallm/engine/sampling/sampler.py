@@ -20,7 +20,7 @@ import numpy as np
 
 from mlx_parallm.cache.span import Ragged
 from mlx_parallm.engine.grammar.masks import Masks
-from mlx_parallm.engine.sampling.cuts import DrawSettings
+from mlx_parallm.engine.sampling.cuts import DrawSettings, row_sums
 from mlx_parallm.engine.sampling.penalties import Penalties
 from mlx_parallm.engine.sampling.token_logprobs import Draw, LogprobRows, TokenScores
 from mlx_parallm.engine.sampling.token_masks import mask_logits
@@ -56,18 +56,26 @@ class Sampled:
 
     Attributes:
         tokens: (B,) int32.
+        totals: (B, 1) sums of the model's logits: NaN where one of them is.
+        picked: (B, 1) logits of the tokens where something forbids tokens: minus infinity where
+            all are forbidden. None where nothing does.
         logprob_rows: rows that asked for log-probabilities, R of them.
         scores: theirs, in this order; None where no row asked.
     """
 
     tokens: mx.array
+    totals: mx.array
+    picked: mx.array | None
     logprob_rows: list[int]
     scores: TokenScores | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
         """Everything to evaluate."""
-        return [self.tokens] if self.scores is None else [self.tokens, *self.scores.arrays]
+        found = [self.tokens, self.totals]
+        if self.picked is not None:
+            found.append(self.picked)
+        return found if self.scores is None else [*found, *self.scores.arrays]
 
 
 class Sampler:
@@ -216,7 +224,11 @@ class _Batch:
         chances = self.chances(processed)
         tokens = self.pick(processed, chances)
         draw = Draw(raw, processed, chances, self._place_of, tokens)
-        return Sampled(tokens, self._logprobs.rows, self._logprobs.score(draw))
+        picked = None
+        if processed is not raw:
+            picked = mx.take_along_axis(processed, tokens[:, None], axis=-1)
+        scores = self._logprobs.score(draw)
+        return Sampled(tokens, row_sums(raw), picked, self._logprobs.rows, scores)
 
     def process(self, logits: mx.array, masks: Masks | None = None) -> mx.array:
         """(B, V) logits after penalties, bias, forbidden tokens and masks."""
@@ -272,7 +284,7 @@ class _Batch:
         u = mx.array(uniforms(self._seeds, positions))[:, None]
         cumulative = mx.cumsum(p, axis=-1)
         # Only tokens that were kept: a parallel sum may round to less behind one of them.
-        # Where a broken model left none (NaN), this is token 0.
+        # Where none was left this is token 0, and `read_faults` says so.
         beyond = (cumulative > u * cumulative[:, -1:]) & (p > 0)
         return mx.argmax(beyond, axis=-1).astype(mx.int32)
 

@@ -41,12 +41,14 @@ def create_fleet_app(
     make_app: Callable[..., FastAPI] = create_app,
     on_ready: Callable[[ServerState], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
+    on_engine_failure: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """The server of several models as an ASGI application.
 
     Args:
         make_app: makes the application of one model; as create_app().
         on_ready, on_failure: as in create_app(), for the first model and those that are pinned.
+        on_engine_failure: as in create_app(), for every model.
 
     Raises:
         SettingsError: the models of the settings are not there.
@@ -58,7 +60,8 @@ def create_fleet_app(
         entry: Entry, ready: Callable[[ServerState], None], failed: Callable[[Exception], None]
     ) -> FastAPI:
         own = replace(settings_for(settings, entry), kv_cache_memory=kv_bytes)
-        return make_app(own, gated=False, on_ready=ready, on_failure=failed)
+        more = {} if on_engine_failure is None else {"on_engine_failure": on_engine_failure}
+        return make_app(own, gated=False, on_ready=ready, on_failure=failed, **more)
 
     fleet = Fleet(
         entries,

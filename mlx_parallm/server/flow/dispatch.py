@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mlx_parallm.engine.sequence import Output
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
-from mlx_parallm.errors import ParallmError, SequenceError, UnavailableError
+from mlx_parallm.errors import NotANumberError, ParallmError, SequenceError, UnavailableError
 from mlx_parallm.server.flow.generation import Generation, Track
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Dispatcher:
 
 def _for_client(error: Exception) -> ParallmError:
     """A fault as something that may be shown; what is not ours to show is logged."""
-    if isinstance(error, UnavailableError):
+    if isinstance(error, (UnavailableError, NotANumberError)):
         return error
     if isinstance(error, ParallmError) and error.status < 500:
         return error

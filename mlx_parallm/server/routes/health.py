@@ -42,14 +42,17 @@ async def version() -> Response:
     "/health",
     summary="Whether requests are answered now",
     response_model=Health,
-    responses={503: {"model": Health, "description": "Loading, draining or stopped."}},
+    responses={503: {"model": Health, "description": "Loading, draining, stalled or stopped."}},
 )
 async def health(request: Request) -> Response:
-    """200 when requests are answered; 503 with the reason while loading, draining, or stopped."""
+    """200 when requests are answered; 503 with the reason while it loads, drains, is stalled
+    (see --step-timeout) or has stopped."""
     state = state_of(request)
-    engine, waits = state.engine, state.waits_for_adapter
-    ready = engine.state == "ready" and not waits
+    engine, waits, stalled = state.engine, state.waits_for_adapter, state.engine.stalled
+    ready = engine.state == "ready" and not (waits or stalled)
     status = "loading" if engine.state == "ready" else engine.state
+    if stalled is not None and status != "stopped":
+        status = "stalled"
     answer = {
         "status": "healthy" if ready else status,
         "model_loaded": engine.loaded is not None,
@@ -59,7 +62,7 @@ async def health(request: Request) -> Response:
     if ready:
         return json_answer(answer)
     headers = {"retry-after": str(UnavailableError.retry_after_s)}
-    answer["reason"] = engine.reason or "the adapter is loading"
+    answer["reason"] = stalled or engine.reason or "the adapter is loading"
     return FiniteJSONResponse(answer, status_code=503, headers=headers)
 
 

@@ -45,7 +45,7 @@ class Health(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    status: Literal["healthy", "loading", "draining", "stopped"]
+    status: Literal["healthy", "loading", "draining", "stalled", "stopped"]
     model_loaded: bool
     tokenizer_loaded: bool
     scheduler_ready: bool

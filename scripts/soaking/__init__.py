@@ -1,0 +1,1 @@
+"""What soak.py asks for, and what has to stay level."""
