@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from mlx_parallm.continuous_batching import AsyncContinuousBatchingEngine, Batch
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.utils import batch_generate, close, session_of
 from tests.conftest import assert_no_leaks, tiny_llama
-from tests.waiting import wait_until
+from tests.engine.brake import braked
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_compile")
 
@@ -35,10 +37,15 @@ def test_a_batch_is_answered_in_order(pair: tuple[Any, Any]) -> None:
 
 def test_concurrent_requests_share_their_steps(pair: tuple[Any, Any]) -> None:
     engine = AsyncContinuousBatchingEngine(*pair, BatchConfig(max_batch_size=12, max_tokens=20))
-    before = engine.get_stats()
+    before, inner, all_there = engine.get_stats(), session_of(*pair).engine, threading.Event()
 
     async def run() -> list[str]:
-        return await asyncio.gather(*(engine.generate(p, ignore_eos=True) for p in PROMPTS))
+        inner.call(lambda: all_there.wait(PATIENCE_S))
+        asked = asyncio.gather(*(engine.generate(p, ignore_eos=True) for p in PROMPTS))
+        while inner.num_live < len(PROMPTS):
+            await asyncio.sleep(0.001)
+        all_there.set()
+        return await asked
 
     answers = asyncio.run(run())
     assert answers == batch_generate(*pair, PROMPTS, max_tokens=20, ignore_eos=True)
@@ -82,12 +89,14 @@ def test_cancelled_requests_free_their_rows(
     engine = AsyncContinuousBatchingEngine(*pair)
 
     async def run() -> None:
-        task = asyncio.create_task(engine.generate_batch(PROMPTS, max_tokens=400, ignore_eos=True))
-        while engine.get_stats().running == 0:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with braked(session_of(*pair).engine):
+            batch = engine.generate_batch(PROMPTS, max_tokens=400, ignore_eos=True)
+            task = asyncio.create_task(batch)
+            while engine.get_stats().running == 0:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     asyncio.run(run())  # closes the loop while the engine still answers
     assert_no_leaks(session_of(*pair).engine)

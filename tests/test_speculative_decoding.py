@@ -43,9 +43,11 @@ def test_the_text_is_plain_decodings(engine: SpeculativeDecodingEngine, plain: l
 
 
 def test_counts(engine: SpeculativeDecodingEngine) -> None:
-    for _ in range(6):
+    for _ in range(200):  # when guesses are made is decided by the clock
         engine.generate(PROMPTS[2], max_tokens=40, ignore_eos=True)
-    stats = engine.get_stats()
+        stats = engine.get_stats()
+        if stats["accepted"]:
+            break
     assert stats["drafted"] >= stats["accepted"] > 0
     assert stats["acceptance_rate"] == pytest.approx(stats["accepted"] / stats["drafted"])
     assert stats["mean_accepted_length"] <= 6  # with the token that is sampled anyway
