@@ -7,7 +7,9 @@ For each setting, rows are sampled together by the engine, those of all settings
 Then torch computes each sequence alone, and Transformers' own processors make of its logits
 what a token is drawn from. The table has the largest differences in nats: of the processed
 log-probabilities, of the raw ones, and what a trainer would get wrong that takes raw ones for
-those that were drawn from. Needs the extra `rl`.
+those that were drawn from. Where the last token that a cut keeps and the first that it does
+not are as likely as each other to 1e-4 nats, rounding decides: such places are counted apart.
+Needs the extra `rl`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import random
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,7 @@ from mlx_parallm.models.loader import load_model
 if TYPE_CHECKING:
     import torch
 
+TIE = 1e-4  # nats
 BUNDLED = in_venv.ROOT / "mlx_parallm" / "models" / "bundled"
 SETTINGS: dict[str, dict[str, Any]] = {
     "T = 1": {},
@@ -97,26 +101,38 @@ def sample(
     return made
 
 
-def reference(model: Any, row: Row, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, V) raw and processed log-probabilities of one sequence alone, in torch."""
+def reference(
+    model: Any, row: Row, tokens: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
+    """Of one sequence alone, in torch.
+
+    Returns:
+        (T, V) raw and processed log-probabilities, and where a cut stands on a tie.
+    """
     import torch
 
     first = len(row.prompt)
     with torch.no_grad():
         logits = model(torch.tensor([row.prompt + tokens])).logits[0, first - 1 : -1].float()
-    processed = [
-        _processed(row, tokens[:place], line[None].clone())[0] for place, line in enumerate(logits)
-    ]
-    return torch.log_softmax(logits, -1), torch.log_softmax(torch.stack(processed), -1)
+    processed, ties = [], []
+    for place, line in enumerate(logits):
+        ids = torch.tensor([row.prompt + tokens[:place]])
+        scores = line[None].clone()
+        for processor in _penalties(row.params, tokens[:place]):
+            scores = processor(ids, scores)
+        cut = scores.clone()
+        for processor in _cuts(row.params):
+            cut = processor(ids, cut)
+        kept = cut > -torch.inf
+        ties.append(bool(scores[kept].min() - scores.masked_fill(kept, -torch.inf).max() < TIE))
+        processed.append(cut[0])
+    return torch.log_softmax(logits, -1), torch.log_softmax(torch.stack(processed), -1), ties
 
 
-def _processed(row: Row, output: list[int], scores: torch.Tensor) -> torch.Tensor:
-    """(1, V) logits of what the next token is drawn from: penalties, temperature, cuts."""
-    import torch
+def _penalties(params: SamplingParams, output: list[int]) -> list[Any]:
+    """What changes logits, in its order: penalties and temperature."""
     from transformers import generation as hf
 
-    params = row.params
-    ids = torch.tensor([row.prompt + output])
     chain: list[Any] = []
     if params.repetition_penalty != 1:
         chain.append(hf.RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
@@ -124,15 +140,21 @@ def _processed(row: Row, output: list[int], scores: torch.Tensor) -> torch.Tenso
         chain.append(_OutputPenalties(params, output))
     if params.temperature != 1:
         chain.append(hf.TemperatureLogitsWarper(params.temperature))
+    return chain
+
+
+def _cuts(params: SamplingParams) -> list[Any]:
+    """What leaves tokens out, in its order."""
+    from transformers import generation as hf
+
+    chain: list[Any] = []
     if params.top_k:
         chain.append(hf.TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         chain.append(hf.TopPLogitsWarper(params.top_p))
     if params.min_p:
         chain.append(hf.MinPLogitsWarper(params.min_p))
-    for processor in chain:
-        scores = processor(ids, scores)
-    return scores
+    return chain
 
 
 class _OutputPenalties:
@@ -156,30 +178,49 @@ def measure(folder: Path, rows: int, tokens: int) -> list[dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    worst = {name: [0.0, 0.0, 0.0] for name in SETTINGS}
+    lines = {name: Line(name) for name in SETTINGS}
     for name, row, entries in sample(folder, rows, tokens):
         chosen = [entry.token_id for entry in entries]
-        raw, processed = reference(model, row, chosen)
+        raw, processed, ties = reference(model, row, chosen)
         for place, entry in enumerate(entries):
             drawn, plain = float(processed[place, chosen[place]]), float(raw[place, chosen[place]])
-            gaps = _gap(entry.processed, drawn), _gap(entry.logprob, plain), _gap(plain, drawn)
-            worst[name] = [max(pair) for pair in zip(worst[name], gaps, strict=True)]
-    return [
-        {
-            "model": folder.name,
-            "setting": name,
-            "processed": f"{gaps[0]:.1e}",
-            "raw": f"{gaps[1]:.1e}",
-            "raw taken for processed": f"{gaps[2]:.2f}",
+            lines[name].add(entry, plain, drawn, tied=ties[place])
+    return [line.shown(folder.name) for line in lines.values()]
+
+
+@dataclass
+class Line:
+    """The largest differences under one setting, in nats."""
+
+    setting: str
+    tokens: int = 0
+    ties: int = 0
+    processed: float = 0.0
+    raw: float = 0.0
+    mistaken: float = 0.0
+
+    def add(self, entry: TokenLogprob, plain: float, drawn: float, *, tied: bool) -> None:
+        """Compare a token with torch's raw and processed log-probabilities."""
+        if entry.processed is None:
+            raise RuntimeError("the engine gave no processed log-probability")
+        self.tokens += 1
+        self.ties += tied
+        self.raw = max(self.raw, abs(entry.logprob - plain))
+        if not tied:
+            self.processed = max(self.processed, abs(entry.processed - drawn))
+            self.mistaken = max(self.mistaken, abs(plain - drawn))
+
+    def shown(self, model: str) -> dict[str, Any]:
+        """A row of the table."""
+        return {
+            "model": model,
+            "setting": self.setting,
+            "tokens": self.tokens,
+            "ties at a cut": self.ties,
+            "processed": f"{self.processed:.1e}",
+            "raw": f"{self.raw:.1e}",
+            "raw taken for processed": f"{self.mistaken:.2f}",
         }
-        for name, gaps in worst.items()
-    ]
-
-
-def _gap(one: float | None, other: float) -> float:
-    if one is None:
-        raise RuntimeError("the engine gave no processed log-probability")
-    return abs(one - other)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

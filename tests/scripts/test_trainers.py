@@ -55,8 +55,10 @@ def test_processed_logprobs_are_torchs(model: str) -> None:
     rows = logprob_mismatch.measure(logprob_mismatch.BUNDLED, 1, 12)
     assert len(rows) == len(logprob_mismatch.SETTINGS)
     for row in rows:
+        assert row["tokens"] == 12
         assert float(row["processed"]) <= 1e-4, row
         assert float(row["raw"]) <= 1e-4, row
+    assert sum(row["ties at a cut"] for row in rows) < 40
     assert max(float(row["raw taken for processed"]) for row in rows) > 0.05
 
 
