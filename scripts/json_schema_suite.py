@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """The JSON-Schema-Test-Suite (2020-12) through the server: what is right, refused, or wrong.
 
-    git clone https://github.com/json-schema-org/JSON-Schema-Test-Suite
-    scripts/json_schema_suite.py JSON-Schema-Test-Suite/tests/draft2020-12
+    scripts/json_schema_suite.py                  # the suite that jsonschema's source package has
+    scripts/json_schema_suite.py SOME/FOLDER      # with the suite's *.json
+
+It prints the table in Markdown. The package is downloaded once and kept.
 
 A model that repeats its prompt is asked for each instance under its schema. A valid one has to
 come back (in some order of its keys: the grammar has the schema's); an invalid one must not.
@@ -19,7 +21,9 @@ import argparse
 import asyncio
 import itertools
 import json
+import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +34,13 @@ import jsonschema_rs
 from benchlib.copy_model import copy_model
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.models.places import cache_folder
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 
 _AT_ONCE = 24
 _MOST_ORDERS = 24
+_PACKAGE = "jsonschema-4.26.0"
 _KINDS = ("passed", "refused", "narrower", "wrong")
 
 
@@ -130,11 +136,24 @@ def table_text(table: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
+def suite_folder() -> Path:
+    """The suite out of a source package; from the user's cache, where it was downloaded before."""
+    folder = cache_folder("json-schema-suite")
+    archive = folder / f"{_PACKAGE}.tar.gz"
+    if not archive.exists():
+        name, version = _PACKAGE.split("-")
+        download = ["download", "-q", "--no-deps", "--no-binary", name, "--dest", str(folder)]
+        subprocess.run([sys.executable, "-m", "pip", *download, f"{name}=={version}"], check=True)
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    return folder / _PACKAGE / "json" / "tests" / "draft2020-12"
+
+
 def main() -> int:
     """Print the table; 1 where an answer was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="tests/draft2020-12 of the suite")
-    table = asyncio.run(judge_with_a_server(parser.parse_args().folder))
+    parser.add_argument("folder", type=Path, nargs="?", help="tests/draft2020-12 of the suite")
+    table = asyncio.run(judge_with_a_server(parser.parse_args().folder or suite_folder()))
     print(table_text(table))
     return int(any(counts["wrong"] for counts in table.values()))
 
