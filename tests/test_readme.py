@@ -151,7 +151,8 @@ def see_it_answer(command: str, way: How, checkout: Checkout, server: RunningSer
         own = checkout.run(f"{command} && command -v mlx_parallm").strip()
         assert own == str(checkout.folder / ".venv" / "bin" / "mlx_parallm")
     elif command.startswith("curl "):
-        assert not json.loads(printed).get("error"), printed
+        answers = [json.loads(line) for line in printed.splitlines()]
+        assert answers and not any(answer.get("error") for answer in answers), printed
     else:
         assert bool(printed.strip()) is not way.silent
 
