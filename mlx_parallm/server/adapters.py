@@ -96,6 +96,11 @@ class Adapters:
             raise NotFoundError(f"There is no adapter {name[:200]!r}.", param="name")
         return self._entries[name]
 
+    def current_default(self) -> Adapter | None:
+        """The version of the default adapter that new requests get; None where there is none."""
+        entry = None if self.default is None else self._entries.get(self.default)
+        return None if entry is None else entry.current
+
     async def get(self, name: str) -> Adapter:
         """The version that new requests get; read on the first use.
 

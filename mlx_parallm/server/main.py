@@ -293,8 +293,7 @@ async def _load_adapters(state: ServerState) -> None:
     """Read the adapters that the options name: what is wrong with them is said at the start."""
     for entry in state.adapters.entries:
         await state.adapters.get(entry.name)
-    if state.adapters.default is not None:
-        state.dispatcher.default_adapter = await state.adapters.get(state.adapters.default)
+    state.dispatcher.find_default = state.adapters.current_default
 
 
 async def _check_memories(state: ServerState) -> None:

@@ -75,7 +75,7 @@ class ServerState:
     @property
     def waits_for_adapter(self) -> bool:
         """Whether the adapter of all requests is not there yet."""
-        return self.settings.adapter_path is not None and self.dispatcher.default_adapter is None
+        return self.adapters.default is not None and self.dispatcher.default_adapter is None
 
     def prompts(self) -> Prompts:
         """The maker of prompts for the model.

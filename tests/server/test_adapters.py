@@ -257,6 +257,15 @@ def test_the_default_adapter_and_the_admin_key(
     assert answer.status_code == 200, answer.text
     config = json.loads((folders[0] / "adapter_config.json").read_text())
     assert answer.json()["rank"] == config["lora_parameters"]["rank"]
+    # A new version of the default adapter is what requests get that name none.
+    default = {"lora_name": folders[0].name, "lora_path": str(folders[1]), "load_inplace": True}
+    loaded = running.http.post("/v1/load_lora_adapter", json=default, headers=ADMIN)
+    assert loaded.status_code == 200, loaded.text
+    assert text_of(running, "base") == text_of(running, "more")
+    assert running.http.delete(f"/v1/adapters/{folders[0].name}", headers=ADMIN).status_code == 200
+    load(served, "more", folders[1])
+    assert text_of(running, "base") == text_of(served, "base") != text_of(served, "more")
+    served.http.delete("/v1/adapters/more")
 
 
 def test_only_this_machine_without_a_key() -> None:

@@ -44,9 +44,14 @@ class Dispatcher:
         self._loop = loop
         self._on_end = on_end
         self._owner: dict[int, Generation] = {}
-        self.default_adapter: Adapter | None = None  # of sequences that have none
+        self.find_default: Callable[[], Adapter | None] = lambda: None
         # One object: the engine groups the outputs of a step by their sink's identity.
         self._sink = self._on_engine_thread
+
+    @property
+    def default_adapter(self) -> Adapter | None:
+        """Of sequences that have none: its version that new requests get."""
+        return self.find_default()
 
     @property
     def idle(self) -> bool:
@@ -60,10 +65,11 @@ class Dispatcher:
             ParallmError: the engine has no room or does not run.
         """
         sequences = [sequence for one in generations for sequence in one.sequences]
-        if self.default_adapter is not None:
+        default = self.default_adapter
+        if default is not None:
             for sequence in sequences:
                 if sequence.adapter is None:
-                    sequence.use(self.default_adapter)
+                    sequence.use(default)
         self._hand_over({sequence: one for one in generations for sequence in one.sequences})
         for generation in generations:
             generation.spend(generation.prompt_tokens)
