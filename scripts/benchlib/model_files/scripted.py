@@ -5,7 +5,8 @@ token of a script's text follows one other token, so that a Llama without attent
 an MLP, whose head knows for every token the next one, writes the text. The chat template chooses:
 the first offered tool that has a script and was not called yet is called, then `END` is said.
 
-Where a grammar forces other tokens than the script's, the model ends its answer as soon as it may.
+Where a grammar forces other tokens than the script's, the model ends its answer as soon as it may,
+and objects before.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def make(folder: Path, scripts: Mapping[str, str]) -> Path:
     _write(folder / "tokenizer.json", tokenizer)
     _write(folder / "tokenizer_config.json", _tokenizer_config(scripts))
     _write(folder / "config.json", _config(size, eos))
-    save_file(_weights(size, [[*chain, eos] for chain in chains]), folder / "model.safetensors")
+    ends = {eos: 1.0, tokenizer["model"]["vocab"]["}"]: 0.5}
+    weights = _weights(size, [[*chain, eos] for chain in chains], ends)
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 
@@ -176,10 +179,13 @@ def _config(size: int, eos: int) -> dict[str, Any]:
     }
 
 
-def _weights(size: int, chains: list[list[int]]) -> dict[str, np.ndarray]:
+def _weights(size: int, chains: list[list[int]], ends: dict[int, float]) -> dict[str, np.ndarray]:
     """A token's embedding is the head's row of the token after it.
 
-    The first numbers of an embedding say whether a token is in no script: the end follows it.
+    The first numbers of an embedding say whether a token is in no script.
+
+    Args:
+        ends: tokens that follow those in no script -> how much they are wanted.
     """
     rng = np.random.default_rng(0)
     embeddings = rng.choice(np.array([-1, 1], np.float32), (size, _WIDTH))
@@ -189,7 +195,8 @@ def _weights(size: int, chains: list[list[int]]) -> dict[str, np.ndarray]:
     for chain in chains:
         for token, following in pairwise(chain):
             head[following] += embeddings[token]
-    head[chains[0][-1], :_FLAG] = _FLAG
+    for token, weight in ends.items():
+        head[token, :_FLAG] = weight * _FLAG
     layer = "model.layers.0"
     zeros = {"self_attn.o_proj": (_WIDTH, _HEAD), "mlp.down_proj": (_WIDTH, _HEAD)}
     zeros |= {f"self_attn.{name}_proj": (_HEAD, _WIDTH) for name in "qkv"}
