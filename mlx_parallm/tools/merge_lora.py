@@ -11,7 +11,7 @@ from mlx_parallm.cpu import blas
 from mlx_parallm.errors import InvalidRequestError, ParallmError
 
 PROGRAM = "mlx_parallm_merge_lora"
-_NOT_COPIED = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", "config.json", ".md")
+_NOT_COPIED = (".safetensors", ".safetensors.index.json", ".gguf", ".bin", ".md")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +53,8 @@ def merge_folder(base: str, adapter: Path, output: Path, *, pack: bool) -> None:
     save_model(output, model)
     save_config(config, output / "config.json")
     for file in folder.iterdir():
-        if file.is_file() and not file.name.endswith(_NOT_COPIED):
+        written = file.name == "config.json" or file.name.endswith(_NOT_COPIED)
+        if file.is_file() and not written:
             shutil.copy(file, output)
 
 

@@ -44,7 +44,7 @@ WAYS = (
     How(r"mlx_parallm pull "),
     How(r"mlx_parallm check .*--quick"),
     How(r"mlx_parallm bench ", more="--concurrency 1 2 --requests 2 --words 8 --tokens 4"),
-    How(r"mlx_parallm train .*--resume", more="--steps 3"),
+    How(r"(?s)mlx_parallm train .*--resume", more="--steps 3 --prompts-per-step 2"),
     How(r"mlx_parallm train ", more="--steps 2 --prompts-per-step 2"),
     How(r"mlx_parallm (convert-adapter|merge-lora) "),
     How(r"mlx_parallm version"),
