@@ -36,7 +36,16 @@ import bench_models
 from benchlib.http import Answer, Connection
 from benchlib.servers import SpawnedServer, SpawnError, our_command, spawn
 from soaking.adapter import make_adapter
-from soaking.asked import ADAPTER, COLLECTION, WORDS, Asked, any_request, same, text
+from soaking.asked import (
+    ADAPTER,
+    COLLECTION,
+    WORDS,
+    Asked,
+    any_request,
+    same,
+    text,
+    with_tools,
+)
 from soaking.levels import Level, growth
 
 _LEADING = 4  # answers of each round that are checked in any case
@@ -89,6 +98,7 @@ class Soak:
     probes: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     _kept: list[tuple[Asked, Any]] = field(default_factory=list)
     _has_memories: bool = False
+    _has_tools: bool = False
     _names: itertools.count[int] = field(default_factory=itertools.count)
 
     async def run(self, seconds: float, rounds: int) -> None:
@@ -99,6 +109,7 @@ class Soak:
         """
         await self._record_probes()
         await self._fill_collection()
+        await self._try_tools()
         for number in range(rounds):
             end = time.monotonic() + seconds / rounds
             clients = [
@@ -162,7 +173,13 @@ class Soak:
 
     async def _any(self, rng: random.Random) -> None:
         """A request of some kind; some of them are asked again when nothing else runs."""
-        asked = any_request(rng, self.model, memories=self._has_memories, adapter=self.has_adapter)
+        asked = any_request(
+            rng,
+            self.model,
+            memories=self._has_memories,
+            adapter=self.has_adapter,
+            tools=self._has_tools,
+        )
         answer = await self._ask(asked.path.rpartition("/")[2], asked.body, asked.path)
         if answer is not None and (len(self._kept) < _LEADING or rng.random() < self.checked):
             self._kept.append((asked, asked.said(answer.json())))
@@ -222,6 +239,12 @@ class Soak:
             await asyncio.sleep(0.1)
             answer = await self.connection.get(f"/v1/memories/jobs/{answer.json()['id']}")
         self._has_memories = answer.status == 200 and answer.json()["status"] == "done"
+
+    async def _try_tools(self) -> None:
+        """Whether the model calls tools."""
+        asked = with_tools(random.Random(0), self.model)
+        answer = await self.connection.post(asked.path, json.dumps(asked.body).encode())
+        self._has_tools = answer.status == 200
 
     async def _check_kept(self) -> None:
         """Ask again, alone, what was asked among others."""

@@ -48,14 +48,17 @@ def text(rng: random.Random, most: int = 60) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
 
 
-def any_request(rng: random.Random, model: str, *, memories: bool, adapter: bool) -> Asked:
+def any_request(
+    rng: random.Random, model: str, *, memories: bool, adapter: bool, tools: bool
+) -> Asked:
     """A request of some kind.
 
     Args:
         memories: whether there is COLLECTION; adapter: whether there is ADAPTER.
+        tools: whether the model calls any.
     """
-    kinds = [_completion, _chat, _schema, _grammar, _tools, _response, _message, _ollama]
-    kinds += [_embedding, _scored]
+    kinds = [_completion, _chat, _schema, _grammar, _response, _message, _ollama]
+    kinds += [_embedding, _scored, *([with_tools] if tools else [])]
     asked = rng.choice(kinds)(rng, model)
     takes_more = asked.path.startswith(("/v1/completions", "/v1/chat"))
     if memories and takes_more and rng.random() < 0.25:
@@ -114,7 +117,8 @@ def _grammar(rng: random.Random, model: str) -> Asked:
     return Asked("/v1/completions", body, _texts)
 
 
-def _tools(rng: random.Random, model: str) -> Asked:
+def with_tools(rng: random.Random, model: str) -> Asked:
+    """A chat whose answer may call a tool, or has to."""
     choice = rng.choice(["auto", "required", "none"])
     return _chat(rng, model, tools=[_TOOL], tool_choice=choice)
 

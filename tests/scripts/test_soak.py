@@ -115,7 +115,7 @@ def test_soak_sees_what_grows() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_soak_asks_for_everything(seed: int) -> None:
     rng = random.Random(seed)
-    asked = [any_request(rng, "m", memories=True, adapter=True) for _ in range(300)]
+    asked = [any_request(rng, "m", memories=True, adapter=True, tools=True) for _ in range(300)]
     assert len({one.path for one in asked}) == 6
     assert {one.body.get("model") for one in asked} == {"m", ADAPTER}
     for name in ("memory", "tools", "response_format", "structured_outputs", "seed", "store"):
