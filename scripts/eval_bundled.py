@@ -14,6 +14,7 @@ import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 
 import argparse
 import json
+import random
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +26,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bundled.checks import GROUPS, Answer, Check, chats, stories
 from bundled.client import Client, serve
+from bundled.constrained_checks import constrained_checks
 from bundled.knowledge import bare, multiple_choice
+from decisions_eval.asking import judged_all
+from decisions_eval.tasks import counted, stated_truth, stated_value
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 _MAX_TOKENS = 200
 _AT_ONCE = 32
+# What a thought may have; the longest that is taught has 31.
+_FEW_TOKENS = 40
 
 Scores = dict[str, list[bool]]
 
@@ -51,20 +57,42 @@ def arguments() -> argparse.Namespace:
 def ask(client: Client, checks: list[Check], label: str) -> list[Answer]:
     """The answers, in order; up to 32 requests are on their way at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answers = pool.map(lambda c: client.chat(c.messages, c.tools, _MAX_TOKENS), checks)
+        answers = pool.map(
+            lambda c: client.chat(c.messages, c.tools, _MAX_TOKENS, **c.options), checks
+        )
         return list(tqdm(answers, total=len(checks), desc=label, dynamic_ncols=True))
 
 
-def score_chats(checks: list[Check], answers: list[Answer], *, show_wrong: bool) -> Scores:
+def score_answers(checks: list[Check], answers: list[Answer], *, show_wrong: bool) -> Scores:
+    """Which answers are right, and whether those think that are asked to, and no others."""
     scores: Scores = defaultdict(list)
     for check, answer in zip(checks, answers, strict=True):
-        right = check.judge(answer)
+        thinks = check.group == "thinking"
+        right = check.judge(answer) and (bool(answer.thought) or not thinks)
         scores[check.group].append(right)
-        scores["end"].append(answer.finish_reason in ("stop", "tool_calls"))
+        if thinks:
+            scores["short_thought"].append(1 <= answer.thought_tokens <= _FEW_TOKENS)
+        else:
+            scores["no_thought"].append(not answer.thought and not answer.thought_tokens)
         if show_wrong and not right:
             asked = check.messages[-1]["content"][-80:]
-            tqdm.write(f"{check.group}: {asked!r} -> {answer.content!r} {answer.calls}")
+            said = f"{answer.thought!r} {answer.content!r} {answer.calls}"
+            tqdm.write(f"{check.group}: {asked!r} -> {said}")
     return scores
+
+
+def ended(answers: list[Answer]) -> list[bool]:
+    """Which of them end by themselves."""
+    return [answer.finish_reason in ("stop", "tool_calls") for answer in answers]
+
+
+def score_decisions(client: Client, count: int) -> Scores:
+    """Typed questions that are answered by a label."""
+    kinds = {"letter": stated_value, "yes_no": stated_truth, "digit": counted}
+    return {
+        name: [one.right for one in judged_all(client, make(random.Random(name), count))]
+        for name, make in kinds.items()
+    }
 
 
 def score_choices(client: Client, tokenizer: Any, limit: int) -> list[bool]:
@@ -144,7 +172,14 @@ def main() -> None:
     with ExitStack() as stack:
         client = Client(options.url or stack.enter_context(serve(options.model)))
         answers = ask(client, checks, "chats")
-        scores = score_chats(checks, answers, show_wrong=options.wrong)
+        more = constrained_checks(count)
+        scores = score_answers(
+            [*checks, *more],
+            [*answers, *ask(client, more, "constrained")],
+            show_wrong=options.wrong,
+        )
+        scores["end"] = ended(answers)
+        scores |= score_decisions(client, count)
         scores["choice"] = score_choices(client, tokenizer, count)
         told = [client.chat(prompt, [], _MAX_TOKENS).content for prompt in stories(5)]
     with ExitStack() as stack:

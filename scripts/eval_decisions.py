@@ -20,14 +20,13 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bundled.client import Client, serve
+from decisions_eval.asking import judged_all
 from decisions_eval.calibration import Calibration, Judged, calibration
-from decisions_eval.tasks import GROUPS, Task
-from tqdm import tqdm
+from decisions_eval.tasks import GROUPS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,28 +43,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def judged(client: Client, task: Task) -> Judged:
-    """Ask one question."""
-    body = {"input": task.state, "questions": [task.question]}
-    answer = client.decisions(body)["answers"][0]
-    found = _probabilities(answer)
-    best = found.index(max(found))
-    return Judged(found[best], best == task.gold)
-
-
-def _probabilities(answer: dict[str, Any]) -> list[float]:
-    if answer["type"] == "predicate":
-        return [answer["probability"], 1 - answer["probability"]]
-    return [entry["probability"] for entry in answer["probabilities"]]
-
-
 def measure(client: Client, count: int, seed: int) -> dict[str, Calibration]:
     """The figures of each kind of question, and of all."""
     every: list[Judged] = []
     found = {}
     for group in GROUPS:
         tasks = group.make(random.Random(f"{seed} {group.name}"), count)
-        mine = [judged(client, task) for task in tqdm(tasks, desc=group.name)]
+        mine = judged_all(client, tasks, group.name)
         found[group.name] = calibration(mine)
         every += mine
     return {**found, "all": calibration(every)}

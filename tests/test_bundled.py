@@ -14,12 +14,14 @@ import pytest
 from bundled import fast_ops
 from bundled.batches import DocumentCache, make_batch
 from bundled.checks import Answer, chats, parse_calls
-from bundled.corpus import FACTS, TASKS, Stage, draw_task
+from bundled.constrained_checks import constrained_checks
+from bundled.corpus import FACTS, LATER_TASKS, TASKS, Stage, draw_task
 from bundled.house import FAMILIES, ask, house, normal
 from bundled.knowledge import multiple_choice
-from bundled.sample import Sample, draw, is_held_out, segments
+from bundled.model import continued, earlier_config
+from bundled.sample import Sample, draw, is_held_out, segments, spoken
 from bundled.sums import difference_steps, sum_steps, sums, two_digit_key
-from bundled.tokenizer import encode
+from bundled.tokenizer import add_marks, encode
 from mlx_lm import generate, load
 from mlx_lm.models import llama
 from tokenizers import Tokenizer
@@ -111,7 +113,7 @@ def test_text_survives_the_tokenizer() -> None:
 
 def _template_cases() -> list[Sample]:
     rng = random.Random(5)
-    return [draw_task(TASKS, rng, LAST)[2] for _ in range(300)]
+    return [draw_task(tasks, rng, LAST)[2] for tasks in (TASKS, LATER_TASKS) for _ in range(300)]
 
 
 def hf_tokenizer() -> Any:
@@ -123,10 +125,38 @@ def test_the_template_writes_what_was_trained() -> None:
     for sample in _template_cases():
         if sample.text is not None:
             continue
-        text = tokenizer.apply_chat_template(
-            sample.messages, tools=sample.tools or None, tokenize=False
-        )
-        assert text == "".join(part for part, _ in segments(sample))
+        options = {"tools": sample.tools or None, "tokenize": False}
+        said = "".join(part for part, _ in segments(sample))
+        if "thought" not in sample.messages[-1]:
+            assert tokenizer.apply_chat_template(sample.messages, **options) == said
+            continue
+        options |= {"add_generation_prompt": True, "enable_thinking": True}
+        prompt = tokenizer.apply_chat_template(sample.messages[:-1], **options)
+        thought = sample.messages[-1]["thought"]
+        assert said.startswith(f"{prompt}{thought}[/THINK]") and prompt.endswith("[THINK]")
+
+
+def test_what_a_message_says_weighs_as_its_parts() -> None:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    told = spoken(('{"', 0.0), ('name": "', 0.5), ('falcon"', 2.0))
+    ids, weights = encode(tokenizer, Sample("", [{"role": "user", "content": "Hi"}, told]))
+    weighed = list(zip(map(tokenizer.id_to_token, ids), weights, strict=True))
+    spoken_tokens = [('{"', 0.0), ("name", 0.5), ('":', 0.5), ('Ġ"', 0.5), ("falcon", 2.0)]
+    # A token weighs what the part does in which it begins; the end of the turn 1.
+    assert weighed[-8:] == [*spoken_tokens, ('"', 2.0), ("<|im_end|>", 1.0), ("Ċ", 0.0)]
+
+
+def test_a_larger_vocabulary_says_the_same(bundled: tuple[Any, Any]) -> None:
+    """Where a training goes on, new words begin as likely as the padding, which is never said."""
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    add_marks(tokenizer, ["[NEW]", "[THINK]"])
+    config = earlier_config(FOLDER, tokenizer)
+    known = config["vocab_size"] - 1
+    ids = mx.array([tokenizer.encode("What is 3 + 4?").ids])
+    before, after = bundled[0](ids), continued(config, FOLDER)(ids)
+    assert after.shape[-1] == before.shape[-1] + 1 == known + 1
+    assert mx.allclose(after[..., :known], before, atol=1e-5)
+    assert mx.allclose(after[..., known], before[..., config["pad_token_id"]], atol=1e-5)
 
 
 def test_samples_may_be_encoded_piece_by_piece() -> None:
@@ -208,17 +238,21 @@ def test_written_steps_end_in_the_right_number() -> None:
 
 def test_training_never_draws_what_is_evaluated() -> None:
     rng = random.Random(1)
-    asked = {json.dumps([check.messages, check.tools]) for check in chats(100)}
-    for _ in range(2000):
-        _, _, sample = draw_task(TASKS, rng, LAST)
-        assert not is_held_out(sample.key)
-        assert json.dumps([sample.messages[:1], sample.tools]) not in asked
+    checks = [*chats(100), *constrained_checks(100)]
+    asked = {json.dumps([check.messages, check.tools]) for check in checks}
+    for tasks in (TASKS, LATER_TASKS):
+        for _ in range(2000):
+            _, _, sample = draw_task(tasks, rng, LAST)
+            assert not is_held_out(sample.key)
+            assert json.dumps([sample.messages[:1], sample.tools]) not in asked
 
 
 def test_held_out_sums_are_held_out_in_every_wording() -> None:
     rng = random.Random(2)
     held_out = {draw(sums, rng, held_out=True).key for _ in range(300)}
-    samples = [draw_task(TASKS, rng, LAST)[2] for _ in range(3000)]
+    samples = [
+        draw_task(tasks, rng, LAST)[2] for tasks in (TASKS, LATER_TASKS) for _ in range(3000)
+    ]
     trained = {key for sample in samples for key in _sums_in(sample)}
     assert len(trained) > 300
     assert not held_out & trained
@@ -228,6 +262,7 @@ def test_held_out_sums_are_held_out_in_every_wording() -> None:
 def _sums_in(sample: Sample) -> set[str]:
     """Keys of the sums that the assistant solves anywhere in a sample."""
     texts = [m["content"] for m in sample.messages if m["role"] == "assistant"]
+    texts += [f"{m['thought']}." for m in sample.messages if "thought" in m]
     found = [re.findall(r"(\d+) ([+-]) (\d+) = -?\d+\.$", text) for text in texts]
     return {two_digit_key(sign, int(a), int(b)) for one in found for a, sign, b in one}
 

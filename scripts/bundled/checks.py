@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,21 +25,25 @@ from .tools import tool_use
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """content without calls; calls as (name, arguments); finish_reason of the server."""
+    """content without calls; calls as (name, arguments); finish_reason of the server; what was
+    thought before, and its tokens."""
 
     content: str
     calls: list[tuple[str, Any]]
     finish_reason: str
+    thought: str = ""
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One prompt and the judge of its answer."""
+    """One prompt, further fields of its request, and the judge of its answer."""
 
     group: str
     messages: list[Message]
     tools: list[Tool]
     judge: Callable[[Answer], bool]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,17 @@ GROUPS = (
     Group("house", "Questions about mlx_parallm, new wordings", 0.80),
     Group("end", "Chats that end with the end-of-turn token", 0.99),
     Group("agreement", "Greedy agreement of the draft", 0.70),
+    Group("required", "`tool_choice: required`: right tool and arguments", 0.95),
+    Group("named", "A named function: right arguments", 0.95),
+    Group("json_words", "JSON asked for in words: right keys and values", 0.90),
+    Group("json_object", "`json_object`, nothing said: the right value", 0.90),
+    Group("json_schema", "`json_schema`, nothing said: right values", 0.90),
+    Group("thinking", "`enable_thinking`: right after a thought", 0.95),
+    Group("short_thought", "`enable_thinking`: a thought of 1 to 40 tokens", 0.99),
+    Group("no_thought", "No thought where nobody turned it on", 0.99),
+    Group("letter", "Typed question on one fact: its value by a letter (chance: 25%)", 0.90),
+    Group("yes_no", "Typed question on one fact: whether it was said (chance: 50%)", 0.90),
+    Group("digit", "Typed question on one fact: a digit (chance: 10%)", 0.90),
 )
 
 
@@ -102,15 +117,28 @@ def parse_calls(content: str) -> tuple[str, list[tuple[str, Any]]]:
     return re.sub(pattern, "", content, flags=re.DOTALL).strip(), calls
 
 
-def _check(group: str, sample: Sample, judge: Callable[[Answer], bool]) -> Check:
+def check_of(group: str, sample: Sample, judge: Callable[[Answer], bool], **options: Any) -> Check:
+    """A check of a sample's first answer; options are further fields of the request."""
     end = next(i for i, m in enumerate(sample.messages) if m["role"] == "assistant")
-    return Check(group, sample.messages[:end], sample.tools, judge)
+    return Check(group, sample.messages[:end], sample.tools, judge, options)
+
+
+def is_call_of(sample: Sample) -> Callable[[Answer], bool]:
+    """Judges whether an answer makes the sample's call, and nothing else."""
+    function = sample.messages[1]["tool_calls"][0]["function"]
+    expected = [(function["name"], function["arguments"])]
+    return lambda answer: answer.calls == expected
+
+
+def is_sum_of(sample: Sample) -> Callable[[Answer], bool]:
+    """Judges whether an answer comes to the sample's result."""
+    expected = _last_number(sample.messages[1]["content"])
+    return lambda answer: _last_number(answer.content) == expected
 
 
 def _sum(rng: random.Random) -> Check:
     sample = draw(lambda rng: sums(rng, digits=2), rng, held_out=True)
-    expected = _last_number(sample.messages[1]["content"])
-    return _check("sums", sample, lambda answer: _last_number(answer.content) == expected)
+    return check_of("sums", sample, is_sum_of(sample))
 
 
 def _last_number(text: str) -> str | None:
@@ -122,7 +150,7 @@ def _last_number(text: str) -> str | None:
 def _recall(rng: random.Random, group: str, facts: int) -> Check:
     sample = draw(lambda rng: recall(rng, facts), rng, held_out=True)
     expected = sample.messages[1]["content"]
-    return _check(group, sample, lambda answer: answer.content.strip() == expected)
+    return check_of(group, sample, lambda answer: answer.content.strip() == expected)
 
 
 def _tool(rng: random.Random, *, fits: bool) -> Check:
@@ -134,10 +162,8 @@ def _tool(rng: random.Random, *, fits: bool) -> Check:
 
     sample = draw(generator, rng, held_out=True)
     if not fits:
-        return _check("no_tool", sample, lambda answer: not answer.calls and bool(answer.content))
-    function = sample.messages[1]["tool_calls"][0]["function"]
-    expected = [(function["name"], function["arguments"])]
-    return _check("tool", sample, lambda answer: answer.calls == expected)
+        return check_of("no_tool", sample, lambda answer: not answer.calls and bool(answer.content))
+    return check_of("tool", sample, is_call_of(sample))
 
 
 def _house() -> Iterator[Check]:

@@ -28,17 +28,24 @@ class Client:
         self.url = url.rstrip("/")
         self.model = self._get("/v1/models")["data"][0]["id"]
 
-    def chat(self, messages: list[Message], tools: list[Tool], max_tokens: int) -> Answer:
+    def chat(
+        self, messages: list[Message], tools: list[Tool], max_tokens: int, **options: Any
+    ) -> Answer:
+        """The answer to a chat; options are further fields of the request."""
         body: dict[str, Any] = {"messages": messages, "temperature": 0, "max_tokens": max_tokens}
         if tools:
             body["tools"] = tools
-        choice = self._post("/v1/chat/completions", body)["choices"][0]
+        response = self._post("/v1/chat/completions", body | options)
+        choice = response["choices"][0]
         message = choice["message"]
         content, calls = parse_calls(message.get("content") or "")
         for call in message.get("tool_calls") or []:
             function = call["function"]
             calls.append((function["name"], _arguments(function["arguments"])))
-        return Answer(content, calls, choice["finish_reason"])
+        details = response["usage"].get("completion_tokens_details") or {}
+        thought = message.get("reasoning") or ""
+        counted = details.get("reasoning_tokens") or 0
+        return Answer(content, calls, choice["finish_reason"], thought, counted)
 
     def prompt_logprobs(self, prompt: str | list[int]) -> dict[str, list[Any]]:
         """The logprobs object of the prompt itself (echo, nothing generated)."""

@@ -6,13 +6,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .decisions import decision
 from .house import house
+from .json_talk import json_in_words, json_unasked, remark
 from .knowledge import knowledge, knowledge_chat
 from .recall import pairs, recall
 from .sample import Sample, draw
 from .sums import sums
 from .talk import counting, plain_text, repeating, small_talk, story, unknown
-from .tools import tool_session
+from .thinking import thoughtful
+from .tools import forced_session, tool_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,18 @@ def _plain(generator: Callable[[random.Random], Sample]) -> Make:
     return lambda rng, stage: generator(rng)
 
 
-def _recall(rng: random.Random, stage: Stage) -> Sample:
+def _later_recall(rng: random.Random, stage: Stage) -> Sample:
+    return _recall(rng, stage, numbers=0.3)
+
+
+def _recall(rng: random.Random, stage: Stage, numbers: float = 0.1) -> Sample:
     questions = rng.choice((1, 2, 4, 8))
     # A fact is 8 to 9 tokens, a later question and its answer about 25, a filler sentence 7.
     left = stage.room - 60 - 25 * questions
     facts = rng.randrange(2, max(min(FACTS[stage.level], left // 9), 3) + 1)
     share = rng.choice((0.0, 0.0, 0.2, 0.9)) if stage.level > EARLY else 0.0
-    return recall(rng, facts, questions, filler=max(int(share * (left - 9 * facts) / 8), 0))
+    filler = max(int(share * (left - 9 * facts) / 8), 0)
+    return recall(rng, facts, questions, filler=filler, numbers=numbers)
 
 
 def _pairs(rng: random.Random, stage: Stage) -> Sample:
@@ -66,10 +74,19 @@ def _pairs(rng: random.Random, stage: Stage) -> Sample:
 
 
 def _tools(rng: random.Random, stage: Stage) -> Sample:
+    return tool_session(rng, *_session(rng, stage))
+
+
+def _forced(rng: random.Random, stage: Stage) -> Sample:
+    return forced_session(rng, *_session(rng, stage))
+
+
+def _session(rng: random.Random, stage: Stage) -> tuple[int, int]:
+    """(tools that are offered, requests) for which there is room."""
     # A tool is 50 to 90 tokens, the text around the list 50, an exchange 20 to 50.
     offered = rng.randrange(1, min(4, (stage.room - 100) // 70) + 1)
     most = max(min((stage.room - 60 - 75 * offered) // 40, 10), 1)
-    return tool_session(rng, offered, rng.randrange(most // 2, most) + 1)
+    return offered, rng.randrange(most // 2, most) + 1
 
 
 def _repeat(rng: random.Random, stage: Stage) -> Sample:
@@ -120,6 +137,30 @@ TASKS = (
     Task("unknown", _plain(unknown), 3, early=1),
     Task("story", _plain(story), 2, 0.3),
     Task("text", _plain(plain_text), 2, 0.3),
+)
+
+# The later training: what was learned before, so that it stays, and what is new. The new samples
+# are short: they are most of the samples and a third of the tokens.
+LATER_TASKS = (
+    Task("sums", _plain(sums), 24),
+    Task("recall", _later_recall, 10, 2.0),
+    Task("pairs", _pairs, 1),
+    Task("tools", _tools, 5, 2.0),
+    Task("house", _plain(house), 30),
+    Task("knowledge", _plain(knowledge), 8),
+    Task("conversation", _conversation, 4),
+    Task("talk", _plain(small_talk), 3),
+    Task("counting", _plain(counting), 1, 0.5),
+    Task("repeat", _repeat, 1),
+    Task("unknown", _plain(unknown), 2),
+    Task("story", _plain(story), 1, 0.3),
+    Task("text", _plain(plain_text), 1, 0.3),
+    Task("forced", _forced, 1.5, 2.0),
+    Task("json", _plain(json_in_words), 18),
+    Task("schema", _plain(json_unasked), 18),
+    Task("thinking", lambda rng, stage: thoughtful(rng, stage.room), 28),
+    Task("remark", _plain(remark), 2),
+    Task("decisions", _plain(decision), 20, 2.0),
 )
 
 # What can be learned in a few minutes.

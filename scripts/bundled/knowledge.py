@@ -146,7 +146,8 @@ WORDS = tuple(
 )
 
 
-def _key(fact: Fact, wording: int) -> str:
+def fact_key(fact: Fact, wording: int) -> str:
+    """What decides the split."""
     return f"fact {fact.topic} {fact.subject} {wording}"
 
 
@@ -167,15 +168,26 @@ def knowledge(rng: random.Random) -> Sample:
     if form < 0.9:
         wording = rng.randrange(len(_WORDINGS[fact.topic]))
         asked = question(fact, wording)
-        return Sample(_key(fact, wording), text=bare(asked) + f" {fact.answer}")
+        return Sample(fact_key(fact, wording), text=bare(asked) + f" {fact.answer}")
     return Sample("taught", text=statement(fact))
+
+
+def fact_and_wording(rng: random.Random) -> tuple[Fact, int]:
+    """Any fact, and which of its topic's wordings asks for it."""
+    fact = rng.choice(FACTS)
+    return fact, rng.randrange(len(_WORDINGS[fact.topic]))
 
 
 def knowledge_chat(rng: random.Random) -> Sample:
     """A fact in chat."""
-    fact = rng.choice(FACTS)
-    wording = rng.randrange(len(_WORDINGS[fact.topic]))
-    return Sample(_key(fact, wording), turn(question(fact, wording), statement(fact)))
+    fact, wording = fact_and_wording(rng)
+    return Sample(fact_key(fact, wording), turn(question(fact, wording), statement(fact)))
+
+
+def other_answers(fact: Fact) -> list[str]:
+    """What other facts of the topic say."""
+    same = {other.answer for other in FACTS if other.topic == fact.topic}
+    return sorted(same - {fact.answer})
 
 
 def bare(asked: str) -> str:
@@ -189,7 +201,7 @@ def multiple_choice() -> list[dict[str, object]]:
     result: list[dict[str, object]] = []
     for fact in FACTS:
         for wording in range(len(_WORDINGS[fact.topic])):
-            if not is_held_out(_key(fact, wording)):
+            if not is_held_out(fact_key(fact, wording)):
                 continue
             others = {
                 other.answer

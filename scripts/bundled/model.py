@@ -58,6 +58,12 @@ def config(size: dict[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def earlier_config(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json of a folder's model, with a vocabulary that may have grown."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return {**found, "vocab_size": tokenizer.get_vocab_size()}
+
+
 def build(model_config: dict[str, Any], twins: list[tuple[int, int]], seed: int) -> llama.Model:
     """A model with fresh weights: normal(0.02), the writers into the residual stream smaller.
 
@@ -83,6 +89,21 @@ def build(model_config: dict[str, Any], twins: list[tuple[int, int]], seed: int)
         spaced, bare = (mx.array(ids) for ids in zip(*twins, strict=True))
         embedding = model.model.embed_tokens
         embedding.weight[bare] = embedding.weight[spaced]
+    mx.eval(model.parameters())
+    return model
+
+
+def continued(model_config: dict[str, Any], folder: Path) -> llama.Model:
+    """The model of a folder. Words that its vocabulary lacks begin as the padding, the one token
+    that is never said, so that what the model says does not change."""
+    model = llama.Model(llama.ModelArgs.from_dict(model_config))
+    loaded: Any = mx.load(str(folder / "model.safetensors"))
+    weights = {name: weight.astype(mx.float32) for name, weight in loaded.items()}
+    table = weights["model.embed_tokens.weight"]
+    more = model_config["vocab_size"] - table.shape[0]
+    padding = table[model_config["pad_token_id"]][None]
+    weights["model.embed_tokens.weight"] = mx.concatenate([table, *[padding] * more])
+    model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
     return model
 

@@ -17,6 +17,17 @@ TURN_END = "<|im_end|>"
 PADDING = "<|endoftext|>"
 TOOL_CALL_START = "<tool_call>"
 TOOL_CALL_END = "</tool_call>"
+# Not <think>: for a vocabulary with that, mlx-lm turns enable_thinking on where nobody asks.
+THINK_START = "[THINK]"
+THINK_END = "[/THINK]"
+
+# (characters, weight of the tokens that begin in them) from the beginning of a text.
+Spans = list[tuple[int, float]]
+# How a piece of text is predicted: not at all, by its first token mostly, or as the spans say.
+Predicted = bool | Spans
+
+# Weight of a token that decides what kind of answer it is.
+DECISION = 4.0
 
 # One prompt in this many belongs to the evaluation and is never trained on.
 HELD_OUT_SHARE = 8
@@ -58,15 +69,30 @@ def turn(user: str, assistant: str) -> list[Message]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def segments(sample: Sample) -> list[tuple[str, bool]]:
-    """The text of a sample as the chat template writes it, in pieces; True where the model has
-    to predict the piece. Every piece starts at a token border (after a special token or a
-    newline before a word), so that pieces may be encoded one by one. What an assistant message says
-    depends on its first token, and on that at the character `decision`, where a piece begins too.
+def spoken(*parts: tuple[str, float], **fields: Any) -> Message:
+    """An assistant message of (text, weight in the loss) parts; weight 0 is not to be predicted.
+
+    What follows the parts (calls, the end of the turn) has weight 1.
+
+    Args:
+        fields: of the message, such as `tool_calls`; or the `thought` before it, which only the
+            last message can have: templates do not repeat what was thought.
+    """
+    content = "".join(text for text, _ in parts)
+    spans = [(len(text), weight) for text, weight in parts]
+    return {"role": "assistant", "content": content, "spans": spans, **fields}
+
+
+def segments(sample: Sample) -> list[tuple[str, Predicted]]:
+    """The text of a sample as the chat template writes it, in pieces; not False where the model
+    has to predict the piece. Every piece starts at a token border (after a special token or a
+    newline before a word), so that pieces may be encoded one by one. What an assistant message
+    says depends on its first token, and on that at the character `decision`, where a piece begins
+    too; a message with `spans` says itself what its parts weigh.
     """
     if sample.text is not None:
         return [(sample.text + TURN_END, True)]
-    pieces: list[tuple[str, bool]] = []
+    pieces: list[tuple[str, Predicted]] = []
     messages = sample.messages
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     head = system_text(system, sample.tools)
@@ -76,15 +102,30 @@ def segments(sample: Sample) -> list[tuple[str, bool]]:
         if message["role"] == "system":
             continue
         if message["role"] == "assistant":
-            pieces.append((f"{TURN_START}assistant\n", False))
-            text = assistant_text(message) + TURN_END
-            decision = message.get("decision", 0)
-            pieces += [(part, True) for part in (text[:decision], text[decision:]) if part]
-            pieces.append(("\n", False))
+            pieces += _spoken_pieces(message)
         else:
             content = message["content"]
             pieces.append((f"{TURN_START}{message['role']}\n{content}{TURN_END}\n", False))
     return pieces
+
+
+def _spoken_pieces(message: Message) -> list[tuple[str, Predicted]]:
+    """Those of an assistant message. A thought has been begun by the prompt."""
+    start = f"{TURN_START}assistant\n"
+    text = assistant_text(message) + TURN_END
+    if "thought" in message:
+        thought = message["thought"] + THINK_END
+        return [(start + THINK_START, False), (thought, True), (text, _spans(message))]
+    if "spans" in message:
+        return [(start, False), (text, _spans(message)), ("\n", False)]
+    decision = message.get("decision", 0)
+    parts = [part for part in (text[:decision], text[decision:]) if part]
+    return [(start, False), *((part, True) for part in parts), ("\n", False)]
+
+
+def _spans(message: Message) -> Predicted:
+    spans: Spans | None = message.get("spans")
+    return True if spans is None else spans
 
 
 def system_text(system: str, tools: list[Tool]) -> str:
@@ -143,5 +184,8 @@ CHAT_TEMPLATE = (
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endif %}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking %}"
+    "{{- " + json.dumps(THINK_START) + " }}"
+    "{%- endif %}{%- endif %}"
 )

@@ -57,6 +57,12 @@ def difference_steps(a: int, b: int) -> str:
     return f"{_column(a, b)}, so {a} - {b} = {a - b}."
 
 
+def thought_and_answer(solved: str) -> tuple[str, str]:
+    """A written answer cut in two: the steps, and what comes out; a sum of one step is both."""
+    steps, comma, last = solved.rpartition(", so ")
+    return (steps, last) if comma else (last.removesuffix("."), last)
+
+
 def _column(a: int, b: int) -> str:
     ones, tens = a % 10, a // 10
     if ones < b % 10:

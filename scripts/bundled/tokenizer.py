@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .sample import (
     CHAT_TEMPLATE,
+    DECISION,
     PADDING,
+    THINK_END,
+    THINK_START,
     TOOL_CALL_END,
     TOOL_CALL_START,
     TURN_END,
     TURN_START,
+    Predicted,
     Sample,
     segments,
 )
@@ -25,6 +31,8 @@ _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}_]+| ?\p{N}| ?[^\s\p{L}\p{N}_]+|\s+(?!
 _SPECIAL = (PADDING, TURN_START, TURN_END)
 # Seen as single tokens but shown in the text, so that clients can read the call.
 _MARKS = (TOOL_CALL_START, TOOL_CALL_END)
+# The same, added when a training goes on.
+LATER_MARKS = (THINK_START, THINK_END)
 
 
 def train_tokenizer(texts: Iterable[str], words: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -55,8 +63,13 @@ def train_tokenizer(texts: Iterable[str], words: Iterable[str], vocab_size: int)
             yield f"\n{word}" * 1000
 
     tokenizer.train_from_iterator(corpus(), trainer)
-    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in _MARKS])
+    add_marks(tokenizer, _MARKS)
     return tokenizer
+
+
+def add_marks(tokenizer: Tokenizer, marks: Iterable[str]) -> None:
+    """Append tokens that are shown in the text; those that are there stay where they are."""
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks])
 
 
 def twins(tokenizer: Tokenizer, words: Iterable[str]) -> list[tuple[int, int]]:
@@ -69,21 +82,29 @@ def twins(tokenizer: Tokenizer, words: Iterable[str]) -> list[tuple[int, int]]:
     return found
 
 
-# The first token of a piece decides what kind of answer it is (a call or none, which fact), and
-# there is only one of it.
-_FIRST_WEIGHT = 4.0
-
-
 def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], list[float]]:
     """Token ids of a sample, and the weight of each in the loss: 0 where the model does not have
     to predict it."""
     ids: list[int] = []
     weights: list[float] = []
     for text, predicted in segments(sample):
-        piece = tokenizer.encode(text, add_special_tokens=False).ids
-        ids += piece
-        weights += [_FIRST_WEIGHT, *([1.0] * (len(piece) - 1))] if predicted else [0.0] * len(piece)
+        piece = tokenizer.encode(text, add_special_tokens=False)
+        ids += piece.ids
+        weights += _weights([begin for begin, _ in piece.offsets], predicted)
     return ids, weights
+
+
+def _weights(begins: list[int], predicted: Predicted) -> list[float]:
+    """Weights of a piece's tokens, by the characters with which they begin."""
+    if predicted is False:
+        return [0.0] * len(begins)
+    if predicted is True:
+        # The first token of a piece decides what kind of answer it is (a call or none, which
+        # fact), and there is only one of it.
+        return [DECISION, *([1.0] * (len(begins) - 1))]
+    ends = list(accumulate(length for length, _ in predicted))
+    shares = [*(weight for _, weight in predicted), 1.0]
+    return [shares[bisect_right(ends, begin)] for begin in begins]
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .sample import Message, Sample, Tool, draw, turn
+from .sample import (
+    DECISION,
+    TOOL_CALL_START,
+    Message,
+    Sample,
+    Tool,
+    draw,
+    spoken,
+    turn,
+)
 from .sums import sums
 from .talk import small_talk
 from .words import ANIMALS, CITIES, DAYS, NAMES, VALUES
@@ -348,6 +357,45 @@ def tool_session(rng: random.Random, offered: int, requests: int) -> Sample:
         # The name of a missing tool stands in the answer now, so ask for others.
         missing = [kind for kind in missing if kind.name not in one.messages[1]["content"]]
     return Sample("taught", messages, tools)
+
+
+def forced_session(rng: random.Random, offered: int, requests: int) -> Sample:
+    """Calls that the server forces: nothing is said before them, and the beginning is not the
+    model's to decide. All of the training's side of the split."""
+    shown, tools = _offer(rng, offered)
+    messages: list[Message] = []
+    for _ in range(requests):
+        one = draw(lambda rng: _finish(tools, _forced(rng, rng.choice(shown))), rng, held_out=False)
+        messages += one.messages
+    return Sample("taught", messages, tools)
+
+
+def forced_use(rng: random.Random, offered: int) -> Sample:
+    """One request, and the call that is forced for it."""
+    shown, tools = _offer(rng, offered)
+    return _finish(tools, _forced(rng, rng.choice(shown)))
+
+
+def thoughtful_use(rng: random.Random, offered: int) -> Sample:
+    """One request, thought about: the tool that is needed is named in the thought."""
+    shown, tools = _offer(rng, offered)
+    question, answer, *_ = _exchange(rng, shown, KINDS)
+    text, calls = answer["content"], answer.get("tool_calls")
+    if calls:
+        answer = {"role": "assistant", "content": "", "tool_calls": calls, "thought": text}
+    else:
+        needed = text.removesuffix(_MISSING)
+        thought = f"{needed}. It is not there." if needed != text else "This needs no tool."
+        answer = {"role": "assistant", "content": text, "thought": thought}
+    return _finish(tools, [question, answer])
+
+
+def _forced(rng: random.Random, kind: Kind) -> list[Message]:
+    question, answer, *results = _call(rng, kind)
+    start = f'{TOOL_CALL_START}\n{{"name": "'
+    spans = [(len(start), 0.0), (len(kind.name), DECISION)]
+    forced = spoken(tool_calls=answer["tool_calls"]) | {"spans": spans}
+    return [question, forced, *results]
 
 
 def _request(

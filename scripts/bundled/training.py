@@ -104,15 +104,16 @@ def train(
     plan: Plan,
     next_batch: Callable[[int, int], Batch],
     tasks: list[str],
-    levels: int,
+    levels: tuple[int, int],
     checkpoint: Path,
     label: str,
 ) -> None:
     """Train in place. next_batch(step, level) makes the batch of a step, always the same one;
+    levels are that of the beginning and how many there are;
     `checkpoint` is a folder that is continued when it holds an earlier state."""
     optimizer = make_optimizer(plan)
     optimizer.init(model.trainable_parameters())
-    clock = _restore(model, optimizer, checkpoint)
+    clock = _restore(model, optimizer, checkpoint) or Clock(level=levels[0])
     step_function = nn.value_and_grad(model, _objective)
     running = np.full(len(tasks), np.nan)
     bar = tqdm(total=plan.steps, initial=clock.step, desc=label, unit="step", dynamic_ncols=True)
@@ -131,7 +132,7 @@ def train(
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         _track(running, np.array(each), batch.tasks)
         clock.step += 1
-        _maybe_rise(clock, progress, levels, dict(zip(tasks, running, strict=True)))
+        _maybe_rise(clock, progress, levels[1], dict(zip(tasks, running, strict=True)))
         clock.seconds += time.perf_counter() - started
         bar.set_postfix(loss=f"{average:.4f}", tokens=batch.inputs.size, refresh=False)
         bar.update()
@@ -175,10 +176,10 @@ def _store(model: Model, optimizer: Any, clock: Clock, folder: Path) -> None:
     (folder / "new.safetensors").replace(folder / "state.safetensors")
 
 
-def _restore(model: Model, optimizer: Any, folder: Path) -> Clock:
+def _restore(model: Model, optimizer: Any, folder: Path) -> Clock | None:
     path = folder / "state.safetensors"
     if not path.exists():
-        return Clock()
+        return None
     loaded: Any = mx.load(str(path), return_metadata=True)
     state, metadata = loaded
     model.load_weights(_under("model.", state))

@@ -25,6 +25,8 @@ from tests.engine.driver import Driver
 from tests.waiting import PATIENCE_S
 
 MAX_TOKENS = 24
+# Of a sum of probabilities in float32.
+_NOISE = 2e-5
 GRAMMARS = [
     Grammar.json_object(),
     Grammar.json_schema(
@@ -88,8 +90,13 @@ def house() -> Iterator[House]:
     compiler.close()
 
 
-def masked_alone(house: House, sequence: Sequence, matcher: LLMatcher) -> list[int]:
-    """Tokens by mlx-lm's model and llguidance's masks, one after the other, in float64."""
+def masked_alone(
+    house: House, sequence: Sequence, matcher: LLMatcher, heard: list[int]
+) -> list[int]:
+    """Tokens by mlx-lm's model and llguidance's masks, one after the other, in float64.
+
+    heard: the tokens of the engine; one that is as right as rounding can tell is followed.
+    """
     params = sequence.params
 
     def run() -> list[int]:
@@ -99,7 +106,9 @@ def masked_alone(house: House, sequence: Sequence, matcher: LLMatcher) -> list[i
         tokens = list(sequence.prompt)
         while len(said) < params.max_tokens:
             logits = np.array(model(mx.array([tokens]), cache=cache)[0, -1].astype(mx.float32))
-            token = _pick(logits, matcher.compute_bitmask(), params, len(said))
+            place = len(said)
+            other = heard[place] if place < len(heard) else -1
+            token = _pick(logits, matcher.compute_bitmask(), params, place, other)
             said.append(token)
             assert matcher.consume_token(token), matcher.get_error()
             if matcher.is_stopped():
@@ -110,7 +119,7 @@ def masked_alone(house: House, sequence: Sequence, matcher: LLMatcher) -> list[i
     return house.engines["plain"].call(run).result(PATIENCE_S)
 
 
-def _pick(logits: np.ndarray, mask: bytes, params: SamplingParams, place: int) -> int:
+def _pick(logits: np.ndarray, mask: bytes, params: SamplingParams, place: int, heard: int) -> int:
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: len(logits)]
     allowed = np.where(bits == 1, logits, -np.inf)
     if params.temperature == 0:
@@ -118,7 +127,10 @@ def _pick(logits: np.ndarray, mask: bytes, params: SamplingParams, place: int) -
     p = np.exp((allowed - allowed.max()) / np.float32(params.temperature)).astype(np.float32)
     total = np.cumsum(p, dtype=np.float64)
     u = uniforms(np.array([params.seed]), np.array([place]))[0]
-    return int(((total > u * total[-1]) & (p > 0)).argmax())
+    # Where hundreds of unlikely tokens lie side by side, float32 cannot tell neighbours apart.
+    edge, noise = u * total[-1], _NOISE * total[-1]
+    near = (total > edge - noise) & (total - p <= edge + noise) & (p > 0)
+    return heard if heard >= 0 and near[heard] else int(((total > edge) & (p > 0)).argmax())
 
 
 @st.composite
@@ -162,7 +174,8 @@ def test_a_row_is_masked_plain_decoding_alone(
             continue
         matcher = house.constraint(GRAMMARS[row[0]]).matcher
         assert matcher is not None
-        assert driver.tokens(sequence) == masked_alone(house, sequence, matcher)
+        heard = driver.tokens(sequence)
+        assert heard == masked_alone(house, sequence, matcher, heard)
     assert not [record for record in caplog.records if "step failed" in record.message]
 
 
@@ -182,7 +195,8 @@ def text_of(house: House, driver: Driver, sequence: Sequence) -> str:
 
 def test_guesses_were_verified_and_rows_preempted(house: House) -> None:
     """What the law's test relies on does happen."""
-    rows = [row(house, GRAMMARS[1], max_tokens=60) for _ in range(8)]
+    long = Grammar.regex("[a-z ]{400}")
+    rows = [row(house, long, max_tokens=150) for _ in range(4)]
     Driver(house.engines["preempting"]).run(*rows)
     assert house.engines["preempting"].stats().preemptions > 0
     for _ in range(6):

@@ -36,7 +36,7 @@ def test_the_bundled_model_passes(capsys: pytest.CaptureFixture[str], tmp_path: 
         "ties": 0,
         "largest": pytest.approx(0, abs=1e-3),
     }
-    assert rows["  it knows"]["values"] == {"system": True, "tools": True, "thinking": False}
+    assert rows["  it knows"]["values"] == {"system": True, "tools": True, "thinking": True}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,9 @@ from mlx_parallm.server.answer.thought_counter import (
     ThoughtCounter,
 )
 
+logger = logging.getLogger(__name__)
+
+_SOMETHING = {"role": "user", "content": "x"}
 # Markers of thinking that mlx-lm does not know.
 _MORE_MARKERS = (("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 
@@ -70,6 +74,20 @@ class Dialect:
     def thinks(self) -> bool:
         """Whether the model's thinking can be told from its answer."""
         return self.is_harmony or self.thinking is not None
+
+    @cached_property
+    def thinks_where_opened(self) -> bool:
+        """Whether the chat template opens the thinking that is asked for, so that an answer behind
+        any other prompt does not begin to think by itself."""
+        if self.thinking is None or not self._tokenizer.has_chat_template:
+            return False
+        variables = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+        try:
+            text = self._tokenizer.apply_chat_template([_SOMETHING], **variables)
+        except Exception as error:
+            logger.info("the chat template failed", exc_info=error)
+            return False
+        return self.thinking.is_open(str(text), None)
 
     @property
     def marks_text(self) -> bool:

@@ -131,7 +131,7 @@ def gate_before_answer(dialect: Dialect, prompt: str, continued: str | None) -> 
         return None
     if thinking.is_open(prompt, continued):
         return Gate(thinking.end_ids)
-    thought = prompt.rstrip().endswith(thinking.end)
+    thought = prompt.rstrip().endswith(thinking.end) or dialect.thinks_where_opened
     if continued is not None or thought or len(thinking.start_ids) != 1:
         return None
     return Gate(thinking.end_ids, opener=thinking.start_ids[0])

@@ -67,11 +67,11 @@ def _template(loaded: LoadedModel) -> Iterator[Finding]:
     yield Finding("chat template", "renders a user's turn" if fine else plain[:80], fine)
     system = _render(loaded, [_SYSTEM, _USER])
     tools = _render(loaded, [_USER], tools=[_TOOL])
-    thinking = _render(loaded, [_USER], enable_thinking=False)
+    thinking, thoughtless = (_render(loaded, [_USER], enable_thinking=on) for on in (True, False))
     knows = {
         "system": _SYSTEM["content"] in system,
         "tools": "find_harbour" in tools,
-        "thinking": thinking != plain,
+        "thinking": thinking != thoughtless,
     }
     text = ", ".join(f"{name}: {'yes' if known else 'no'}" for name, known in knows.items())
     yield Finding("  it knows", text, values=knows)

@@ -226,30 +226,26 @@ def test_forced_calls_of_the_other_apis(real: Any) -> None:
 
 
 def test_thinking_is_ended_by_its_budget(real: Any) -> None:
-    """The bundled model thinks between two of its own tokens here, which a template opens."""
+    request = {"messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+    request |= {"chat_template_kwargs": {"enable_thinking": True}}
+    for budget in (1, 3):
+        answer = real.ok(PATH, **request, thinking_token_budget=budget)
+        assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": budget}
+    assert answer["choices"][0]["message"]["reasoning"]
+    held = {"structured_outputs": {"choice": ["yes", "no"]}, "thinking_token_budget": 2}
+    answer = real.ok(PATH, **request, **held)
+    assert answer["choices"][0]["message"]["content"] in ("yes", "no")
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def test_a_budget_needs_a_model_that_thinks(real: Any) -> None:
+    request = {"messages": MESSAGES, "max_tokens": 4, "thinking_token_budget": 5}
+    assert real.ok(PATH, **request)["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
     prompts = real.state.prompts()
-    tokenizer, own = prompts.tokenizer, prompts.dialect
-    template = tokenizer.chat_template
-    kept = {name: getattr(tokenizer, name) for name in vars(tokenizer) if "_think_" in name}
-    tokenizer.chat_template = template + "{{ '<tool_call>' }}"
-    tokenizer._think_start, tokenizer._think_end = "<tool_call>", "</tool_call>"
-    tokenizer._think_start_tokens, tokenizer._think_end_tokens = (2302,), (2303,)
-    prompts.__dict__["dialect"] = Dialect(tokenizer)
+    prompts.dialect.thinking, kept = None, prompts.dialect.thinking
     try:
-        request = {"messages": MESSAGES, "temperature": 0, "max_tokens": 40}
-        for budget in (1, 5):
-            answer = real.ok(PATH, **request, thinking_token_budget=budget)
-            assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": budget}
-        assert answer["choices"][0]["message"]["reasoning"]
-        held = {"structured_outputs": {"choice": ["yes", "no"]}, "thinking_token_budget": 3}
-        answer = real.ok(PATH, **request, **held)
-        assert answer["choices"][0]["message"]["content"] in ("yes", "no")
-        assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
+        response = real.post(PATH, **request)
     finally:
-        for name, value in kept.items():
-            setattr(tokenizer, name, value)
-        tokenizer.chat_template = template
-        prompts.__dict__["dialect"] = own
-    response = real.post(PATH, **request, thinking_token_budget=5)
+        prompts.dialect.thinking = kept
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "thinking_token_budget"
