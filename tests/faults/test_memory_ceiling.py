@@ -41,7 +41,7 @@ engine = started(limit)
 if sys.argv[1] == "address space":
     space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (space + 96 * MIB,) * 2)
-driver = Driver(engine).run(*rows, timeout_s=120)
+driver = Driver(engine).run(*rows, timeout_s=240)
 for row in rows:
     end = driver.end(row)
     assert end.finish_reason is FinishReason.LENGTH or isinstance(end.error, OutOfMemoryError), end

@@ -74,9 +74,8 @@ def test_after_sigkill_under_load_everything_kept_is_there(tmp_path: Path) -> No
         text = {"collection": "notes", "text": "The code of Mira is 57."}
         accepted = server.http.post(memories, json=text)
         assert accepted.status_code == 202
-        for prompt in PROMPTS:
-            pool.submit(server.text_of, prompt * 9, 400)
-        wait_until(lambda: server.running() > 0, 120)
+        asked = [pool.submit(server.text_of, prompt * 9, 400) for prompt in PROMPTS]
+        wait_until(lambda: server.running() > 0 or all(one.done() for one in asked), 120)
         server.process.kill()
         server.process.wait(120)
     with started(*flags) as server:

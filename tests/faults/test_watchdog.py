@@ -58,7 +58,7 @@ def test_a_blocked_engine_is_told_and_http_answers(
 
 
 def test_a_call_that_blocks_is_told_too(make_engine: EngineFactory, gate: threading.Event) -> None:
-    engine = make_engine(tiny_llama, step_timeout=0.2)
+    engine = make_engine(tiny_llama, step_timeout=1)  # longer than the others ever take
     reasons: list[str] = []
     engine.on_failure = reasons.append
     blocked = engine.call(lambda: gate.wait(120))
