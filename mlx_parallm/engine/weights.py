@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from mlx_parallm.models.checkpoint.parameters import Parameters
+
+
+Running = Literal["finish", "keep", "recompute"]
+"""What becomes of sequences that have begun: they finish with the version that they have, or go
+on with the new one and keep their K and V, or compute these again."""
+RUNNING: tuple[Running, ...] = get_args(Running)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

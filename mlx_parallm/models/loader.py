@@ -332,7 +332,7 @@ def _convert(model: Any, dtype: str, quantization: Any) -> None:
         if not _on_cpu():
             return
         target = mx.float32
-        if quantization and _float32_bytes(model) > total_memory() // 2:
+        if quantization and float32_bytes(model) > total_memory() // 2:
             return  # it would not fit; slow is better than not at all
     else:
         target = DTYPES[dtype]
@@ -363,7 +363,7 @@ def _is_quantized(model: Any) -> bool:
     return any(hasattr(module, "bits") for _, module in model.named_modules())
 
 
-def _float32_bytes(model: Any) -> int:
+def float32_bytes(model: Any) -> int:
     """Bytes of the weights once they are plain float32."""
     total = 0
     for _, module in model.named_modules():

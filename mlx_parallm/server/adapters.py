@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.adapters.adapter import Adapter
-from mlx_parallm.engine.adapters.live import Running
+from mlx_parallm.engine.weights import Running
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from mlx_parallm.engine.weights import Weights
+from mlx_parallm.engine.weights import Running, Weights
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError
 from mlx_parallm.models.checkpoint.upload import Upload, merged, read_body, read_path
+from mlx_parallm.models.device_memory import free_memory
+from mlx_parallm.models.loader import float32_bytes
 from mlx_parallm.server.adapters import run_in_pieces
 
 if TYPE_CHECKING:
-    from mlx_parallm.engine.adapters.live import Running
     from mlx_parallm.engine.engine import Engine
 
 T = TypeVar("T")
-_LARGEST = 8  # bytes of a parameter in a file
 _HEADERS = 16 << 20
 
 
@@ -54,6 +54,8 @@ class ModelVersions:
         self._last = 0
         self._versions: OrderedDict[int, Weights] = OrderedDict({0: engine.weights})
         self._busy = False
+        assert engine.loaded is not None
+        self._plain_bytes = float32_bytes(engine.loaded.model)
         self._parts: list[Upload] | None = None  # of an update in several calls
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
 
@@ -69,10 +71,8 @@ class ModelVersions:
 
     @property
     def most_bytes(self) -> int:
-        """That weights for this model can have in a file."""
-        loaded = self._engine.loaded
-        plain = 0 if loaded is None else loaded.num_parameters
-        return max(plain * _LARGEST, 2 * self.current.nbytes) * 2 + _HEADERS
+        """That weights for this model can have in files: plain, and as float64."""
+        return 2 * self._plain_bytes + _HEADERS
 
     async def put_body(self, data: bytes, running: Running) -> Put:
         """A safetensors file as the next version.
@@ -158,8 +158,8 @@ class ModelVersions:
 
     async def _put(self, read: Callable[[], Upload], running: Running) -> Put:
         fitting = self._engine.fitting()
-        self._check_memory()
         upload = await self._in_thread(read)
+        self._check_memory(upload)
         digest = await self._in_thread(upload.digest)
         await run_in_pieces(self._engine, fitting.steps(upload))
         weights = Weights(self._last + 1, digest, fitting.made)
@@ -181,15 +181,16 @@ class ModelVersions:
         switched = await asyncio.wrap_future(self._engine.put_weights(weights, running))
         return Put(weights, switched)
 
-    def _check_memory(self) -> None:
-        """A new version is whole before it takes the place of the one in use.
+    def _check_memory(self, upload: Upload) -> None:
+        """A new version is whole before it takes the place of the one in use; what is larger than
+        it becomes is there beside it.
 
         Raises:
             InvalidRequestError: there is no memory for both.
         """
-        from mlx_parallm.models.device_memory import free_memory
-
         needed, free = self.current.nbytes, free_memory()
+        if upload.nbytes > needed:
+            needed += upload.nbytes
         if needed > free:
             raise InvalidRequestError(
                 f"There is no memory for another version of the weights: {needed / 1e9:.2f} GB "

@@ -19,10 +19,9 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_parallm.engine.adapters.adapter import Adapter
-from mlx_parallm.engine.adapters.live import RUNNING, Running
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
-from mlx_parallm.engine.weights import Weights
+from mlx_parallm.engine.weights import RUNNING, Running, Weights
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.models.lora.modules import Modules
 from mlx_parallm.models.lora.reader import read_folder

@@ -13,10 +13,9 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_parallm.engine.adapters.live import Running
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.weights import Weights
+from mlx_parallm.engine.weights import Running, Weights
 from mlx_parallm.models.checkpoint.upload import read_body
 from tests.engine.driver import Driver
 from tests.waiting import PATIENCE_S

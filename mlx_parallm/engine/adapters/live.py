@@ -5,18 +5,11 @@ On the engine's thread, with nothing in flight, so that the version of each toke
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.weights import Weights
-
-Running = Literal["finish", "keep", "recompute"]
-"""What becomes of sequences that have begun: they finish with the version that they have, or go
-on with the new one and keep their K and V, or compute these again."""
-RUNNING: tuple[Running, ...] = get_args(Running)
+from mlx_parallm.engine.weights import Running, Weights
 
 
 def switch_rows(

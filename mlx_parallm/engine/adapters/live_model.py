@@ -12,11 +12,11 @@ import numpy as np
 
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
-from mlx_parallm.engine.adapters.live import Running, switch_rows, switch_weights
+from mlx_parallm.engine.adapters.live import switch_rows, switch_weights
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.weights import Weights
+from mlx_parallm.engine.weights import Running, Weights
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
 from mlx_parallm.memory.fingerprint import fingerprint_of
 from mlx_parallm.models.checkpoint.fitting import Fitting

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mlx_parallm.engine.adapters.live import Running
+from mlx_parallm.engine.weights import Running
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
 from mlx_parallm.server.admin import check_admin
 from mlx_parallm.server.input.body import parse_json, read_body, read_raw, validate

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from mlx_parallm.engine.adapters.live import Running
+from mlx_parallm.engine.weights import Running
 from mlx_parallm.server.schemas.base import RequestModel
 
 _PATH = "A safetensors file on the server's disk, or a folder with model*.safetensors."

@@ -17,6 +17,8 @@ from mlx_parallm.errors import BodyTooLargeError, InvalidRequestError, NotFoundE
 from mlx_parallm.models.checkpoint.fitting import Fitting
 from mlx_parallm.models.checkpoint.parameters import Parameters
 from mlx_parallm.models.checkpoint.upload import Upload, merged, read_body, read_path
+from mlx_parallm.models.loader import float32_bytes
+from tests.models.lora.forwards import pack
 from tests.models.lora.test_mlx_lm import tiny_mixtral
 
 pytestmark = pytest.mark.usefixtures("no_compile")
@@ -138,3 +140,13 @@ def test_paths(llama_factory: Callable[..., Any], tmp_path: Path) -> None:
         read_path(str(tmp_path / "other"), 1 << 20)
     with pytest.raises(InvalidRequestError, match="two tensors of this name"):
         merged([whole, whole])
+
+
+def test_packed_weights_may_come_plain(llama_factory: Callable[..., Any]) -> None:
+    """How large an upload may be goes by plain weights, whatever the model computes with."""
+    model = llama_factory(0).model
+    plain = float32_bytes(model)
+    assert plain == sum(array.nbytes for array in parameters_of(model).values())
+    packed = float32_bytes(pack(model, "packed"))
+    # Scales and offsets are counted besides.
+    assert plain <= packed < 1.2 * plain
