@@ -21,7 +21,7 @@ from mlx_parallm.models.system_memory import resident_bytes
 from tests.engine.driver import Driver, copy_of, greedy
 
 MIB = 1 << 20
-rows = [greedy([10 + i, *range(20, 1200)], 20, ignore_eos=True) for i in range(40)]
+rows = [greedy([10 + i, *range(20, 1200)], 20, ignore_eos=True) for i in range(60)]
 
 def started(limit):
     engine = Engine(lambda: load_model(BUNDLED), EngineConfig(
@@ -53,9 +53,9 @@ peak = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmH
 stats = engine.stats()
 print(f"{done} of {len(rows)} done; peak {peak / MIB:.0f} MiB of {limit / MIB:.0f} MiB; "
       f"{stats.preemptions} preempted, {stats.prefix_evicted_pages} pages evicted", flush=True)
-assert done > 20, done
+assert done > 30, done
 assert stats.prefix_evicted_pages > 0
-assert peak < 1.1 * limit
+assert peak < limit + 64 * MIB  # without a limit it would take 100 MB more
 engine.stop()
 """
 
