@@ -146,4 +146,4 @@ def test_only_allowed_tokens_are_sampled() -> None:
 
 def test_a_row_without_logprobs_costs_nothing_more() -> None:
     rows = [Sequence([1], SamplingParams(seed=i)) for i in range(3)]
-    assert Sampler(V).sample(mx.zeros((3, V)), rows).arrays[1:] == []
+    assert Sampler(V).sample(mx.zeros((3, V)), rows).scores is None
