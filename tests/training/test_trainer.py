@@ -94,7 +94,7 @@ def test_another_run_cannot_be_resumed(settings_of: Any, bench: Start) -> None:
 def test_the_server_has_the_new_version(settings_of: Any, bench: Start, dora: bool) -> None:
     """Its tokens after updates are those of mlx_lm with the saved adapter."""
     settings = settings_of(
-        steps=6, lora={"dora": dora, "rank": 4, "keys": KEYS}, learning_rate=3e-3
+        steps=6, lora={"dora": dora, "rank": 4, "keys": KEYS}, learning_rate=3e-2
     )
     with httpx.Client(timeout=PATIENCE_S) as client:
         running = bench(settings, 0)
