@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.activations import swiglu
 
 from mlx_parallm.cpu import gradients
 from mlx_parallm.models.adapting import replacements
@@ -161,7 +160,12 @@ def _pairs() -> dict[str, tuple[Callable[..., mx.array], Callable[..., mx.array]
 
     return {
         "attention": (mine, fast, [draw(3, 4, 70, 8), draw(3, 2, 70, 8), draw(3, 2, 70, 8)]),
-        "swiglu": (gradients.swiglu, swiglu, [30 * draw(40, 600), draw(40, 600)]),
+        # Written out: a model that was loaded in this process may have replaced MLX's own.
+        "swiglu": (
+            gradients.swiglu,
+            lambda gate, up: gate * mx.sigmoid(gate) * up,
+            [30 * draw(40, 600), draw(40, 600)],
+        ),
         "logsumexp": (
             gradients.logsumexp,
             lambda x: mx.logsumexp(x, axis=-1, keepdims=True),
@@ -183,4 +187,4 @@ def test_functions_for_cpus_have_their_gradients(name: str) -> None:
     (value, found), (expected, wanted) = of(mine), of(theirs)
     assert np.isclose(value.item(), expected.item(), rtol=1e-4)
     for one, other in zip(found, wanted, strict=True):
-        assert np.allclose(np.array(one), np.array(other), rtol=1e-3, atol=1e-4)
+        assert np.allclose(np.array(one), np.array(other), rtol=1e-3, atol=2e-5)
