@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.weights import Running
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError
+from mlx_parallm.models.places import named_place
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
@@ -232,7 +233,7 @@ class Adapters:
     async def _read(self, path: str) -> tuple[Mapping[str, Any], AdapterWeights]:
         from mlx_parallm.models.lora.reader import read_config, read_folder
 
-        folder = Path(path).expanduser()
+        folder = named_place(path, "path")
         modules, rank = self._engine.adapter_modules(), self._engine.config.max_lora_rank
 
         def read() -> tuple[Mapping[str, Any], AdapterWeights]:

@@ -429,3 +429,14 @@ def test_memories_are_made_with_an_adapter(served: Any, folders: list[Path]) -> 
     served.http.post("/v1/adapters/first/rollback")
     assert ask("first", "of-first").json()["choices"][0]["text"] == before
     served.http.delete("/v1/models/base/memories", params={"all": "true"})
+
+
+@pytest.mark.parametrize("path", ["x" * 9000, "~nobody-of-this-name/x", "a\0b"])
+def test_a_path_that_cannot_be_is_a_404(served: Any, path: str) -> None:
+    for call, body in (
+        ("/v1/adapters", {"name": "odd", "path": path}),
+        ("/v1/load_lora_adapter", {"lora_name": "odd", "lora_path": path}),
+    ):
+        answer = served.http.post(call, json=body)
+        assert answer.status_code in (400, 404), answer.text
+        assert len(answer.text) < 1000

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mlx_parallm.errors import BodyTooLargeError, InvalidRequestError, NotFoundError
 from mlx_parallm.models.checkpoint.tensor_file import Tensor, read_as_stored
+from mlx_parallm.models.places import named_place
 
 _FILES = "model*.safetensors"  # those that mlx-lm loads of a folder
 
@@ -58,7 +58,7 @@ def read_path(path: str, most: int) -> Upload:
         InvalidRequestError: they cannot be read; a name twice.
         BodyTooLargeError: they are larger than any weights of this model.
     """
-    place = Path(path).expanduser()
+    place = named_place(path, "path")
     files = sorted(place.glob(_FILES)) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         wanted = f" or {_FILES} in it" if place.is_dir() else ""
