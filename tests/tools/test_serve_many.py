@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 from mlx_parallm.tools.replicas import Replica, free_port
 from mlx_parallm.tools.serve_many import main
+from tests.waiting import wait_until
 
 pytest.importorskip("smg", reason="extra `replicas`: pip install smg")
 PATIENCE_S = 150.0
@@ -44,7 +44,7 @@ class Fleet:
         self.lines.extend(self.process.stdout)
 
     def wait_for(self, text: str, times: int = 1) -> None:
-        until(lambda: sum(text in line for line in self.lines) >= times)
+        wait_until(lambda: sum(text in line for line in self.lines) >= times, PATIENCE_S)
 
     def ask(self, prompt: str, **body: Any) -> httpx.Response:
         asked = {"model": "bundled", "prompt": prompt, "max_tokens": 4, "receipt": True, **body}
@@ -77,13 +77,6 @@ class Fleet:
         self.http.close()
 
 
-def until(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     fleet = Fleet()
@@ -108,7 +101,7 @@ def test_prompts_with_the_same_beginning_find_it_cached(fleet: Fleet) -> None:
 def test_a_killed_replica_loses_no_plain_request_and_comes_back(fleet: Fleet) -> None:
     with ThreadPoolExecutor(16) as pool:
         asked = [pool.submit(fleet.ask, f"Count {i}", max_tokens=48) for i in range(96)]
-        until(lambda: sum(one.done() for one in asked) > 10)
+        wait_until(lambda: sum(one.done() for one in asked) > 10, PATIENCE_S)
         pid = int(
             subprocess.run(
                 ["pgrep", "-f", f"mlx_parallm.cli .*--port {fleet.ports[0]}$"],
@@ -127,7 +120,7 @@ def test_a_clean_end_finishes_what_was_accepted(fleet: Fleet) -> None:
     with ThreadPoolExecutor(8) as pool:
         body = {"max_tokens": 400, "ignore_eos": True}
         asked = [pool.submit(fleet.ask, f"Count {i}", **body) for i in range(8)]
-        until(lambda: sum(one.done() for one in asked) + fleet.accepted >= 8)
+        wait_until(lambda: sum(one.done() for one in asked) + fleet.accepted >= 8, PATIENCE_S)
         assert fleet.stop() == 0
         statuses = {one.result().status_code for one in asked}
     assert statuses <= {200, 503}

@@ -214,6 +214,11 @@ class Track:
                 self.finish_reason = "tool_calls"
 
 
+def first_of_each_prompt(tracks: Items[Track]) -> list[Track]:
+    """The tracks without those that share an earlier one's prompt: it is counted once."""
+    return list({id(track.prompt): track for track in reversed(tracks)}.values())
+
+
 class Generation:
     """The sequences of one request, until all have ended or one has failed.
 
@@ -250,13 +255,12 @@ class Generation:
     @property
     def prompt_tokens(self) -> int:
         """Of all its prompts; one that several choices share counts once."""
-        return sum(len(p.ids) for p in {id(t.prompt): t.prompt for t in self.tracks}.values())
+        return sum(len(track.prompt.ids) for track in first_of_each_prompt(self.tracks))
 
     @property
     def cached_tokens(self) -> int:
         """Of the prompts' tokens, those found in the prefix cache."""
-        first = {id(t.prompt): t for t in reversed(self.tracks)}
-        return sum(track.cached_tokens for track in first.values())
+        return sum(track.cached_tokens for track in first_of_each_prompt(self.tracks))
 
     @property
     def generated_tokens(self) -> int:

@@ -13,7 +13,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from mlx_parallm import __version__
-from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.flow.generation import Track, first_of_each_prompt
 from mlx_parallm.server.observing.receipt import receipts_of
 from mlx_parallm.server.output.json_text import compact as compact
 from mlx_parallm.server.schemas.sampling import ReportFields
@@ -26,10 +26,10 @@ escaped = encode_basestring
 
 def usage_of(tracks: Sequence[Track]) -> dict[str, Any]:
     """Token counts of a request; a prompt that several tracks share is counted once."""
-    prompts = {id(track.prompt): track for track in reversed(tracks)}
-    prompt_tokens = sum(len(track.prompt.ids) for track in prompts.values())
+    prompts = first_of_each_prompt(tracks)
+    prompt_tokens = sum(len(track.prompt.ids) for track in prompts)
     completion_tokens = sum(len(track.token_ids) for track in tracks)
-    cached = sum(track.cached_tokens for track in prompts.values())
+    cached = sum(track.cached_tokens for track in prompts)
     usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

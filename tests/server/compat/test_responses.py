@@ -44,18 +44,6 @@ def client(server: Any, connect: Any) -> Any:
     return connect(server)
 
 
-@pytest.fixture
-def thinker(serve: Any) -> Any:
-    """A server whose model thinks between <think> and </think>."""
-    server = serve()
-    tokenizer = server.engine.loaded.tokenizer
-    for place, marker in (("start", "<think>"), ("end", "</think>")):
-        ids = tuple(tokenizer.encode(marker, add_special_tokens=False))
-        setattr(tokenizer, f"_think_{place}", marker)
-        setattr(tokenizer, f"_think_{place}_tokens", ids)
-    return server
-
-
 def prompt_of(server: Any) -> str:
     return str(server.state.prompts().text_of(server.engine.submitted[-1].prompt, False))
 
