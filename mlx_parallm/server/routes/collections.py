@@ -69,7 +69,9 @@ async def list_memories(request: Request, model_id: str, collection: str | None 
     state.check_known(model_id)
     manager = await in_thread(state, state.memories)
     name = collection
-    jobs = [job for job in manager.jobs.jobs if name in (None, job.collection)]
+    # The jobs as they are before the collections are looked at: one that ends meanwhile is
+    # still shown as running, never as done beside a list without what it made.
+    jobs = [job_answer(job) for job in manager.jobs.jobs if name in (None, job.collection)]
     if name is None:
         found = manager.collections()
     elif jobs and all(one.name != name for one in manager.collections()):
@@ -84,7 +86,7 @@ async def list_memories(request: Request, model_id: str, collection: str | None 
             "loaded_bytes": manager.views.nbytes,
             "budget_bytes": manager.views.budget,
             "data": data,
-            "jobs": [job_answer(job) for job in jobs],
+            "jobs": jobs,
         }
     )
 

@@ -18,8 +18,10 @@ export class MemoryList {
   async refresh() {
     clearTimeout(this.timer);
     if (!this.session.model) return;
+    const asked = (this.asked = {});
     try {
       const { data, jobs } = await json(this.#path);
+      if (asked !== this.asked) return; // A later question is under way; its answer is newer.
       this.collections = data;
       this.jobs = jobs.filter(({ status }) => status === "queued" || status === "running");
       this.problem = jobs.at(-1)?.status === "failed" ? (jobs.at(-1).error?.message ?? "It failed.") : "";

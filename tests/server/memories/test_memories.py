@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,74 +11,18 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import BUNDLED, LoadedModel, load_model
-from mlx_parallm.server.main import create_app
-from mlx_parallm.settings import Settings
-from tests.waiting import PATIENCE_S, wait_until
-
-MEMORIES = "/v1/models/org/tiny/memories"
-COMPLETIONS = "/v1/completions"
-CHAT = "/v1/chat/completions"
-TEXT = "Zubrovka's capital is Lutz. Its river is the Prall."
-PROMPT = "What is the capital of"
-ASKED = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 2}
-CLOSE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def real(
-    llama_factory: Callable[..., LoadedModel], helpers: Any, tmp_path_factory: Any
-) -> Iterator[Any]:
-    """A server whose memories are in a folder."""
-    engine = Engine(llama_factory, EngineConfig(max_batch_size=8))
-    options = Settings(
-        served_model_name=("org/tiny",),
-        memory_dir=str(tmp_path_factory.mktemp("memories")),
-        use_extended_mind=True,
-    )
-    served = helpers.Served(create_app(options, engine), engine, 0.5)
-    served.wait_ready()
-    yield served
-    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
-    served.stop()
-    served.join()
-
-
-@pytest.fixture(autouse=True)
-def _empty(real: Any) -> Iterator[None]:
-    yield
-    assert real.http.delete(MEMORIES, params={"all": "true"}).is_success
-
-
-def remember(real: Any, path: str = MEMORIES, **body: Any) -> dict[str, Any]:
-    """Add, and wait for the job."""
-    response = real.post(path, **body)
-    assert response.status_code == 202, response.text
-    job = response.json()
-    assert job["object"] == "memory.job" and job["total_tokens"] > 0
-    job = ended(real, job)
-    assert job["status"] == "done", job
-    assert job["done_tokens"] == job["total_tokens"] and job["progress"] == 1
-    return dict(job)
-
-
-def ended(real: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """The job when nothing is left to do."""
-    until = time.monotonic() + PATIENCE_S
-    while job["status"] in ("queued", "running") and time.monotonic() < until:
-        time.sleep(0.01)
-        job = real.http.get(f"/v1/memories/jobs/{job['id']}").json()
-    return job
-
-
-def listed(real: Any) -> dict[str, Any]:
-    answer = real.http.get(MEMORIES)
-    assert answer.status_code == 200, answer.text
-    return {one["id"]: one for one in answer.json()["data"]}
-
-
-def error_of(response: Any, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    return dict(response.json()["error"])
+from tests.server.memories.helpers import (
+    ASKED,
+    CHAT,
+    CLOSE,
+    COMPLETIONS,
+    MEMORIES,
+    PROMPT,
+    TEXT,
+    error_of,
+    listed,
+    remember,
+)
 
 
 def test_collections_grow_by_versions_and_go(real: Any) -> None:
@@ -109,34 +50,6 @@ def test_collections_grow_by_versions_and_go(real: Any) -> None:
     everything = real.http.delete(MEMORIES, params={"all": "true"})
     assert everything.json()["collections"] == ["second"]
     assert listed(real) == {}
-
-
-@pytest.mark.parametrize(
-    ("path", "asked", "param"),
-    [
-        (CHAT, {"messages": [{"role": "user", "content": "x"}]}, "memory.collections"),
-        (COMPLETIONS, ASKED, "memory.collections"),
-        ("/v1/memories/search", {"query": "x"}, "collections"),
-    ],
-)
-def test_a_collection_that_is_still_being_made(
-    real: Any, path: str, asked: dict[str, Any], param: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """409 with the job's id and Retry-After, and not "unknown"; then it is there."""
-    chosen: dict[str, Any] = {"collections": ["slow"]}
-    body = {**asked, **(chosen if "query" in asked else {"memory": chosen})}
-    goes_on, manager = threading.Event(), real.state.memories()
-    find = manager.find
-    monkeypatch.setattr(manager, "find", lambda *asked: goes_on.wait(PATIENCE_S) and find(*asked))
-    job = real.post(MEMORIES, text=TEXT, collection="slow").json()
-    early = real.post(path, **body)
-    goes_on.set()
-    error = error_of(early, 409)
-    assert (error["code"], error["param"]) == ("collection_not_ready", param)
-    assert job["id"] in error["message"]
-    assert int(early.headers["retry-after"]) >= 1
-    wait_until(lambda: real.http.get(f"/v1/memories/jobs/{job['id']}").json()["status"] == "done")
-    assert real.post(path, **body).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -229,43 +142,6 @@ def test_changed_files_are_seen_and_nothing_else_suffers(
 def _documents(server: Any) -> list[Any]:
     found = server.state.memories().collections()
     return [document for collection in found for document in collection.documents]
-
-
-def test_what_was_accepted_goes_on_after_a_restart(
-    serve: Callable[..., Any], llama_factory: Callable[..., LoadedModel], tmp_path: Path
-) -> None:
-    def start(seed: int = 0, folder: Path | None = tmp_path) -> Any:
-        engine = Engine(lambda: llama_factory(seed), EngineConfig())
-        memory_dir = None if folder is None else str(folder)
-        return serve(engine, served_model_name=("org/tiny",), memory_dir=memory_dir)
-
-    first = start()
-    jobs = first.state.memories().jobs
-    remember, stops, count = jobs._remember, threading.Event(), itertools.count()
-
-    def two(*arguments: Any) -> bool:
-        assert next(count) < 2 or stops.wait(PATIENCE_S)
-        return bool(remember(*arguments))
-
-    jobs._remember = two
-    texts = [{"text": f"{TEXT} {place}" * 2} for place in range(8)]
-    job = first.post(MEMORIES, documents=texts, window=64, stride=8).json()
-    assert job["durable"] is True and job["status"] != "done"
-    first.stop()
-    wait_until(lambda: jobs._stopping)
-    stops.set()
-    first.join()
-    other = start(1)  # another model leaves it alone
-    assert error_of(other.http.get(f"/v1/memories/jobs/{job['id']}"), 404)
-    other.stop()
-    other.join()
-    second = start()
-    job = ended(second, second.http.get(f"/v1/memories/jobs/{job['id']}").json())
-    assert job["documents_done"] == 8 and job["total_tokens"] == job["done_tokens"]
-    assert len(listed(second)["default"]["documents"]) == 8
-    assert second.state.memories().backend.kept_jobs() == []
-    in_memory = start(folder=None)
-    assert in_memory.post(MEMORIES, text=TEXT).json()["durable"] is False
 
 
 def test_requests_with_memories_differ_and_those_without_do_not(real: Any) -> None:
@@ -378,22 +254,6 @@ def test_the_prefix_cache_tells_memories_apart(real: Any) -> None:
     assert close(real.ok(COMPLETIONS, **body)["choices"][0], plain)
 
 
-def test_memories_are_made_while_others_decode(real: Any) -> None:
-    body = {**ASKED, "max_tokens": 200, "ignore_eos": True}
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(lambda: real.events(COMPLETIONS, **body))
-        remember(real, text=TEXT * 40, window=64, stride=16)
-        events = running.result()
-    assert close_texts(events, real.events(COMPLETIONS, **body))
-
-
-def close_texts(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
-    def text(events: list[dict[str, Any]]) -> str:
-        return "".join(choice["text"] for event in events for choice in event["choices"])
-
-    return text(one) == text(other)
-
-
 def test_search_shows_what_a_text_retrieves(real: Any) -> None:
     remember(real, text=TEXT, id="facts")
     body = {"query": "river", "collections": ["default"], "topk": 1}
@@ -403,56 +263,6 @@ def test_search_shows_what_a_text_retrieves(real: Any) -> None:
         error_of(real.post("/v1/memories/search", query="x", collections=["nope"]), 404)["param"]
         == "collections"
     )
-
-
-def test_unknown_things_are_named(real: Any) -> None:
-    error = error_of(real.post(COMPLETIONS, **ASKED, memory={"collections": ["nope"]}), 404)
-    assert error["param"] == "memory.collections" and "'nope'" in error["message"]
-    remember(real, text=TEXT)
-    assert error_of(real.http.delete(MEMORIES, params={"collection": "nope"}), 404)
-    wrong = {"collection": "default", "document_id": "nope"}
-    assert error_of(real.http.delete(MEMORIES, params=wrong), 404)["param"] == "document_id"
-    assert error_of(real.http.delete(MEMORIES, params={"document_id": "a"}), 400)
-    assert error_of(real.http.get(MEMORIES, params={"collection": "nope"}), 404)
-    assert error_of(real.http.get("/v1/memories/jobs/nope"), 404)
-    assert error_of(real.post("/v1/models/other/memories", text="x"), 404)["param"] == "model"
-
-
-@pytest.mark.parametrize(
-    ("memory", "param"),
-    [
-        ({}, "memory.collections"),
-        ({"collections": []}, "memory.collections"),
-        ({"collections": ["default"], "topk": 0}, "memory.topk"),
-        ({"collections": ["default"], "sim_threshold": "high"}, "memory.sim_threshold"),
-        ({"collections": ["default"], "layers": [7]}, "memory.layers"),
-        ({"collections": ["default"], "position": "one"}, "memory.position"),
-        ({"collections": ["default"], "local_offset": -1}, "memory.local_offset"),
-        ({"collections": ["default"], "citations": True}, "memory.citations"),
-        ({"collections": ["default"], "top_k": 3}, "memory.top_k"),
-    ],
-)
-def test_wrong_memory_fields_are_named(real: Any, memory: dict[str, Any], param: str) -> None:
-    remember(real, text=TEXT)
-    assert error_of(real.post(COMPLETIONS, **ASKED, memory=memory), 400)["param"] == param
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "documents"),
-        ({"text": "a", "tokens": [5]}, "documents"),
-        ({"documents": [{"id": "a"}]}, "documents.0.text"),
-        ({"documents": [{"text": "a", "id": "x"}, {"text": "b", "id": "x"}]}, "documents"),
-        ({"text": ""}, None),
-        ({"tokens": [100000]}, "tokens"),
-        ({"text": "a", "window": 100000}, "window"),
-        ({"text": "a", "window": 8, "stride": 9}, "stride"),
-        ({"text": "a", "collection": ""}, "collection"),
-    ],
-)
-def test_wrong_documents_are_named(real: Any, body: dict[str, Any], param: str | None) -> None:
-    assert error_of(real.post(MEMORIES, **body), 400)["param"] == param
 
 
 def test_a_collection_keeps_its_window(real: Any) -> None:
