@@ -25,7 +25,7 @@ from mlx_parallm.errors import InvalidRequestError, UnsupportedError
 log = logging.getLogger(__name__)
 
 # CPU time to compile a grammar and to make its first mask. Later masks take less.
-MAX_SECONDS = 0.25
+MAX_SECONDS = 0.15
 _KEPT = 256  # compiled grammars, and reasons why others were refused
 _WORKERS = 2
 
