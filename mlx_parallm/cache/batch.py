@@ -248,8 +248,9 @@ class BatchedCache:
         rows = self.rows[start:stop]
         lengths = np.array([row.length for row in rows], dtype=np.int32)
         span = Span(start, stop, width, lengths, np.array(counts, dtype=np.int32))
-        if any(row.memory is not None for row in rows):
+        if any(row.shift for row in rows):
             span.shifts = np.array([row.shift for row in rows], dtype=np.int32)
+        if any(row.memory is not None for row in rows):
             working = zip(rows, span.counts, strict=True)
             span.memory = MemoryForward.of([r.memory if n else None for r, n in working])
         if any(row.adapter for row in rows):

@@ -70,10 +70,15 @@ class PackedSpan:
         return len(self.layout.rows)
 
     @cached_property
-    def offsets(self) -> mx.array:
+    def positions(self) -> np.ndarray:
         """(padded,) int32, each token's position."""
         positions = np.concatenate([group.span.positions() for group in self.groups])
-        return mx.array(np.pad(positions, (0, self.padded - len(positions))))
+        return np.pad(positions, (0, self.padded - len(positions)))
+
+    @cached_property
+    def offsets(self) -> mx.array:
+        """(padded,) int32, each token's position."""
+        return mx.array(self.positions)
 
     @cached_property
     def adapters(self) -> np.ndarray | None:

@@ -119,15 +119,18 @@ class Span:
 
     def offsets(self) -> mx.array:
         """(B,) int32, the position of each row's first new token."""
-        return self._memo(("offsets",), lambda: mx.array(self._firsts))
+        return self._memo(("offsets",), lambda: mx.array(self.first_positions))
 
     @property
-    def _firsts(self) -> np.ndarray:
+    def first_positions(self) -> np.ndarray:
+        """(B,) the position of each row's first new token."""
         return self.lengths if self.shifts is None else self.lengths + self.shifts
 
     def positions(self) -> np.ndarray:
         """(N,) int32, the position of each real token."""
-        return np.asarray(self._firsts[self.layout.rows] + self.layout.places, dtype=np.int32)
+        return np.asarray(
+            self.first_positions[self.layout.rows] + self.layout.places, dtype=np.int32
+        )
 
     def counts_array(self) -> mx.array:
         """(B,) int32, real new tokens per row."""

@@ -25,6 +25,7 @@ from mlx_parallm.engine.adapters.live_model import LiveModel
 from mlx_parallm.engine.answers import Answers, Sink
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.forward.assembly import assemble
+from mlx_parallm.engine.forward.picture_encoder import PictureEncoder
 from mlx_parallm.engine.guard.memory_guard import is_out_of_memory
 from mlx_parallm.engine.guard.room import check_room
 from mlx_parallm.engine.guard.row_faults import unfollowed
@@ -335,6 +336,8 @@ class Engine(LiveModel):
             if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
+            if self.runner.encoder is not None and self.runner.encoder.has_work:
+                self._see(self.runner.encoder)
             if self._memory.look():
                 self._give_up_one()
             plan = self.scheduler.schedule()
@@ -357,6 +360,18 @@ class Engine(LiveModel):
             following = None
         self._counter.step(began, following)
         return following
+
+    def _see(self, encoder: PictureEncoder) -> None:
+        """Compute pictures that rows wait for, for as long as others can wait."""
+        began = time.perf_counter()
+        for sequence, error in encoder.work(len(self.scheduler.decoding)):
+            log.warning("a picture could not be computed", exc_info=error)
+            fault: ParallmError = SequenceError("The server failed on a picture of this request.")
+            if is_out_of_memory(error):
+                fault = OutOfMemoryError("There is not enough memory for this picture now.")
+            self.scheduler.finish(sequence, FinishReason.ERROR)
+            self._fail(sequence, fault)
+        self.runner.interrupted(time.perf_counter() - began)
 
     def _recover(self, error: Exception, launched: Launched | None) -> None:
         """A step failed: find the sequence at fault, keep the others.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +26,7 @@ from mlx_parallm.engine.forward.forwards import Computed, Forwards, Work
 from mlx_parallm.engine.forward.forwards_by_version import ForwardsByVersion
 from mlx_parallm.engine.forward.packed_forwards import PackedForwards
 from mlx_parallm.engine.forward.padded_forwards import PaddedForwards
+from mlx_parallm.engine.forward.picture_encoder import PictureEncoder
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
 from mlx_parallm.engine.guard.row_faults import fault_of, read_faults
@@ -45,6 +46,9 @@ from mlx_parallm.models.adapting.adapt import adapt
 from mlx_parallm.models.adapting.attention import install_attention
 from mlx_parallm.models.body import BodyTap
 from mlx_parallm.models.checkpoint.parameters import Parameters
+
+if TYPE_CHECKING:
+    from mlx_parallm.models.vision.vision import Vision
 
 
 @dataclass(slots=True)
@@ -80,9 +84,16 @@ class ModelRunner:
         model: an mlx-lm model.
         vocab_size: columns of its logits that are tokens.
         end_token_ids: its own end tokens.
+        vision: what it sees with; None where it does not.
     """
 
-    def __init__(self, model: Any, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        vocab_size: int,
+        end_token_ids: Iterable[int] = (),
+        vision: Vision | None = None,
+    ) -> None:
         self.model = adapt(model)
         if not replacements.install(model):
             install_attention(model)
@@ -91,11 +102,13 @@ class ModelRunner:
         self.riders = PromptRiders(vocab_size)
         self.body = BodyTap(model)
         self.packs = can_pack(model, self.body)
+        self.pictures = None if vision is None else vision.inputs(model)
         self.weights = ModelWeights(Parameters(model))
         self.forwards_by_version = ForwardsByVersion(self._new_forwards)
         self.prefixes: PrefixStore | None = None
         self.speculation: Speculation | None = None
         self.adapters: AdapterPool | None = None
+        self.encoder: PictureEncoder | None = None
         self.curve = StepCurve()
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._clock = self._new_clock()
@@ -107,9 +120,9 @@ class ModelRunner:
 
     def _new_forwards(self) -> Forwards:
         if not self.packs:
-            return PaddedForwards(self.model, self.body, self.riders)
+            return PaddedForwards(self.model, self.body, self.riders, self.pictures)
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return PackedForwards(self.model, self.body, self.riders, on_gpu=on_gpu)
+        return PackedForwards(self.model, self.body, self.riders, self.pictures, on_gpu=on_gpu)
 
     @property
     def forwards(self) -> Forwards:
@@ -293,6 +306,10 @@ class ModelRunner:
         self._measure(launched)
         return results
 
+    def interrupted(self, seconds: float) -> None:
+        """Something else took so long between two steps."""
+        self._clock.interrupted(seconds)
+
     def rest(self) -> None:
         """Nothing runs: the time until the next step is not its own."""
         self._clock.rest()
@@ -304,6 +321,8 @@ class ModelRunner:
             self.speculation.drafter.reset()
         self.sampler.forget()
         self.riders.reset()
+        if self.encoder is not None:
+            self.encoder.reset()
         self.body.select(None)
         self._previous = None
         self._stained = False

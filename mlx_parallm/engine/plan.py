@@ -95,3 +95,12 @@ def rectangle(lefts: list[int], budget: int, max_width: int) -> tuple[int, int]:
     return next(
         (size for size, tokens in zip(sizes, filled, strict=True) if tokens >= enough), (0, 0)
     )
+
+
+def common_pages(one: list[int], other: list[int], page: int) -> int:
+    """Tokens of the common prefix, in whole pages."""
+    most = min(len(one), len(other)) // page * page
+    for at in range(0, most, page):
+        if one[at : at + page] != other[at : at + page]:
+            return at
+    return most

@@ -23,7 +23,7 @@ from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine import turns
 from mlx_parallm.engine.fairness import Shares, stands_behind
-from mlx_parallm.engine.plan import Plan, SchedulerConfig, rectangle
+from mlx_parallm.engine.plan import Plan, SchedulerConfig, common_pages, rectangle
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 from mlx_parallm.engine.waiting_line import WaitingLine
 
@@ -33,6 +33,8 @@ Restore = Callable[[tuple[object, ...], list[int], int], int]
 AdmitAdapter = Callable[[Sequence, Items[Sequence]], bool]
 # (tokens that decode, rows that catch up) -> prompt tokens of the next step.
 Budget = Callable[[int, int], int]
+# Gives a running sequence those features of its pictures that are there.
+Look = Callable[[Sequence], None]
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
 
 
@@ -52,6 +54,7 @@ class ContinuousBatchScheduler:
         self.restore: Restore | None = None
         self.budget: Budget | None = None  # None: always the most
         self.admit_adapter: AdmitAdapter | None = None  # None: there are no adapters
+        self.look: Look | None = None  # None: there are no pictures
         self.turns = turns.Turns()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -319,7 +322,7 @@ class ContinuousBatchScheduler:
         plan.admit.append(sequence)
         if self.restore is not None:
             sequence.ledger.from_disk += self.restore(
-                sequence.namespace, sequence.tokens, sequence.num_tokens - 1
+                sequence.namespace, sequence.keys, sequence.num_tokens - 1
             )
         match = self._match(sequence)
         sequence.num_cached = 0
@@ -336,7 +339,7 @@ class ContinuousBatchScheduler:
             return Match()
         return self.prefixes.match(
             sequence.namespace,
-            sequence.tokens,
+            sequence.keys,
             limit=sequence.num_tokens - 1,
             need_snapshot=self.config.aligned,
             record=record,
@@ -357,7 +360,7 @@ class ContinuousBatchScheduler:
         if leader is None:
             self._leaders[key] = sequence
             return False
-        if not _twins(leader, sequence) and not self._worth_waiting(sequence, leader):
+        if not sequence.is_twin(leader) and not self._worth_waiting(sequence, leader):
             return False
         self._followers.setdefault(leader.id, []).append(sequence)
         return True
@@ -369,13 +372,13 @@ class ContinuousBatchScheduler:
         page = self.prefixes.page_size
         if not self.config.shares_prefixes or sequence.num_tokens <= page:
             return None
-        return (sequence.namespace, *sequence.tokens[:page])
+        return (sequence.namespace, *sequence.keys[:page])
 
     def _worth_waiting(self, sequence: Sequence, leader: Sequence) -> bool:
         """Whether waiting for the other one saves clearly more tokens than the cache does."""
         if sequence.params.prompt_logprobs is not None or sequence.pooling is not None:
             return False
-        shared = _common(sequence.tokens, leader.tokens, self.prefixes.page_size)
+        shared = common_pages(sequence.keys, leader.keys, self.prefixes.page_size)
         cached = self._match(sequence, record=False).num_tokens
         return shared >= cached + 2 * self.prefixes.page_size
 
@@ -392,6 +395,8 @@ class ContinuousBatchScheduler:
 
     def _catch_up(self, plan: Plan) -> None:
         behind = turns.behind(plan.weights, self.running)
+        if self.look is not None:
+            behind = [s for s in behind if self._sees(s, self.look)]
         if not behind:
             return  # most steps: a budget takes time to work out
         behind.sort(key=self._shares.turn)
@@ -404,6 +409,14 @@ class ContinuousBatchScheduler:
                 sequence.num_computed += count
             if sequence.num_pending <= 1:
                 self._caught_up(sequence, plan)
+
+    @staticmethod
+    def _sees(sequence: Sequence, look: Look) -> bool:
+        """Whether a sequence's next token waits for no picture."""
+        if sequence.media is None:
+            return True
+        look(sequence)
+        return sequence.media.computable(sequence.num_computed, 1) == 1
 
     def _budget(self, decoding: int, behind: int) -> int:
         """Prompt tokens of the next step."""
@@ -424,6 +437,8 @@ class ContinuousBatchScheduler:
         lefts = [s.num_pending - 1 for s in line]
         for sequence, left, width in zip(line, lefts, self._widths(lefts, budget), strict=False):
             count = min(left, width)
+            if sequence.media is not None:
+                count = sequence.media.computable(sequence.num_computed, count)
             if self.config.aligned:
                 count = self._align(sequence, count, left)
             chunks.append((sequence, count))
@@ -457,7 +472,7 @@ class ContinuousBatchScheduler:
         followers = self._followers.pop(sequence.id, [])
         self.disband(sequence)
         for follower in [f for f in followers if f.status is Status.WAITING]:
-            if _twins(follower, sequence) and self._has_room(follower):
+            if sequence.is_twin(follower) and self._has_room(follower):
                 self._num_waiting -= 1
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
@@ -481,20 +496,5 @@ class ContinuousBatchScheduler:
         self._line.push(sequence, first=sequence is self._accused)
 
 
-def _twins(one: Sequence, other: Sequence) -> bool:
-    """Whether their rows are equal: same group, and neither has generated a token."""
-    same = one.group is not None and one.group == other.group
-    return same and not one.output and not other.output
-
-
 def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
-
-
-def _common(one: list[int], other: list[int], page: int) -> int:
-    """Tokens of the common prefix, in whole pages."""
-    most = min(len(one), len(other)) // page * page
-    for at in range(0, most, page):
-        if one[at : at + page] != other[at : at + page]:
-            return at
-    return most

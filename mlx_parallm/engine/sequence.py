@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.weights import Weights
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
+    from mlx_parallm.models.vision.media import Media
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 LOGPROBS_MODES: tuple[LogprobsMode, ...] = get_args(LogprobsMode)
@@ -223,6 +224,7 @@ class Sequence:
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
         constraint: the grammar that its output keeps to; no other sequence's.
+        media: the pictures of its prompt; None where it has none. No other sequence's.
         client: who shares the batch with others; None where nobody is told apart.
         ledger: what it was given so far.
     """
@@ -248,6 +250,7 @@ class Sequence:
     switches: list[Switch] = field(default_factory=lambda: [Switch(0)])
     pooling: str | None = None
     constraint: Constraint | None = None
+    media: Media | None = None
     client: Client | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -374,6 +377,27 @@ class Sequence:
     def tokens(self) -> list[int]:
         """Prompt and output, a new list."""
         return self.prompt + self.output
+
+    @property
+    def keys(self) -> list[int]:
+        """Prompt and output as prefixes are found by: each picture has numbers of its own."""
+        return (self.prompt if self.media is None else self.media.keys) + self.output
+
+    @property
+    def words(self) -> list[int]:
+        """The prompt without the tokens that only stand for pictures."""
+        return self.prompt if self.media is None else self.media.words(self.prompt)
+
+    def is_twin(self, other: Sequence) -> bool:
+        """Whether their rows are equal: same group, and neither has generated a token."""
+        same = self.group is not None and self.group == other.group
+        return same and not self.output and not other.output
+
+    @property
+    def num_words(self) -> int:
+        """Tokens known so far, without those that only stand for pictures."""
+        hidden = 0 if self.media is None else self.media.num_placeholders
+        return self.num_tokens - hidden
 
     def tokens_between(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of prompt and output together."""

@@ -42,7 +42,7 @@ class BodyTap:
         self._last: mx.array | None = None
         self._wanted: np.ndarray | None = None
         self._wanted_tokens: np.ndarray | None = None
-        body = _body(model)
+        body = body_of(model)
         self.available = self.selects = body is not None
         if body is not None:
             self._attach(body)
@@ -92,7 +92,8 @@ class BodyTap:
         return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
 
-def _body(model: Any) -> Any:
+def body_of(model: Any) -> Any:
+    """The module below the head of mlx-lm's models; None where it is not known."""
     for path in _PATHS:
         found = model
         for name in path:

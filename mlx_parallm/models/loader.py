@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
@@ -26,6 +26,12 @@ from mlx_parallm.models.sources.sources import BUNDLED as BUNDLED
 from mlx_parallm.models.sources.sources import BUNDLED_DRAFT as BUNDLED_DRAFT
 from mlx_parallm.models.sources.sources import resolve as resolve
 from mlx_parallm.models.torch_file import load_torch_file
+from mlx_parallm.models.vision import text_model
+from mlx_parallm.models.vision.blindness import READS_TEXT, check_family, why_blind
+from mlx_parallm.models.vision.families import family_of
+
+if TYPE_CHECKING:
+    from mlx_parallm.models.vision.vision import Vision
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _DEFAULT_CONTEXT = 4096
@@ -50,6 +56,8 @@ class LoadedModel:
         pooling: how its embeddings are made: "last", "mean" or "cls".
         predictors: plain networks that are served beside it, by name.
         weights_digest: of the weights that have replaced the loaded ones; empty as loaded.
+        vision: what it sees with; None where it takes no pictures.
+        blindness: why not, for whoever sends one.
         fingerprint: of the model as loaded, once it was asked for; see memory/fingerprint.py.
     """
 
@@ -68,6 +76,8 @@ class LoadedModel:
     head: ClassificationHead | None = None
     pooling: str = "last"
     predictors: dict[str, Predictor] = field(default_factory=dict)
+    vision: Vision | None = None
+    blindness: str = READS_TEXT
     weights_digest: str = ""
     fingerprint: str = ""
 
@@ -120,6 +130,7 @@ def load_model(
     folder = resolve(path)
     config = _read_config(folder)
     check_supported(config)
+    check_family(config)
     try:
         model, config = _load_body(folder, config)
         tokenizer = load_tokenizer(
@@ -138,6 +149,7 @@ def load_model(
     mx.eval(model.parameters())
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.pooling = _pooling(folder, loaded.is_encoder)
+    _open_eyes(loaded, dtype)
     if loaded.is_encoder:
         loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
@@ -148,6 +160,23 @@ def load_model(
         if loaded.head is None:
             raise ModelLoadError(f"{path}: a sequence classifier without its score.weight")
     return loaded
+
+
+def _open_eyes(loaded: LoadedModel, dtype: str) -> None:
+    """Give a model that sees its tower, or say why it takes no pictures."""
+    loaded.blindness = why_blind(loaded.folder, loaded.config)
+    if loaded.blindness:
+        return
+    from mlx_parallm.models.vision.loading import load_vision
+
+    loaded.vision = load_vision(
+        loaded.folder, loaded.config, lambda model: _convert(model, dtype, loaded.quantization)
+    )
+    weights: list[mx.array] = list(
+        dict(tree_flatten(loaded.vision.tower.model.parameters())).values()
+    )
+    loaded.nbytes += sum(array.nbytes for array in weights)
+    loaded.num_parameters += sum(array.size for array in weights)
 
 
 def load_as_stored(path: str) -> tuple[Any, dict[str, Any], Path]:
@@ -194,6 +223,9 @@ def _own_classes(config: dict[str, Any]) -> tuple[type, type] | None:
     """Classes of architectures that mlx-lm does not have."""
     if config["model_type"] == "lstm":
         return lstm.Model, lstm.ModelArgs
+    family = family_of(config)
+    if family is not None and family.inner:
+        return text_model.Model, text_model.ModelArgs
     if config["model_type"] in bert.MODEL_TYPES:
         return bert.Model, bert.ModelArgs
     return None

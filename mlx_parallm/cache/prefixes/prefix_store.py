@@ -38,8 +38,8 @@ class Held(Protocol):
         """Everything besides the tokens that changes K and V."""
 
     @property
-    def tokens(self) -> list[int]:
-        """All tokens, prompt and output."""
+    def keys(self) -> list[int]:
+        """A number for each token of prompt and output: what prefixes are found by."""
 
     @property
     def num_tokens(self) -> int:
@@ -137,7 +137,7 @@ class PrefixStore:
         # A sliding window has overwritten older positions; they cannot be stored any more.
         oldest = 0 if self.ring is None else max(0, row.length - self.ring)
         self.tree.store(
-            sequence.namespace, sequence.tokens[:full], write, snapshot, available_from=oldest
+            sequence.namespace, sequence.keys[:full], write, snapshot, available_from=oldest
         )
         self._stored[sequence.id] = full
 

@@ -14,6 +14,7 @@ from mlx_parallm.cache.prefixes.prefix_contract import PAGE_SIZE
 from mlx_parallm.cache.prefixes.prefix_store import PrefixStore
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
 from mlx_parallm.engine.config import EngineConfig
+from mlx_parallm.engine.forward.picture_encoder import PictureEncoder
 from mlx_parallm.engine.forward.warm_up import warm_up
 from mlx_parallm.engine.guard.memory_guard import MemoryGuard
 from mlx_parallm.engine.guessing.draft_model import ModelDrafter
@@ -36,6 +37,7 @@ from mlx_parallm.models.lora.slots import AdapterSlots
 log = logging.getLogger(__name__)
 LoadDraft = Callable[[], LoadedModel]
 _NO_LIMIT = 1 << 40
+_FEATURES_SHARE = 16  # of the memory for K and V, what pictures' features may take besides
 # Prompt tokens of a step: beside decoding rows before anything was measured, beside them at
 # most, and where nothing decodes. Smaller on a CPU, where a long step stalls rows sooner.
 _CPU_TOKENS = (64, 512, 512)
@@ -51,7 +53,7 @@ def assemble(
         ModelLoadError: the draft model does not fit.
     """
     use_wired_memory()
-    runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids)
+    runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids, loaded.vision)
     warm_up(runner)
     per_token = runner.cache.bytes_per_token
     memory = config.kv_cache_memory or available_kv_bytes(
@@ -84,6 +86,11 @@ def assemble(
         scheduler.budget = TokenBudget(
             runner.curve, first=first, most=most, idle=idle, max_gap=config.max_gap
         )
+    if loaded.vision is not None and isinstance(scheduler.budget, TokenBudget):
+        runner.encoder = PictureEncoder(
+            loaded.vision.tower, scheduler.budget.spare, memory // _FEATURES_SHARE
+        )
+        scheduler.look = runner.encoder.look
     limit = min(config.memory_limit or total_memory(), total_memory())
     return runner, scheduler, MemoryGuard(limit, scheduler, prefixes, per_token)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -12,9 +13,11 @@ from mlx_parallm.cache.packing import packed_logits
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Ragged, Row
 from mlx_parallm.engine.forward.forwards import Computed, Work, prepare_row, room_for
+from mlx_parallm.engine.forward.pictured import Part, pictured, set_shift
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.body import BodyTap
+from mlx_parallm.models.vision.inputs import PictureInputs
 
 _GPU_GRAIN = 32
 
@@ -24,15 +27,23 @@ class PackedForwards:
 
     Args:
         model: an mlx-lm model that can be packed.
+        pictures: how they get into the model; None where it does not see.
         on_gpu: forwards are padded to few numbers of tokens, and masks are made on the device.
     """
 
     packs = True
 
     def __init__(
-        self, model: Any, body: BodyTap, riders: PromptRiders, *, on_gpu: bool = False
+        self,
+        model: Any,
+        body: BodyTap,
+        riders: PromptRiders,
+        pictures: PictureInputs | None = None,
+        *,
+        on_gpu: bool = False,
     ) -> None:
         self.model = model
+        self.pictures = pictures
         self.body = body
         self.riders = riders
         self.cache = RowCache(model, bucket if on_gpu else int, additive=on_gpu)
@@ -108,13 +119,14 @@ class _PackedStep:
         if pooled:
             self.forwards.body.open()
         every = len(wanted) == self.cache.span.padded and bool((np.diff(wanted) == 1).all())
-        logits = packed_logits(
-            self.forwards.model,
-            self.cache,
-            self.forwards.body,
-            self._tokens(),
-            None if every else wanted,
-        )
+        with self._pictures():
+            logits = packed_logits(
+                self.forwards.model,
+                self.cache,
+                self.forwards.body,
+                self._tokens(),
+                None if every else wanted,
+            )
         if pooled:
             self._pool(self.forwards.body.take()[:, 0], pooled)
         computed = self._split(logits, scored)
@@ -127,6 +139,9 @@ class _PackedStep:
     def _begin(self) -> None:
         """Give every row its place in the forward."""
         self.rows = {s.id: self.forwards.join(s) for s in self.sequences}
+        if self.forwards.pictures is not None:
+            for sequence in self.sequences:
+                set_shift(self.rows[sequence.id], sequence)
         self.cache.make_room([(self.rows[s.id], self.counts[s.id]) for s in self.sequences])
         decode: list[tuple[Row, int]] = []
         chunks: list[tuple[Row, int]] = []
@@ -136,6 +151,17 @@ class _PackedStep:
         decode.sort(key=lambda item: self.cache.place(item[0]))
         self.cache.begin(decode, chunks)
         self.at = self.cache.places()
+
+    def _pictures(self) -> AbstractContextManager[None]:
+        """Computes the pictures of this forward."""
+        if self.forwards.pictures is None:
+            return nullcontext()
+        parts = [
+            Part(s, self.rows[s.id].length, self.places[s.id])
+            for s in self.sequences
+            if s.media is not None
+        ]
+        return self.forwards.pictures.over(pictured(parts, self.cache.span.positions))
 
     def _tokens(self) -> mx.array:
         """(padded,) every token of the forward."""

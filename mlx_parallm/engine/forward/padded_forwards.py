@@ -7,6 +7,7 @@ that still catch up with their prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -15,10 +16,12 @@ import numpy as np
 from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.span import Ragged, Row
 from mlx_parallm.engine.forward.forwards import Computed, Work, prepare_row
+from mlx_parallm.engine.forward.pictured import Part, pictured, set_shift
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import PromptScores
 from mlx_parallm.models.body import BodyTap
+from mlx_parallm.models.vision.inputs import PictureInputs
 
 
 class PaddedForwards:
@@ -26,12 +29,20 @@ class PaddedForwards:
 
     Args:
         model: an mlx-lm model.
+        pictures: how they get into it; None where it does not see.
     """
 
     packs = False
 
-    def __init__(self, model: Any, body: BodyTap, riders: PromptRiders) -> None:
+    def __init__(
+        self,
+        model: Any,
+        body: BodyTap,
+        riders: PromptRiders,
+        pictures: PictureInputs | None = None,
+    ) -> None:
         self.model = model
+        self.pictures = pictures
         self.body = body
         self.riders = riders
         self.cache = BatchedCache(model)
@@ -91,12 +102,14 @@ class PaddedForwards:
             row = self.rows[sequence.id]
             inputs[index - start, :count] = sequence.tokens_between(row.length, row.length + count)
             row.expected = sequence.num_tokens
+            set_shift(row, sequence)
         counts = [by_row[r][1] for r in range(start, stop)]
         span = self.cache.begin(start, stop, width, counts)
         pooled = [(index - start, s, n) for index, (s, n) in by_row.items() if s.pooling]
         if pooled:
             self.body.open()
-        with self.body.routing.over(span.adapters):
+        seen = self._pictures(work.chunked, work.chunks)
+        with seen, self.body.routing.over(span.adapters):
             logits = self.model(mx.array(inputs), cache=self.cache.layers)
         if pooled:
             hidden = self.body.take()
@@ -125,6 +138,7 @@ class PaddedForwards:
         """Compute each row's last token and its guesses behind it, in one forward."""
         for sequence in work.decode:
             self.cache.to_decoding(self.join(sequence))
+            set_shift(self.rows[sequence.id], sequence)
         places = [self.rows[s.id].index for s in work.decode]
         order = np.argsort(places)  # slot -> place in work.decode
         counts = work.guesses + 1
@@ -133,7 +147,7 @@ class PaddedForwards:
             grid = grid[mx.array(order.astype(np.int32))]
         slots = counts[order]
         span = self.cache.begin(0, self.cache.num_decoding, int(counts.max()), slots.tolist())
-        with self.body.routing.over(span.adapters):
+        with self._pictures(work.decode, {}), self.body.routing.over(span.adapters):
             logits = mx.flatten(self.model(grid, cache=self.cache.layers), 0, 1)
         computed.cited = self.cache.cited()
         self.cache.commit()
@@ -144,6 +158,22 @@ class PaddedForwards:
         computed.logits = logits[:, : self.riders.vocab_size]
         computed.cited_by = {s.id: (self.rows[s.id].index, 0) for s in work.decode}
         computed.tokens += len(wanted)
+
+    def _pictures(
+        self, sequences: list[Sequence], chunks: Mapping[int, int]
+    ) -> AbstractContextManager[None]:
+        """Computes the pictures of the forward that the cache has begun."""
+        if self.pictures is None:
+            return nullcontext()
+        span, parts = self.cache.span, []
+        for sequence in sequences:
+            if sequence.media is not None:
+                row = self.rows[sequence.id]
+                places = (row.index - span.start) * span.width
+                count = chunks.get(sequence.id, span.width)
+                parts.append(Part(sequence, row.length, places + np.arange(count)))
+        positions = span.first_positions[:, None] + np.arange(span.width)
+        return self.pictures.over(pictured(parts, positions.reshape(-1)))
 
     @staticmethod
     def _grid(work: Work) -> mx.array:

@@ -83,14 +83,14 @@ class NgramDrafter:
         """See Drafter: tokens that are not in a sequence's own book."""
         books = [self._own.get(sequence.id) for sequence in sequences]
         known = sum(len(book.tokens) for book in books if book is not None)
-        return sum(sequence.num_tokens for sequence in sequences) - known
+        return sum(sequence.num_words for sequence in sequences) - known
 
     def propose(self, sequences: list[Sequence], most: int) -> Proposal:
         """See Drafter."""
         lag, began = self.lag(sequences), time.perf_counter()
         for sequence in sequences:
             if sequence.id not in self._own:
-                self._own[sequence.id] = OwnNgrams(sequence.prompt)
+                self._own[sequence.id] = OwnNgrams(sequence.words)
             self._own[sequence.id].extend(sequence.output)
         seconds = time.perf_counter() - began
         guesses = np.zeros((len(sequences), most), dtype=np.int32)

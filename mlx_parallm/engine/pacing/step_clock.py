@@ -45,6 +45,11 @@ class StepClock:
         """Nothing runs: the time until the next step is not its own."""
         self._read_at = None
 
+    def interrupted(self, seconds: float) -> None:
+        """Something else took so long, between two steps."""
+        self._besides += seconds
+        self._disturbed = True
+
     def launched(self, tokens: int, *, alone: bool, besides: float) -> bool:
         """A step was launched; returns whether it waited for the one before to be read.
 

@@ -46,6 +46,17 @@ class TokenBudget:
         self.idle = idle
         self.max_gap = max_gap
 
+    def spare(self, decoding: int) -> float | None:
+        """Seconds that something else may take between two steps; None where nothing decodes.
+
+        Args:
+            decoding: tokens of the rows that decode.
+        """
+        if not decoding:
+            return None
+        plain = self.curve.seconds(np.array([decoding]))
+        return 0.0 if plain is None else float(plain[0]) * (self.max_gap - 1)
+
     def __call__(self, decoding: int, behind: int) -> int:
         """Prompt tokens for a step.
 

@@ -88,5 +88,5 @@ def _column(values: list[float]) -> mx.array:
 def _token_counts(sequence: Sequence, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     counts = np.bincount(np.array(sequence.output, dtype=np.int64), minlength=vocab_size)
     seen = counts[:vocab_size] > 0
-    seen[np.array(sequence.prompt, dtype=np.int64)] = True
+    seen[np.array(sequence.words, dtype=np.int64)] = True
     return seen, counts[:vocab_size].astype(np.float32)

@@ -220,6 +220,7 @@ def _sequences(
             namespace=namespace,
             memory=memory,
             constraint=None if constraint is None else constraint.copy(),
+            media=None if prompt.media is None else prompt.media.copy(),
         )
         if count > 1 and group is None:
             # A number that no other request has.

@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_parallm.engine.grammar import Compiler, Constraint, Gate
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from mlx_parallm.models.vision.media import Media
+from mlx_parallm.models.vision.picture import Picture
+from mlx_parallm.models.vision.prepared import PreparedPicture
 from mlx_parallm.server.answer import Dialect
+from mlx_parallm.server.input.chat_pictures import ChatPictures
 from mlx_parallm.server.input.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.input.custom_roles import refuse_lost_roles
 from mlx_parallm.server.input.special_text import SpecialText
@@ -43,10 +47,16 @@ _SEED_MASK = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. text: what `echo` shows; None for token ids that are not echoed."""
+    """One prompt.
+
+    Attributes:
+        text: what `echo` shows; None for token ids that are not echoed.
+        media: the pictures among its tokens; each sequence gets a copy.
+    """
 
     ids: list[int]
     text: str | None
+    media: Media | None = None
 
 
 class Prompts:
@@ -73,6 +83,7 @@ class Prompts:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._executor = executor
+        self._pictures = ChatPictures(loaded)
         self._special = SpecialText(loaded.tokenizer) if special_text_is_text else None
         self._default_max_tokens = default_max_tokens
         self._max_logprobs = loaded.vocab_size if max_logprobs == -1 else max_logprobs
@@ -91,6 +102,7 @@ class Prompts:
 
     def close(self) -> None:
         """End the compiler, if there is one."""
+        self._pictures.close()
         if "compiler" in self.__dict__:
             self.compiler.close()
 
@@ -173,27 +185,39 @@ class Prompts:
         size = sum(map(len, inputs))
         return await self._maybe_in_thread(size, lambda: [encode(value) for value in inputs])
 
-    async def chat(self, body: ChatCompletionRequest, before: Sequence[int] = ()) -> Prompt:
+    async def chat(
+        self,
+        body: ChatCompletionRequest,
+        before: Sequence[int] = (),
+        pictures: Sequence[Picture] = (),
+    ) -> Prompt:
         """The one prompt that the chat template makes of the messages.
 
         Args:
             before: token ids to put before them.
+            pictures: of the messages' parts {"type": "image"}, in their order.
 
         Raises:
             InvalidRequestError: the template refuses the messages, or there is none; an id
                 that is not the model's.
             ContextLengthError: longer than the context.
         """
+        if pictures and body.truncate_prompt_tokens is not None:
+            raise UnsupportedError(
+                "A prompt with pictures cannot be cut.", param="truncate_prompt_tokens"
+            )
+        self._check_ids(before, "context")
         made = await self.conversation(
             body,
             body.shown_tools,
             body.add_special_tokens,
             body.reasoning_effort,
             limited=True,
+            before=before,
+            pictures=pictures,
         )
-        self._check_ids(before, "context")
-        ids = self._truncated([*before, *made.ids], body)
-        return Prompt(self._checked(ids, "messages"), made.text)
+        ids = self._truncated(made.ids, body)
+        return replace(made, ids=self._checked(ids, "messages"))
 
     async def conversation(
         self,
@@ -203,17 +227,26 @@ class Prompts:
         reasoning_effort: str | None = None,
         *,
         limited: bool = False,
+        before: Sequence[int] = (),
+        pictures: Sequence[Picture] = (),
     ) -> Prompt:
         """What the chat template makes of messages.
 
         Args:
             tools: those to show.
             limited: refuse what is far too long for the context before the work is done.
+            before: token ids to put before it.
+            pictures: of the messages' parts {"type": "image"}, in their order.
+
+        Raises:
+            UnsupportedError: the model does not see, and there are pictures.
         """
         if self._loaded.is_encoder:
             raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
+        prepared = await self._pictures.prepare(pictures)
         asked = conversation_of(self._tokenizer, self.dialect, body, tools, reasoning_effort)
-        refuse_lost_roles(self._tokenizer, asked)
+        fitted = self._pictures.fitted(asked)
+        refuse_lost_roles(self._tokenizer, fitted)
         special = self._special
         if special is not None and not special.may_be_in(asked.said):
             special = None
@@ -221,24 +254,32 @@ class Prompts:
         at_least = 0 if special is None else _INLINE_CHARACTERS + 1
         size = sum(len(message.content or "") for message in body.messages)
         text = await self._maybe_in_thread(
-            max(size, at_least), lambda: render(self._tokenizer, asked)
+            max(size, at_least), lambda: render(self._tokenizer, fitted)
         )
         if limited:
             self._refuse_endless(text, "messages")
         ids = await self._maybe_in_thread(
             max(len(text), at_least),
-            lambda: self._conversation_ids(asked, text, add_special_tokens, special),
+            lambda: self._conversation_ids(asked, text, add_special_tokens, special, prepared),
         )
-        return Prompt(ids, text)
+        ids = [*before, *ids]
+        return Prompt(ids, text, self._pictures.media(ids, prepared))
 
     def _conversation_ids(
-        self, asked: Conversation, text: str, add_special_tokens: bool, special: SpecialText | None
+        self,
+        asked: Conversation,
+        text: str,
+        add_special_tokens: bool,
+        special: SpecialText | None,
+        pictures: Sequence[PreparedPicture],
     ) -> list[int]:
+        expand = partial(self._pictures.expand, pictures=pictures)
         found = None
         if special is not None:
-            masked = render(self._tokenizer, asked.changed(special.masked))
-            found = special.ids(text, masked, add_special_tokens)
-        return self._ids_of(text, add_special_tokens) if found is None else found
+            masked = self._pictures.fitted(asked.changed(special.masked))
+            masked_text = render(self._tokenizer, masked)
+            found = special.ids(text, masked_text, add_special_tokens, expand)
+        return self._ids_of(expand(text), add_special_tokens) if found is None else found
 
     async def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text, which may be longer than the context."""

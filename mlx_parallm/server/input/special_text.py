@@ -53,11 +53,18 @@ class SpecialText:
         """The same value with masks in the place of these texts."""
         return _changed(value, self._masked)
 
-    def ids(self, text: str, masked: str, add_special_tokens: bool) -> list[int] | None:
+    def ids(
+        self,
+        text: str,
+        masked: str,
+        add_special_tokens: bool,
+        expand: Callable[[str], str] = str,
+    ) -> list[int] | None:
         """Token ids of a rendered conversation in which no special token is the client's.
 
         Args:
             text: what the template made; masked: what it made of a masked conversation.
+            expand: writes more of the template's own tokens, in what is masked.
 
         Returns:
             None where no special token is the client's already.
@@ -74,7 +81,7 @@ class SpecialText:
                 "token, which cannot be told from the template's own then.",
                 param="messages",
             )
-        standing = self._pattern.sub(lambda found: self._stand_in(found.group()), masked)
+        standing = self._pattern.sub(lambda found: self._stand_in(found.group()), expand(masked))
         ids = self._copy.encode(self._unmasked(standing), add_special_tokens=add_special_tokens)
         return [self._special_ids.get(number, number) for number in ids]
 

@@ -1,0 +1,45 @@
+"""Why a model takes no pictures."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.vision.families import FAMILIES, REFUSED, family_of
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+READS_TEXT = "The served model reads text only; it does not see pictures."
+INSTALL = "Install the extra for pictures: pip install 'mlx_parallm[vision]'."
+
+
+def why_blind(folder: Path, config: dict[str, Any]) -> str:
+    """Why a model takes no pictures; empty where it should."""
+    if not config.get("vision_config"):
+        return READS_TEXT
+    if family_of(config) is None:
+        names = ", ".join(sorted(FAMILIES))
+        return (
+            f"Pictures are not supported for {config.get('model_type')} models; they are for "
+            f"{names}."
+        )
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return (
+            "The served model's folder has no preprocessor_config.json, which says how pictures "
+            "are prepared for it."
+        )
+    if find_spec("mlx_vlm") is None:
+        return f"The served model can see, but this server cannot. {INSTALL}"
+    return ""
+
+
+def check_family(config: dict[str, Any]) -> None:
+    """Refuse families that cannot be batched, before anything is loaded.
+
+    Raises:
+        ModelLoadError: with the reason.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type in REFUSED:
+        raise ModelLoadError(f"{model_type} is not supported: {REFUSED[model_type]}")

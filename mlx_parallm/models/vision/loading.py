@@ -1,0 +1,92 @@
+"""Loads what makes a model see: mlx-vlm's processor and tower for a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.vision.blindness import PROCESSOR_FILES
+from mlx_parallm.models.vision.families import Family, family_of
+from mlx_parallm.models.vision.tower import Tower
+from mlx_parallm.models.vision.vision import Vision
+
+
+def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], None]) -> Vision:
+    """The eyes of the model in a folder; see why_blind.
+
+    Args:
+        convert: gives weights the type that computes.
+
+    Raises:
+        ModelLoadError: in one sentence, what is missing or wrong.
+    """
+    family = family_of(config)
+    assert family is not None
+    try:
+        model = _load_model(folder)
+        processor = _load_processor(folder, family)
+    except Exception as error:
+        raise ModelLoadError(
+            f"{folder}: what the model sees with cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    feature_id = _feature_id(model, processor)
+    text = model.config.text_config
+    width = int(text["hidden_size"] if isinstance(text, dict) else text.hidden_size)
+    tower = Tower(model, feature_id, width)
+    convert(model)
+    mx.eval(model.parameters())
+    return Vision(
+        family,
+        processor,
+        tower,
+        _fingerprint(folder, model),
+        feature_id,
+        {**config, **config.get("text_config", {})},
+        merge=int(config["vision_config"].get("spatial_merge_size", 2)),
+        depth=len(config["vision_config"].get("deepstack_visual_indexes") or ()),
+    )
+
+
+def _load_model(folder: Path) -> Any:
+    from mlx_vlm.utils import load_model
+
+    # Lazily: the weights of its language model are never read.
+    return load_model(folder.resolve(), lazy=True)
+
+
+def _load_processor(folder: Path, family: Family) -> Any:
+    """mlx-vlm's own, which needs no torch."""
+    module, _, name = family.processor.partition(":")
+    kind = getattr(importlib.import_module(f"mlx_vlm.models.{module}"), name)
+    # An absolute path, or transformers would ask the hub for parts that are not there.
+    return kind.from_pretrained(str(folder.resolve()))
+
+
+def _feature_id(model: Any, processor: Any) -> int:
+    for name in ("image_token_index", "image_token_id"):
+        found = getattr(model.config, name, None)
+        if found is not None:
+            return int(found)
+    return int(processor.image_token_id)
+
+
+def _fingerprint(folder: Path, model: Any) -> bytes:
+    """Of everything that features depend on besides the picture. Reads the tower's weights."""
+    hashed = hashlib.blake2b(version("mlx-vlm").encode(), digest_size=32)
+    for name in PROCESSOR_FILES:
+        file = folder / name
+        hashed.update(json.dumps(file.read_text() if file.is_file() else None).encode())
+    for name, array in sorted(dict(tree_flatten(model.parameters())).items()):
+        hashed.update(f"{name} {array.dtype} {array.shape}".encode())
+        hashed.update(np.array(array.reshape(-1).view(mx.uint8), copy=False).data)
+    return hashed.digest()

@@ -1,0 +1,84 @@
+"""The pictures of a conversation: prepared beside the event loop, and put into its prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from mlx_parallm.errors import UnsupportedError
+from mlx_parallm.models.vision.families import family_of
+from mlx_parallm.models.vision.media import Media
+from mlx_parallm.models.vision.picture import Picture
+from mlx_parallm.models.vision.prepared import PreparedPicture
+from mlx_parallm.server.input.chat_template import Conversation
+from mlx_parallm.server.input.content_shape import ContentShape
+
+if TYPE_CHECKING:
+    from mlx_parallm.models.loader import LoadedModel
+
+_THREADS = 2
+
+
+class ChatPictures:
+    """Pictures in the prompts of one loaded model.
+
+    Args:
+        loaded: which may not see; conversations without pictures are then left as they are.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._executor: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def prepare(self, pictures: Sequence[Picture]) -> list[PreparedPicture]:
+        """What the model's processor makes of pictures.
+
+        Raises:
+            UnsupportedError: the model does not see, or this server has not what it sees with.
+            InvalidRequestError: the processor refuses one.
+        """
+        if not pictures:
+            return []
+        vision = self._loaded.vision
+        if vision is None:
+            raise UnsupportedError(self._loaded.blindness, param="messages")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
+        run = asyncio.get_running_loop().run_in_executor
+        return list(
+            await asyncio.gather(*(run(self._executor, vision.prepare, p) for p in pictures))
+        )
+
+    def fitted(self, conversation: Conversation) -> Conversation:
+        """The conversation with contents that the chat template takes."""
+        if self._shape is None:
+            return conversation
+        return replace(conversation, messages=self._shape.fitted(conversation.messages))
+
+    def expand(self, text: str, pictures: Sequence[PreparedPicture]) -> str:
+        """A rendered conversation with what stands for its pictures."""
+        vision = self._loaded.vision
+        return vision.expand(text, pictures) if vision is not None and pictures else text
+
+    def media(self, ids: Sequence[int], pictures: Sequence[PreparedPicture]) -> Media | None:
+        """The pictures of a tokenised prompt; None where it has none."""
+        vision = self._loaded.vision
+        return vision.media(ids, pictures) if vision is not None and pictures else None
+
+    @cached_property
+    def _shape(self) -> ContentShape | None:
+        """Of the template; None for families whose templates know text only."""
+        family = family_of(self._loaded.config)
+        tokenizer = self._loaded.tokenizer
+        if family is None or not tokenizer.has_chat_template:
+            return None
+        return ContentShape.of(tokenizer, family.placeholder)

@@ -1,0 +1,77 @@
+"""What mlx-vlm's own model says about a prompt with pictures, one request alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from mlx_parallm.models.vision.picture import Picture
+from tests.models.vision.tiny_vision import folder_of
+
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer.
+
+    Attributes:
+        ids: the expanded prompt.
+        scores: log-probability of each of its tokens but the first.
+        tokens, logprobs: of the answer.
+    """
+
+    ids: list[int]
+    scores: list[float]
+    tokens: list[int]
+    logprobs: list[float]
+
+
+@cache
+def _model(family: str) -> Any:
+    from mlx_vlm.utils import load_model
+
+    return load_model(folder_of(family))
+
+
+def answer(
+    family: str, processor: Any, text: str, pictures: Sequence[Picture], count: int
+) -> Answer:
+    """Its first `count` tokens.
+
+    Args:
+        processor: of the family, also mlx-vlm's.
+        text: with a placeholder for each picture.
+    """
+    from mlx_vlm.models.cache import make_prompt_cache
+
+    model = _model(family)
+    images = [Image.fromarray(picture.pixels) for picture in pictures]
+    given = dict(processor(text=[text], images=images, add_special_tokens=False))
+    ids, pixels = given["input_ids"], given["pixel_values"]
+    more = {k: v for k, v in given.items() if k not in (*_OF_TEXT, "pixel_values")}
+    found = model.get_input_embeddings(ids, pixels, mask=mx.ones(ids.shape, mx.int32), **more)
+    made = {k: v for k, v in found.to_dict().items() if v is not None}
+    held = make_prompt_cache(model.language_model)
+    rows = _logprobs(model.language_model(ids, cache=held, **made, **more).logits[0])
+    prompt = np.array(ids).reshape(-1).tolist()
+    scores = [float(rows[place, token]) for place, token in enumerate(prompt[1:])]
+    following = {} if found.rope_deltas is None else {"rope_deltas": found.rope_deltas}
+    row, tokens, logprobs = rows[-1], [], []
+    for _ in range(count):
+        tokens.append(int(row.argmax()))
+        logprobs.append(float(row[tokens[-1]]))
+        step = model.language_model(mx.array([tokens[-1:]]), cache=held, **following)
+        row = _logprobs(step.logits[0])[-1]
+    return Answer(prompt, scores, tokens, logprobs)
+
+
+def _logprobs(logits: mx.array) -> np.ndarray:
+    logits = logits.astype(mx.float32)
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))

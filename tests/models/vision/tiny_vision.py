@@ -1,0 +1,231 @@
+"""Tiny models that see, one of each family: random weights, processor, tokenizer, no network."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+from transformers import AutoTokenizer
+
+from mlx_parallm.models.loader import BUNDLED, resolve
+from mlx_parallm.models.vision.picture import Picture
+
+Config = dict[str, Any]
+
+TEXT: Config = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+_HALVES: Config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_ROWS = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+_PARTS = (
+    "{%- for m in messages %}{{- m['role'] + ': ' }}"
+    "{%- if m['content'] is string %}{{- m['content'] }}"
+    "{%- else %}{%- for part in m['content'] %}"
+    "{%- if part['type'] == 'image' %}{{- 'IMAGE' }}{%- else %}{{- part['text'] }}{%- endif %}"
+    "{%- endfor %}{%- endif %}{{- '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}"
+)
+# As SmolVLM's: plain text is lost.
+_PARTS_ONLY = _PARTS.replace("{%- if m['content'] is string %}{{- m['content'] }}{%- else %}", "")
+_PARTS_ONLY = _PARTS_ONLY.replace("{%- endfor %}{%- endif %}{{- '\n'", "{%- endfor %}{{- '\n'")
+
+_QWEN: Config = {
+    "special": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+    "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "ids": {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    },
+    "processor": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 28 * 28,
+        "max_pixels": 64 * 64,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        **_HALVES,
+    },
+}
+_QWEN2_TEXT: Config = {**TEXT, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+_IDEFICS: Config = {
+    "special": [
+        "<fake_token_around_image>",
+        "<image>",
+        "<end_of_utterance>",
+        "<global-img>",
+        *_ROWS,
+    ],
+    "image": "<image>",
+    "ids": {"image_token_id": "<image>"},
+    "template": _PARTS_ONLY,
+    "text": {**TEXT, "model_type": "llama"},
+    "vision": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": 8,
+        "image_size": 32,
+    },
+    "config": {"scale_factor": 2},
+    "processor": {
+        "do_image_splitting": True,
+        "size": {"longest_edge": 64},
+        "max_image_size": {"longest_edge": 32},
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_convert_rgb": True,
+        **_HALVES,
+    },
+    "files": {"processor_config.json": {"image_seq_len": 4}},
+}
+
+SPECS: dict[str, Config] = {
+    "idefics3": {
+        **_IDEFICS,
+        "vision": {**_IDEFICS["vision"], "model_type": "idefics3_vision"},
+        "processor": {**_IDEFICS["processor"], "image_processor_type": "Idefics3ImageProcessor"},
+    },
+    "smolvlm": {
+        **_IDEFICS,
+        "vision": {**_IDEFICS["vision"], "model_type": "smolvlm_vision"},
+        "processor": {**_IDEFICS["processor"], "image_processor_type": "SmolVLMImageProcessor"},
+    },
+    "qwen2_vl": {
+        **_QWEN,
+        "flat_text": True,
+        "text": _QWEN2_TEXT,
+        "vision": {
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+        },
+    },
+    "qwen2_5_vl": {
+        **_QWEN,
+        "flat_text": True,
+        "text": _QWEN2_TEXT,
+        "vision": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+            "window_size": 28,
+            "fullatt_block_indexes": [1],
+        },
+    },
+    "qwen3_vl": {
+        **_QWEN,
+        "text": {
+            **TEXT,
+            "model_type": "qwen3_vl_text",
+            "head_dim": 8,
+            "rope_scaling": {
+                "type": "default",
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+        "vision": {
+            "model_type": "qwen3_vl",
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+            "num_heads": 2,
+            "patch_size": 14,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+    },
+}
+
+
+def picture(seed: int = 0, height: int = 50, width: int = 60) -> Picture:
+    """Random pixels."""
+    rng = np.random.default_rng(seed)
+    return Picture(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@cache
+def folder_of(family: str) -> Path:
+    """The checkpoint of a family; made once a process."""
+    spec, folder = SPECS[family], Path(mkdtemp(prefix=f"{family}-"))
+    tokenizer = _write_tokenizer(spec, folder)
+    config = _config(family, spec, tokenizer)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(spec["processor"]))
+    for name, content in spec.get("files", {}).items():
+        (folder / name).write_text(json.dumps(content))
+    weights = dict(tree_flatten(_random_model(family, config).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    return folder
+
+
+def _write_tokenizer(spec: Config, folder: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(resolve(BUNDLED))
+    tokenizer.add_special_tokens({"additional_special_tokens": spec["special"]})
+    tokenizer.chat_template = spec.get("template", _PARTS).replace("IMAGE", spec["image"])
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _config(family: str, spec: Config, tokenizer: Any) -> Config:
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in spec["ids"].items()}
+    text = {**spec["text"], "vocab_size": len(tokenizer)}
+    config = {
+        "model_type": family,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        **ids,
+        **spec.get("config", {}),
+        "vision_config": spec["vision"],
+    }
+    return {**text, **config} if spec.get("flat_text") else {**config, "text_config": text}
+
+
+def _random_model(family: str, config: Config) -> Any:
+    """mlx-vlm's model, with weights large enough that pictures decide what is said."""
+    from mlx_vlm.utils import get_model_and_args, update_module_configs
+
+    module = importlib.import_module(f"mlx_vlm.models.{family}")
+    copied = json.loads(json.dumps(config))
+    copied.setdefault("text_config", {})
+    kind, _ = get_model_and_args(copied)
+    made = module.ModelConfig.from_dict(copied)
+    modules = ["text", "vision", "projector"]
+    made = update_module_configs(made, kind, copied, modules)  # type: ignore[no-untyped-call]
+    mx.random.seed(7)
+    model: Any = module.Model(made)
+
+    def spread(array: mx.array) -> mx.array:
+        noise = mx.random.normal(array.shape) * 0.2
+        return noise + 1.0 if array.ndim == 1 else noise
+
+    model.update(tree_map(spread, model.parameters()))
+    return model
