@@ -120,7 +120,8 @@ def greedy(prompt: list[int], max_tokens: int = 8, **settings: Any) -> Sequence:
 
 def copy_of(sequence: Sequence) -> Sequence:
     """The same request, new and alone."""
-    return Sequence(list(sequence.prompt), replace(sequence.params))
+    media = None if sequence.media is None else sequence.media.copy()
+    return Sequence(list(sequence.prompt), replace(sequence.params), media=media)
 
 
 def oracle(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], list[float]]:

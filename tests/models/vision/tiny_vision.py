@@ -167,9 +167,10 @@ SPECS: dict[str, Config] = {
 
 
 def picture(seed: int = 0, height: int = 50, width: int = 60) -> Picture:
-    """Random pixels."""
+    """Large squares of random colours."""
     rng = np.random.default_rng(seed)
-    return Picture(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    squares = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return Picture(squares.repeat(8, axis=0).repeat(8, axis=1)[:height, :width].copy())
 
 
 @cache
