@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.settings import SettingsError
 from mlx_parallm.tools.replicas import Replica, Supervisor, free_port
+from mlx_parallm.tools.router import router_of
 
 PROGRAM = "mlx_parallm serve-many"
-_DRAIN_MARGIN_S = 10.0
+# Beyond --drain-timeout, until replicas that have not ended are killed.
+DRAIN_MARGIN_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,27 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("the router has no TLS here; put a reverse proxy in front of it")
     command = [sys.executable, "-m", "mlx_parallm.cli", *flags]
     replicas = [Replica(command, free_port()) for _ in range(options.replicas)]
-    router = _router(options, [replica.url for replica in replicas], settings.api_key)
-    supervisor = Supervisor(
-        replicas, router, options.port, settings.drain_timeout + _DRAIN_MARGIN_S
-    )
+    urls = [replica.url for replica in replicas]
+    host, port = options.host or settings.host, options.port or settings.port
+    router = router_of(settings, host, port, options.policy, urls)
+    drain_s = settings.drain_timeout + DRAIN_MARGIN_S
+    supervisor = Supervisor(replicas, router, port, drain_s)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())
-    address = f"http://{options.host}:{options.port}"
+    address = f"http://{host}:{port}"
     name = settings.model_names[0]
     return supervisor.run(f"mlx_parallm serves {name} at {address} from {len(replicas)} replicas")
-
-
-def _router(options: argparse.Namespace, urls: Sequence[str], keys: Sequence[str]) -> list[str]:
-    command = [
-        *(sys.executable, "-m", "smg.launch_router"),
-        *("--host", options.host, "--port", str(options.port)),
-        *("--worker-urls", *urls),
-        *("--policy", options.policy),
-        *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
-        *("--health-check-interval-secs", "2", "--log-level", "warn"),
-    ]
-    return [*command, "--api-key", keys[0]] if keys else command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every other option is one of `mlx_parallm serve`, for each of the replicas.",
     )
     parser.add_argument("replicas", metavar="N", type=int, help="how many")
-    parser.add_argument("--host", default="127.0.0.1", help="address of the router")
-    parser.add_argument("--port", type=int, default=8000, help="its port")
+    parser.add_argument("--host", help="address of the router (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="its port (8000)")
     parser.add_argument(
         "--policy", default="cache_aware", help="smg's: cache_aware, round_robin, least_load, ..."
     )

@@ -52,6 +52,8 @@ WAYS = (
     # Other people's.
     How(r"source "),
     How(r"pip install ", more="--no-deps"),
+    How(r"curl -s http://127\.0\.0\.1:\d+/workers", shown_by="tests/tools/test_serve_many.py"),
+    How(r"(sudo )?(install|cp|systemctl|launchctl) ", shown_by="tests/tools/test_deploy.py"),
     How(r"curl -s "),
     How(r"until curl -s ", silent=True),
     How(r"lm_eval ", more="--limit 2"),

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from mlx_parallm import __version__
+from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.server.openapi import ERRORS
 from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.state import ServerState, state_of
 
 router = APIRouter(tags=["Operation"])
 
+_SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")
+
 
 @router.get("/loads", include_in_schema=False)
 @router.get("/v1/loads", summary="How busy this server is", responses=ERRORS)
-async def loads(request: Request) -> Response:
+async def loads(
+    request: Request,
+    include: Annotated[
+        list[str] | None,
+        Query(description=f"Of {', '.join(_SECTIONS)}; all that there is here is `core`."),
+    ] = None,
+    model: Annotated[str, Query(description="One that is served here.")] = "",
+) -> Response:
     """SGLang's form with one rank; the throughput is that of all computing so far."""
-    load = _load(state_of(request))
+    _check_sections(include or ())
+    state = state_of(request)
+    state.check_known(model)
+    load = _load(state)
     total = load["num_running_reqs"] + load["num_waiting_reqs"]
     return json_answer(
         {
@@ -38,6 +52,15 @@ async def loads(request: Request) -> Response:
             },
         }
     )
+
+
+def _check_sections(include: Sequence[str]) -> None:
+    """SGLang's sections, separated by commas or given several times."""
+    for name in ",".join(include).split(",") if include else ():
+        if name not in _SECTIONS:
+            raise InvalidRequestError(
+                f"'include' is of {', '.join(_SECTIONS)}, not {name[:100]!r}.", param="include"
+            )
 
 
 def _load(state: ServerState) -> dict[str, Any]:
