@@ -22,6 +22,7 @@ from mlx_parallm.models.predictor import Predictor
 from mlx_parallm.models.quantize import check_cuda_shapes
 from mlx_parallm.models.quantize import quantize as quantize_weights
 from mlx_parallm.models.sources.hub import TORCH_FILE
+from mlx_parallm.models.sources.progress import watcher
 from mlx_parallm.models.sources.sources import BUNDLED as BUNDLED
 from mlx_parallm.models.sources.sources import BUNDLED_DRAFT as BUNDLED_DRAFT
 from mlx_parallm.models.sources.sources import resolve as resolve
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _DEFAULT_CONTEXT = 4096
+_READ_AT_ONCE = 256 * 1024**2  # bytes
 Weights = dict[str, mx.array]
 
 
@@ -146,7 +148,7 @@ def load_model(
         config = quantize_weights(model, config, quantize)
     if _on_cuda():
         check_cuda_shapes(model)
-    mx.eval(model.parameters())
+    read_weights(model)
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.pooling = _pooling(folder, loaded.is_encoder)
     _open_eyes(loaded, dtype)
@@ -177,6 +179,23 @@ def _open_eyes(loaded: LoadedModel, dtype: str) -> None:
     )
     loaded.nbytes += sum(array.nbytes for array in weights)
     loaded.num_parameters += sum(array.size for array in weights)
+
+
+def read_weights(model: Any) -> None:
+    """Bring the weights into memory, and tell the context's watcher how far that is."""
+    watch = watcher.get()
+    if watch is None:
+        mx.eval(model.parameters())
+        return
+    weights: list[mx.array] = list(dict(tree_flatten(model.parameters())).values())
+    total, done, begun = sum(weight.nbytes for weight in weights), 0, 0
+    watch.tell("reading", 0, total)
+    for end, weight in enumerate(weights, 1):
+        done += weight.nbytes
+        if done - watch.completed >= _READ_AT_ONCE or end == len(weights):
+            mx.eval(weights[begun:end])
+            begun = end
+            watch.tell("reading", done, total)
 
 
 def load_as_stored(path: str) -> tuple[Any, dict[str, Any], Path]:

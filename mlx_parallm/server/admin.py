@@ -24,9 +24,13 @@ def check_admin(request: Request, settings: Settings, *, anywhere: bool = False)
     if keys:
         # As it was sent: Starlette reads headers as Latin-1, and back it goes.
         if not keys.match(request.headers.get("x-admin-key", "").encode("latin-1")):
-            raise AuthenticationError("This needs the admin key in x-admin-key.")
+            raise AuthenticationError(
+                "This needs the admin key in x-admin-key.", code="invalid_admin_key"
+            )
     elif not (anywhere or _is_local(request)):
-        raise AuthenticationError("Without --admin-key this is for clients on this machine only.")
+        raise AuthenticationError(
+            "Without --admin-key this is for clients on this machine only.", code="not_local"
+        )
 
 
 def _is_local(request: Request) -> bool:

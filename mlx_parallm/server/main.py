@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI
 
 from mlx_parallm import __version__
 from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
+from mlx_parallm.models.sources.progress import LoadProgress, watcher
 from mlx_parallm.server.flow.dispatch import Dispatcher
 from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.gate.admission import Admission
@@ -37,6 +38,7 @@ from mlx_parallm.server.routes import (
     decisions,
     docs,
     generate,
+    greeting,
     health,
     invocations,
     loads,
@@ -67,6 +69,7 @@ _FAMILIES = (
     trl,
     docs,
     page,
+    greeting,
     health,
     loads,
     collections,
@@ -121,7 +124,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.server = None
+    app.state.server, app.state.settings = None, settings
     add_handlers(app)
 
     endpoint = settings.otlp_traces_endpoint
@@ -152,18 +155,22 @@ def create_app(
 
 
 def build_engine(
-    settings: Settings, on_loaded: Callable[[LoadedModel], None] | None = None
+    settings: Settings,
+    on_loaded: Callable[[LoadedModel], None] | None = None,
+    progress: LoadProgress | None = None,
 ) -> Engine:
     """An engine that will load the model of the settings on its own thread.
 
     Args:
         on_loaded: called there, before the engine changes the model's modules.
+        progress: told how far the download and the reading of the model are.
     """
     from mlx_parallm.engine.engine import Engine, EngineConfig
     from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
     from mlx_parallm.models.predictor import load_predictors
 
     def load() -> LoadedModel:
+        watcher.set(progress)
         loaded = load_model(
             settings.model_path,
             dtype=settings.dtype,
@@ -222,7 +229,9 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state = _build_state(settings, given or build_engine(settings))
+        progress = LoadProgress()
+        engine = given or build_engine(settings, progress=progress)
+        state = _build_state(settings, engine, progress)
         app.state.server = state
         if on_engine_failure is not None:
             _tell_of_failure(state, on_engine_failure)
@@ -241,13 +250,13 @@ def _lifespan(
     return lifespan
 
 
-def _build_state(settings: Settings, engine: Engine) -> ServerState:
+def _build_state(settings: Settings, engine: Engine, progress: LoadProgress) -> ServerState:
     # The metrics read the queue, and the queue's dispatcher tells the metrics.
     metrics = Metrics(engine.stats, lambda: len(queue), settings.model_names[0])
     dispatcher = Dispatcher(engine, asyncio.get_running_loop(), metrics.on_generation)
     queue = RequestQueue(dispatcher, settings.batch_timeout_ms / 1e3, settings.max_batch_size)
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-    return ServerState(settings, engine, dispatcher, queue, metrics, executor)
+    return ServerState(settings, engine, dispatcher, queue, metrics, executor, progress)
 
 
 def _tell_of_failure(state: ServerState, tell: Callable[[str], None]) -> None:

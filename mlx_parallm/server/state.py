@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError, UnsupportedError
+from mlx_parallm.models.sources.progress import LoadProgress
 from mlx_parallm.server.adapters import Adapters, named_adapters
 from mlx_parallm.server.decisions.told import Told
 from mlx_parallm.server.flow.dispatch import Dispatcher
@@ -42,6 +43,7 @@ class ServerState:
     queue: RequestQueue
     metrics: Metrics
     executor: ThreadPoolExecutor
+    progress: LoadProgress = field(default_factory=LoadProgress)
     registry: Registry = field(default_factory=Registry)
     draining: bool = False
     turnstile: Turnstile = field(default_factory=Turnstile)

@@ -30,6 +30,7 @@ class TinyHub:
         cuts: name -> bytes after which the connection is closed, one for each answer.
         statuses: path prefix -> (status, headers) of the next answers there.
         slow: name -> seconds between two halves of the content.
+        gate: name -> what the second half of the content waits for.
         ranges: whether a part of a file may be asked for.
     """
 
@@ -39,6 +40,7 @@ class TinyHub:
     cuts: dict[str, list[int]] = field(default_factory=dict)
     statuses: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
+    gate: dict[str, threading.Event] = field(default_factory=dict)
     ranges: bool = True
     bytes_sent: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
@@ -148,6 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             hub.bytes_sent[name] += len(piece)
             hub.stopping.wait(hub.slow.get(name, 0))
+            if name in hub.gate:
+                hub.gate[name].wait()
         if end < len(data):
             self.close_connection = True
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import ssl
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from fastapi import FastAPI
+from huggingface_hub import constants
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import json_tools
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -36,6 +38,7 @@ from mlx_parallm.server.runner import Runner
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.server.tls import tls_context
 from mlx_parallm.settings import Settings
+from tests.models.tiny_hub import TinyHub
 from tests.waiting import PATIENCE_S
 from tests.waiting import wait_until as wait_until
 
@@ -336,6 +339,21 @@ def helpers() -> Any:
     import sys
 
     return sys.modules[__name__]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TinyHub]:
+    """A hub with one model, which this process asks for models."""
+    weights = random.Random(5).randbytes(3_000_000)
+    files = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}"}
+    hub = TinyHub(files | {"model.safetensors": weights})
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield hub
+    hub.close()
 
 
 ServeFactory = Callable[..., Served]

@@ -1,4 +1,4 @@
-"""Bars of a download on a terminal: one for all files, one for each that is on its way."""
+"""How far a download or the reading of weights is: bars on a terminal, figures for who asks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
@@ -17,12 +18,39 @@ from huggingface_hub.utils import (
 )
 from tqdm import tqdm
 
-# Told of all bytes so far and of all there are, by downloads that begin in this context.
-watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("watcher", default=None)
-
 
 class StoppedError(Exception):
     """Raised in what reports progress, once nobody waits for it any more."""
+
+
+@dataclass(slots=True)
+class LoadProgress:
+    """How far one model is on its way; read by other threads.
+
+    Attributes:
+        step: what is being done; "" before it begins, and where it tells nothing.
+        completed, total: bytes.
+        stopped: whoever reports next is to end.
+    """
+
+    step: Literal["", "downloading", "reading"] = ""
+    completed: int = 0
+    total: int = 0
+    stopped: bool = False
+
+    def tell(self, step: Literal["downloading", "reading"], completed: int, total: int) -> None:
+        """Say how far it is.
+
+        Raises:
+            StoppedError: it is to end.
+        """
+        if self.stopped:
+            raise StoppedError
+        self.step, self.completed, self.total = step, completed, total
+
+
+# Told by downloads and loads that begin in this context.
+watcher: ContextVar[LoadProgress | None] = ContextVar("watcher", default=None)
 
 
 class Bars:
@@ -63,7 +91,7 @@ class Bars:
                 self._total.update(count)
                 self._done += count
                 if self._watch is not None:
-                    self._watch(self._done, sum(self._sizes.values()))
+                    self._watch.tell("downloading", self._done, sum(self._sizes.values()))
                 if bar.n >= self._sizes[name]:
                     bar.close()
 

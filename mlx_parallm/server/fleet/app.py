@@ -24,6 +24,7 @@ from mlx_parallm.server.handlers import add_handlers
 from mlx_parallm.server.main import create_app
 from mlx_parallm.server.middleware import Gate
 from mlx_parallm.server.observing.record import RequestRecord
+from mlx_parallm.server.routes import greeting, page
 from mlx_parallm.server.state import ServerState
 from mlx_parallm.settings import Settings
 
@@ -92,7 +93,9 @@ def create_fleet_app(
     )
     app.state.server, app.state.settings = fleet, settings
     add_handlers(app)
-    app.include_router(router, dependencies=[Depends(refuse_undeclared)])
+    # The page is there while no model is, and is no reason to load one.
+    for family in (router, greeting.router, page.router):
+        app.include_router(family, dependencies=[Depends(refuse_undeclared)])
     app.add_middleware(Front, fleet=fleet, own=app.router, limit=settings.max_body_size)
     app.add_middleware(
         Gate,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from mlx_parallm.models.sources.sources import BUNDLED, BUNDLED_DRAFT, BUNDLED_FOLDER
 from mlx_parallm.settings import Settings, SettingsError
 
 _WEIGHTS = (".safetensors", ".gguf", ".npz", ".bin")
@@ -22,9 +27,22 @@ class Entry:
     @property
     def bytes_on_disk(self) -> int:
         """Of its weights; 0 where they are not here yet."""
-        place = Path(self.path).expanduser()
+        place = _place_of(self.path)
         files = place.glob("*") if place.is_dir() else [place]
         return sum(f.stat().st_size for f in files if f.suffix in _WEIGHTS and f.is_file())
+
+
+def _place_of(path: str) -> Path:
+    """Where a model's files lie, without asking anybody; nowhere, where that is not known."""
+    if path in (BUNDLED, BUNDLED_DRAFT):
+        return BUNDLED_FOLDER.parent / path
+    place = Path(path).expanduser()
+    if place.exists() or path.count("/") != 1 or ":" in path:
+        return place
+    with suppress(HFValidationError):
+        if isinstance(found := try_to_load_from_cache(path, "config.json"), str):
+            return Path(found).parent
+    return place
 
 
 def is_fleet(settings: Settings) -> bool:

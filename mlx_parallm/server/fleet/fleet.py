@@ -18,6 +18,7 @@ from mlx_parallm.errors import (
     UnavailableError,
 )
 from mlx_parallm.server.fleet.catalog import Entry
+from mlx_parallm.server.fleet.pull import Pulls
 from mlx_parallm.server.fleet.slot import MakeApp, Slot
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Fleet:
         waits: whether a request waits for its model to be loaded; else it gets a 503.
 
     Attributes:
+        memory: as given. pulls: downloads on their way.
         draining: new requests are refused. started: start() has ended well.
     """
 
@@ -48,12 +50,13 @@ class Fleet:
         waits: bool = True,
     ) -> None:
         self._make_app = make_app
-        self._memory = memory
+        self.memory = memory
         self._ttl_s = ttl_s
         self._waits = waits
         self._slots = {entry.name: Slot(entry, make_app) for entry in entries}
         self._making_room = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.pulls = Pulls()
         self.draining = False
         self.started = False
 
@@ -61,6 +64,11 @@ class Fleet:
     def slots(self) -> list[Slot]:
         """All models, the first one first."""
         return list(self._slots.values())
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of the weights of all loaded models."""
+        return sum(slot.nbytes for slot in self.slots if slot.status == "ready")
 
     def add(self, entry: Entry) -> Slot:
         """List one more model, unless there is one of that name."""
@@ -152,7 +160,7 @@ class Fleet:
     async def _make_room(self, slot: Slot) -> None:
         while True:
             loaded = [s for s in self.slots if s is not slot and s.status == "ready"]
-            if not loaded or sum(s.nbytes for s in loaded) + slot.nbytes <= self._memory:
+            if not loaded or sum(s.nbytes for s in loaded) + slot.nbytes <= self.memory:
                 return
             idle = [s for s in loaded if _may_go(s)]
             if not idle:
@@ -211,6 +219,7 @@ class Fleet:
     async def stop(self) -> None:
         """Unload everything, whoever still uses it."""
         self.draining = True
+        self.pulls.cancel_all()
         for task in self._tasks:
             task.cancel()
         for slot in self.slots:

@@ -60,8 +60,13 @@ async def _model_named(scope: Scope, body: _Body) -> str:
             return name
     if in_path := _OF_MODEL.fullmatch(scope["path"]):
         return in_path[1]
+    return model_header(scope)
+
+
+def model_header(scope: Scope) -> str:
+    """What x-model says, in UTF-8; empty where it is not there."""
     header = next((value for key, value in scope["headers"] if key == MODEL_HEADER), b"")
-    return bytes(header).decode("latin-1")
+    return bytes(header).decode(errors="replace")
 
 
 def _field(body: bytes, name: str) -> Any:

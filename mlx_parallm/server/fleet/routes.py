@@ -13,13 +13,14 @@ from mlx_parallm.errors import UnavailableError
 from mlx_parallm.server.admin import check_admin
 from mlx_parallm.server.fleet.catalog import Entry
 from mlx_parallm.server.fleet.fleet import Fleet
-from mlx_parallm.server.fleet.pull import pull_events
+from mlx_parallm.server.fleet.front import model_header
 from mlx_parallm.server.fleet.slot import Slot
 from mlx_parallm.server.input.body import parse_json, read_raw, validate
 from mlx_parallm.server.observing.fleet_metrics import fleet_metrics
 from mlx_parallm.server.openapi import ERRORS, body_of
 from mlx_parallm.server.output.json_text import FiniteJSONResponse
 from mlx_parallm.server.output.responses import json_answer
+from mlx_parallm.server.routes.health import figures
 from mlx_parallm.server.schemas.models import PullRequest
 from mlx_parallm.settings import Settings
 
@@ -38,9 +39,14 @@ def _settings(request: Request) -> Settings:
 
 @router.get("/v1/models", summary="All models", responses=ERRORS)
 async def list_models(request: Request) -> Response:
-    """Every model that a request can name, loaded or not, and the adapters of loaded ones."""
-    cards = [card for slot in fleet_of(request).slots for card in _cards(slot)]
-    return json_answer({"object": "list", "data": cards})
+    """Every model that a request can name, loaded or not, and the adapters of loaded ones.
+
+    memory: bytes that the weights of loaded models take, and may take.
+    """
+    fleet = fleet_of(request)
+    cards = [card for slot in fleet.slots for card in _cards(slot)]
+    memory = {"used": fleet.memory_used, "limit": fleet.memory}
+    return json_answer({"object": "list", "memory": memory, "data": cards})
 
 
 @router.post(
@@ -50,7 +56,10 @@ async def list_models(request: Request) -> Response:
     openapi_extra=body_of(PullRequest),
 )
 async def pull_model(request: Request) -> Response:
-    """Download a model and list it; server-sent events tell how far it is."""
+    """Download a model and list it; server-sent events tell how far it is.
+
+    A second request for the same model looks on. Who goes away does not end it; DELETE does.
+    """
     check_admin(request, _settings(request))
     body = validate(PullRequest, parse_json(await read_raw(request, _MAX_BODY)))
     fleet = fleet_of(request)
@@ -58,8 +67,22 @@ async def pull_model(request: Request) -> Response:
     def done() -> None:
         fleet.add(Entry(body.model, body.model))
 
-    events = pull_events(body.model, body.revision, done)
-    return StreamingResponse(events, media_type="text/event-stream")
+    pull = fleet.pulls.start(body.model, body.revision, done)
+    return StreamingResponse(pull.events(), media_type="text/event-stream")
+
+
+@router.get("/v1/models/pull", summary="Downloads on their way", responses=ERRORS)
+async def list_pulls(request: Request) -> Response:
+    """How far each of them is, in bytes."""
+    cards = [pull.card for pull in fleet_of(request).pulls.running]
+    return json_answer({"object": "list", "data": cards})
+
+
+@router.delete("/v1/models/pull", summary="End a download", responses=ERRORS)
+async def cancel_pull(request: Request, model: str) -> Response:
+    """What came so far is kept: the next pull of the same model goes on from there."""
+    check_admin(request, _settings(request))
+    return json_answer(fleet_of(request).pulls.cancel(model).card | {"status": "cancelled"})
 
 
 @router.post("/v1/models/{name:path}/load", summary="Load a model", responses=ERRORS)
@@ -111,6 +134,13 @@ async def metrics(request: Request) -> Response:
     return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@router.get("/debug/metrics", summary="A model's figures as JSON", responses=ERRORS)
+async def debug_metrics(request: Request) -> Response:
+    """Of the model in x-model, or the first one; it is not loaded for that: 503 where it is not."""
+    slot = fleet_of(request).get(model_header(request.scope))
+    return json_answer(figures(slot.loaded_state))
+
+
 def _cards(slot: Slot) -> Iterator[dict[str, Any]]:
     yield _card(slot)
     if slot.state is None:
@@ -134,6 +164,7 @@ def _card(slot: Slot) -> dict[str, Any]:
         "created": slot.created,
         "owned_by": "mlx_parallm",
         "status": slot.status,
+        "progress": slot.progress,
         "error": slot.error,
         "pinned": slot.entry.pinned,
         "bytes": slot.nbytes,

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 
@@ -61,6 +61,24 @@ class Slot:
     def state(self) -> ServerState | None:
         """What its routes share; None where it is not loaded."""
         return None if self._app is None else self._app.state.server
+
+    @property
+    def loaded_state(self) -> ServerState:
+        """As state.
+
+        Raises:
+            UnavailableError: it is not loaded.
+        """
+        state: ServerState = self.app.state.server
+        return state
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """How far the loading is, in bytes; None where nothing is loading, or nothing is known."""
+        if self.status != "loading" or self.state is None or not self.state.progress.step:
+            return None
+        now = self.state.progress
+        return {"step": now.step, "completed": now.completed, "total": now.total}
 
     @property
     def nbytes(self) -> int:

@@ -1,38 +1,20 @@
-"""GET /, /health, /ping, /version, /metrics and /debug/metrics."""
+"""GET /health, /ping, /metrics and /debug/metrics."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mlx_parallm import __version__
 from mlx_parallm.errors import UnavailableError
 from mlx_parallm.server.openapi import ERRORS
 from mlx_parallm.server.output.json_text import FiniteJSONResponse
 from mlx_parallm.server.output.responses import json_answer
-from mlx_parallm.server.page import index_answer, wants_page
 from mlx_parallm.server.schemas.models import Health
-from mlx_parallm.server.state import state_of
+from mlx_parallm.server.state import ServerState, state_of
 
 router = APIRouter(tags=["Operation"])
-
-
-@router.head("/", include_in_schema=False)
-@router.get("/", summary="What this is", responses=ERRORS)
-async def greet(request: Request) -> Response:
-    """The chat page for browsers; for others the server's name and where to go on."""
-    if request.method == "GET" and wants_page(request) and not state_of(request).settings.no_ui:
-        return index_answer(request)
-    return json_answer(
-        {"name": "mlx_parallm", "version": __version__, "api": "/v1", "docs": "/docs"}
-    )
-
-
-@router.head("/version", include_in_schema=False)
-@router.get("/version", summary="The version", responses=ERRORS)
-async def version() -> Response:
-    """The version of this package."""
-    return json_answer({"version": __version__})
 
 
 @router.head("/health", include_in_schema=False)
@@ -81,6 +63,10 @@ async def metrics(request: Request) -> Response:
 @router.get("/debug/metrics", summary="The same as JSON", responses=ERRORS)
 async def debug_metrics(request: Request) -> Response:
     """The engine's counters and the server's, as JSON."""
-    state = state_of(request)
+    return json_answer(figures(state_of(request)))
+
+
+def figures(state: ServerState) -> dict[str, Any]:
+    """The counters of one model's engine and server, and how many rows a step can have."""
     most = state.engine.config.max_batch_size
-    return json_answer({**state.metrics.as_json(), "max_batch_size": most})
+    return {**state.metrics.as_json(), "max_batch_size": most}

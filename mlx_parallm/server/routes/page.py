@@ -7,7 +7,6 @@ from starlette.responses import Response
 
 from mlx_parallm.errors import NotFoundError
 from mlx_parallm.server.page import file_answer, page_files
-from mlx_parallm.server.state import state_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -16,6 +15,6 @@ router = APIRouter(include_in_schema=False)
 def page_file(request: Request, path: str) -> Response:
     """A file of the page; none with --no-ui."""
     file = page_files().get(path)
-    if file is None or state_of(request).settings.no_ui:
+    if file is None or request.app.state.settings.no_ui:
         raise NotFoundError(f"There is no file {path[:100]!r}.", code="unknown_url")
     return file_answer(request, file)

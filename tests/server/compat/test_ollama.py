@@ -357,8 +357,19 @@ def test_open_webui_with_an_ollama_address(server: Any) -> None:
 
 
 def test_open_webui_with_an_openai_address(server: Any) -> None:
-    """Its calls as routers/openai.py makes them."""
+    """Its calls as version 0.12.4 makes them."""
     assert server.http.get("/v1/models").json()["data"][0]["id"] == "parrot"
+    clock = {"name": "get_current_timestamp", "parameters": {"properties": {}, "type": "object"}}
+    tools = [{"type": "function", "function": clock | {"description": "The time in seconds."}}]
+    sliders = {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "max_tokens": 20, "seed": 3,
+        "frequency_penalty": 0.1, "presence_penalty": 0.1,
+        "stop": ["xyz"], "logit_bias": {"5": 1},
+    }  # fmt: skip
+    chat = {"model": "parrot", "messages": SAYS, "tools": tools} | sliders
+    told = server.events("/v1/chat/completions", **chat)
+    deltas = [choice["delta"] for event in told for choice in event["choices"]]
+    assert "".join(delta.get("content", "") for delta in deltas) == "Grüezi!"
     body = {"model": "parrot", "messages": SAYS, "stream_options": {"include_usage": True}}
     events = server.events("/v1/chat/completions", **body)
     assert events[-1]["usage"]["completion_tokens"] == 9

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.fleet.catalog import entries_of
 from mlx_parallm.server.fleet.slot import Slot
 from mlx_parallm.settings import Settings, SettingsError
+from tests.models.tiny_hub import TinyHub
 from tests.server.fleet.conftest import fleet_of, status
+from tests.waiting import wait_until
 
 COMPLETIONS = "/v1/completions"
+PULL = "/v1/models/pull"
 
 
 def test_a_request_gets_the_model_that_it_names(serve_fleet: Any, models: Any) -> None:
@@ -91,7 +96,8 @@ def test_the_least_recently_used_goes_where_memory_is_short(
 ) -> None:
     monkeypatch.setattr(Slot, "nbytes", property(lambda slot: slot.entry.bytes_on_disk))
     folder = models(a=400, b=400, c=400)
-    server = serve_fleet(models_dir=str(folder), models_memory=900, pin_model=("b",))
+    options = {"model_path": "org/first", "models_dir": str(folder), "pin_model": ("b",)}
+    server = serve_fleet(models_memory=900, **options)
     assert status(server) == {"first": "ready", "a": "unloaded", "b": "ready", "c": "unloaded"}
     for name in ("a", "first"):
         server.ok(COMPLETIONS, model=name, prompt="x")
@@ -196,12 +202,80 @@ def test_metrics_and_health_of_all_models(serve_fleet: Any, models: Any) -> None
 def test_a_pull_tells_how_far_it_is(serve_fleet: Any, models: Any) -> None:
     folder = models(a=10)
     server = serve_fleet()
-    events = server.http.post("/v1/models/pull", json={"model": str(folder / "a")}).text
+    events = server.http.post(PULL, json={"model": str(folder / "a")}).text
     assert '"status":"success"' in events and events.endswith("data: [DONE]\n\n")
     assert status(server)[str(folder / "a")] == "unloaded"
-    failed = server.http.post("/v1/models/pull", json={"model": str(folder / "none")}).text
+    failed = server.http.post(PULL, json={"model": str(folder / "none")}).text
     assert '"status":"error"' in failed and "none" in failed
-    assert server.http.post("/v1/models/pull", json={"modle": "x"}).status_code == 400
+    assert server.http.post(PULL, json={"modle": "x"}).status_code == 400
+
+
+def test_a_pull_is_joined_cancelled_and_continued(serve_fleet: Any, hub: TinyHub) -> None:
+    server = serve_fleet()
+    hub.gate["model.safetensors"] = gate = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(server.http.post, PULL, json={"model": "a/b"}) for _ in range(2)]
+        half = len(hub.files["model.safetensors"]) // 2
+        wait_until(lambda: any(one["completed"] > half for one in pulls(server)))
+        (card,) = pulls(server)
+        assert card["total"] == sum(map(len, hub.files.values()))
+        assert server.http.delete(PULL, params={"model": "a/c"}).status_code == 404
+        assert server.http.delete(PULL, params={"model": "a/b"}).json()["status"] == "cancelled"
+        for one in looking:
+            assert '"status":"cancelled"' in one.result().text
+    assert pulls(server) == [] and "a/b" not in status(server)
+    assert list(Path(constants.HF_HUB_CACHE).rglob("*.part"))
+    gate.set()
+    assert '"status":"success"' in server.http.post(PULL, json={"model": "a/b"}).text
+    assert status(server)["a/b"] == "unloaded"
+
+
+def pulls(server: Any) -> Any:
+    """Those on their way."""
+    return server.http.get(PULL).json()["data"]
+
+
+def test_to_look_is_no_reason_to_load_a_model(serve_fleet: Any, models: Any, helpers: Any) -> None:
+    server = serve_fleet(models_dir=str(models(a=10)))
+    assert server.http.post("/v1/models/first/unload").status_code == 200
+    page = server.http.get("/", headers={"accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert server.http.get("/page/js/main.js").status_code == 200
+    assert server.http.get("/").json()["name"] == "mlx_parallm"
+    figures = "/debug/metrics"
+    refused = server.http.get(figures)
+    assert refused.status_code == 503 and "'first' is not loaded" in refused.text
+    assert server.http.get(figures, headers={"x-model": "nope"}).status_code == 404
+    assert status(server) == {"first": "unloaded", "a": "unloaded"}
+    server.ok(COMPLETIONS, model="a", prompt="x")
+    assert server.http.get(figures, headers={"x-model": "a"}).json()["engine"]
+    listed = server.http.get("/v1/models").json()
+    assert listed["memory"]["used"] == sum(card["bytes"] for card in listed["data"][1:])
+
+
+def test_loading_says_how_far_it_is(
+    serve_fleet: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve_fleet(models_dir=str(models(a=10)))
+    slot = fleet_of(server).get("a")
+    gate, made = threading.Event(), slot._make_app
+
+    def held(entry: Any, *hooks: Any) -> Any:
+        app = made(entry, *hooks)
+        server.engine["a"][-1].may_load = gate
+        return app
+
+    monkeypatch.setattr(slot, "_make_app", held)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(server.http.post, "/v1/models/a/load")
+        wait_until(lambda: slot.state is not None)
+        assert server.http.get("/v1/models/a").json()["progress"] is None
+        slot.loaded_state.progress.tell("reading", 1, 4)
+        told = server.http.get("/v1/models/a").json()
+        assert (told["status"], told["progress"]["completed"]) == ("loading", 1)
+        gate.set()
+        done = loading.result().json()
+    assert (done["status"], done["progress"]) == ("ready", None)
 
 
 def test_stopping_answers_those_who_wait_for_a_model(serve_fleet: Any, models: Any) -> None:

@@ -4,105 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from mlx_parallm.models.loader import load_model
-from mlx_parallm.server.main import create_app
-from mlx_parallm.settings import Settings
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.server.page.clicks import Open, ended, expect, say
 from tests.waiting import PATIENCE_S
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
-
-sync_api.expect.set_options(timeout=PATIENCE_S * 1000)
 FACTS = "The code of Mira is 57. The code of Tom is 23. The code of Anna is 91."
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE_S * 1000
-        )
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def bundled(helpers: Any) -> Iterator[Any]:
-    """A server with the bundled model."""
-    served = helpers.Served(create_app(Settings()), None, 0.5)
-    served.wait_ready()
-    yield served
-    served.stop()
-    served.join()
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-def opened(browser: Any) -> Iterator[Open]:
-    """opened(server, **options of the context) gives a page; no error may show in its console."""
-    contexts, errors = [], []
-
-    def note(message: Any) -> None:
-        # Answers with an error status are told there too; the tests ask for some.
-        if message.type == "error" and "status of 4" not in message.text:
-            errors.append(message.text)
-
-    def start(server: Any, **options: Any) -> Any:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE_S * 1000)
-        page.on("console", note)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(server.url)
-        return page
-
-    yield start
-    for context in contexts:
-        context.close()
-    assert errors == []
-
-
-def say(page: Any, text: str) -> Any:
-    """Send a message and wait for the end of its answer, which is given."""
-    answers = page.locator(".message.assistant")
-    count = answers.count()
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-    sync_api.expect(answers).to_have_count(count + 1)
-    return ended(page)
-
-
-def ended(page: Any) -> Any:
-    """The last answer, when it has ended."""
-    sync_api.expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
-    return page.locator(".message.assistant").last
 
 
 def test_an_answer_streams_and_is_there_after_a_reload(bundled: Any, opened: Open) -> None:
     page = opened(bundled)
     page.get_by_role("button", name="What is 34 plus 25?").click()
     answer = ended(page)
-    sync_api.expect(answer).to_contain_text("59")
+    expect(answer).to_contain_text("59")
     assert re.search(r"\d+ tokens · [\d.]+/s · first after [\d.]+ s", answer.inner_text())
     assert "59" in page.locator("#announcer").inner_text()
     page.reload()
     page.locator(".conversations").get_by_text("What is 34 plus 25?").click()
-    sync_api.expect(page.locator(".message.assistant")).to_contain_text("59")
+    expect(page.locator(".message.assistant")).to_contain_text("59")
     assert page.evaluate("document.activeElement.id") == "message"
 
 
@@ -110,15 +34,15 @@ def test_answers_again_edits_and_goes_between_versions(bundled: Any, opened: Ope
     page = opened(bundled)
     say(page, "What is 34 plus 25?")
     page.get_by_role("button", name="Answer again").click()
-    sync_api.expect(page.locator(".versions")).to_have_text("2/2")
+    expect(page.locator(".versions")).to_have_text("2/2")
     ended(page)
     page.get_by_role("button", name="Earlier version").click()
-    sync_api.expect(page.locator(".versions")).to_have_text("1/2")
+    expect(page.locator(".versions")).to_have_text("1/2")
     page.get_by_label("Message", exact=True).press("ArrowUp")
     page.get_by_label("Edit the message").fill("What is 11 plus 12?")
     page.keyboard.press("Enter")
-    sync_api.expect(page.locator(".message.user .versions")).to_have_text("2/2")
-    sync_api.expect(ended(page)).to_contain_text("23")
+    expect(page.locator(".message.user .versions")).to_have_text("2/2")
+    expect(ended(page)).to_contain_text("23")
 
 
 def test_probabilities_and_going_on_from_an_alternative(bundled: Any, opened: Open) -> None:
@@ -129,21 +53,21 @@ def test_probabilities_and_going_on_from_an_alternative(bundled: Any, opened: Op
     before = "".join(page.locator(".token").all_inner_texts()[:2])
     token.hover()
     choices = page.locator(".token-card button:enabled")
-    sync_api.expect(choices.first).to_contain_text("%")
+    expect(choices.first).to_contain_text("%")
     text = choices.first.locator(".alternative").inner_text().replace("␣", " ")
     with page.expect_request("**/v1/chat/completions") as sent:
         choices.first.click()
     body = json.loads(sent.value.post_data)
     assert body["continue_final_message"] is True
     assert body["messages"][-1] == {"role": "assistant", "content": before + text}
-    sync_api.expect(page.locator(".versions")).to_have_text("2/2")
+    expect(page.locator(".versions")).to_have_text("2/2")
     assert ended(page).locator(".prose").inner_text().startswith((before + text).strip())
     # The same by keys alone.
     page.get_by_role("button", name="Tokens and probabilities").press("Enter")
     page.locator(".token").first.focus()
     for key in ("ArrowRight", "ArrowRight", "Enter", "Enter"):
         page.keyboard.press(key)
-    sync_api.expect(page.locator(".versions")).to_have_text("3/3")
+    expect(page.locator(".versions")).to_have_text("3/3")
     ended(page)
 
 
@@ -154,10 +78,10 @@ def test_memories_are_added_and_cited(bundled: Any, opened: Open) -> None:
     page.get_by_text("Add a text").click()
     page.get_by_label("Text to remember").fill(FACTS)
     page.get_by_role("button", name="Remember", exact=True).click()
-    sync_api.expect(page.get_by_role("checkbox")).to_be_checked()
+    expect(page.get_by_role("checkbox")).to_be_checked()
     answer = say(page, "What is the code of Mira?")
-    sync_api.expect(answer.locator("mark")).to_contain_text("57")
-    sync_api.expect(answer.locator(".sources")).to_contain_text("The code of Mira is 57.")
+    expect(answer.locator("mark")).to_contain_text("57")
+    expect(answer.locator(".sources")).to_contain_text("The code of Mira is 57.")
     answer.get_by_role("button", name="Source 1").click()
     assert page.evaluate("document.activeElement.dataset.source") == "1"
 
@@ -189,13 +113,11 @@ def test_the_dashboard_moves(bundled: Any, opened: Open) -> None:
     )
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "ignore_eos": True}
     bundled.ok("/v1/chat/completions", **body)
-    sync_api.expect(plot.locator(".most")).to_contain_text("peak")
+    expect(plot.locator(".most")).to_contain_text("peak")
     first = plot.locator(".line").get_attribute("d")
-    sync_api.expect(plot.locator(".line")).not_to_have_attribute("d", first)
-    sync_api.expect(plot.get_by_role("img")).to_have_attribute(
-        "aria-label", re.compile("now .* peak")
-    )
-    sync_api.expect(page.locator(".plot", has_text="Batch")).to_contain_text("of 32")
+    expect(plot.locator(".line")).not_to_have_attribute("d", first)
+    expect(plot.get_by_role("img")).to_have_attribute("aria-label", re.compile("now .* peak"))
+    expect(page.locator(".plot", has_text="Batch")).to_contain_text("of 32")
 
 
 def test_an_adapter_is_chosen_below_its_model(bundled: Any, opened: Open, tmp_path: Path) -> None:
@@ -204,7 +126,7 @@ def test_an_adapter_is_chosen_below_its_model(bundled: Any, opened: Open, tmp_pa
     assert loaded.status_code < 300, loaded.text
     page = opened(bundled)
     below = page.locator("#model optgroup[label=bundled] option")
-    sync_api.expect(below).to_have_text(["bundled", "poet · adapter"])
+    expect(below).to_have_text(["bundled", "poet · adapter"])
     page.get_by_label("Model", exact=True).select_option("poet")
     page.keyboard.press("Alt+s")
     page.get_by_label("Longest answer").fill("4")
@@ -212,7 +134,7 @@ def test_an_adapter_is_chosen_below_its_model(bundled: Any, opened: Open, tmp_pa
     with page.expect_request("**/v1/chat/completions") as sent:
         answer = say(page, "hi")
     assert json.loads(sent.value.post_data)["model"] == "poet"
-    sync_api.expect(answer.locator(".who")).to_have_text("poet")
+    expect(answer.locator(".who")).to_have_text("poet")
     assert answer.get_by_role("alert").count() == 0
     bundled.http.delete("/v1/adapters/poet")
 
@@ -224,16 +146,16 @@ def test_decisions_are_bars(bundled: Any, opened: Open) -> None:
         page.get_by_role("button", name="Decide", exact=True).click()
     answers = got.value.json()["answers"]
     shown = page.locator(".decision")
-    sync_api.expect(shown).to_have_count(len(answers))
+    expect(shown).to_have_count(len(answers))
     chance = f"{answers[0]['probability'] * 100:.1f}%"
-    sync_api.expect(shown.first.locator(".outcome").first).to_contain_text(chance)
+    expect(shown.first.locator(".outcome").first).to_contain_text(chance)
     width = "one => one.firstChild.offsetWidth / one.offsetWidth"
     track = shown.nth(1).locator(".track").first
     share = answers[1]["probabilities"][0]["probability"]
     assert abs(track.evaluate(width) - share) < 0.02
     page.get_by_label("Options").nth(1).fill("delivery")
     page.get_by_role("button", name="Decide", exact=True).click()
-    sync_api.expect(page.locator("#decisions").get_by_role("alert")).to_be_visible()
+    expect(page.locator("#decisions").get_by_role("alert")).to_be_visible()
 
 
 def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
@@ -243,13 +165,13 @@ def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
     answer = page.locator(".message.assistant")
     with server.engine.held(steps=20):
         page.keyboard.press("Enter")
-        sync_api.expect(answer).to_contain_text("polly polly")
+        expect(answer).to_contain_text("polly polly")
         page.get_by_role("button", name="Stop").click()
-        sync_api.expect(answer).to_contain_text("stopped")
+        expect(answer).to_contain_text("stopped")
         helpers.wait_until(lambda: len(server.engine.aborted) == 1)
     assert answer.locator(".prose").inner_text().count("polly") < 40
     page.get_by_role("button", name="Go on").click()
-    sync_api.expect(page.locator(".versions")).to_have_text("2/2")
+    expect(page.locator(".versions")).to_have_text("2/2")
     page.keyboard.press("Escape")
     ended(page)
 
@@ -257,24 +179,24 @@ def test_stop_and_go_on(serve: Any, opened: Open, helpers: Any) -> None:
 def test_thinking_tools_markdown_and_errors(server: Any, opened: Open) -> None:
     page = opened(server)
     thought = say(page, "<think>It is easy.</think>Hello")
-    sync_api.expect(thought.get_by_text("Thought")).to_be_visible()
-    sync_api.expect(thought.get_by_text("It is easy.")).to_be_hidden()
-    sync_api.expect(thought.locator(":scope > .prose")).to_have_text("Hello")
+    expect(thought.get_by_text("Thought")).to_be_visible()
+    expect(thought.get_by_text("It is easy.")).to_be_hidden()
+    expect(thought.locator(":scope > .prose")).to_have_text("Hello")
     hostile = say(page, "**bold** <img src=x onerror=alert(1)> [link](javascript:alert(1)) `code`")
-    sync_api.expect(hostile.locator("strong")).to_have_text("bold")
+    expect(hostile.locator("strong")).to_have_text("bold")
     assert hostile.locator("img, [onerror], [href^=javascript]").count() == 0
     error = say(page, "long " * 200)
-    sync_api.expect(error.get_by_role("alert")).to_contain_text("status 400")
+    expect(error.get_by_role("alert")).to_contain_text("status 400")
     page.keyboard.press("Alt+n")
     page.keyboard.press("Alt+s")
     page.get_by_role("button", name="Example").nth(1).click()
-    sync_api.expect(page.locator(".chip")).to_contain_text("1 tool")
+    expect(page.locator(".chip")).to_contain_text("1 tool")
     call = say(page, CALL)
-    sync_api.expect(call.locator(".call")).to_contain_text("get_weather")
+    expect(call.locator(".call")).to_contain_text("get_weather")
     page.get_by_label("Result of get_weather").fill("sunny")
     page.get_by_role("button", name="Send the result").click()
-    sync_api.expect(page.locator(".message.assistant")).to_have_count(2)
-    sync_api.expect(ended(page)).to_contain_text("sunny")
+    expect(page.locator(".message.assistant")).to_have_count(2)
+    expect(ended(page)).to_contain_text("sunny")
 
 
 def test_a_schema_is_checked_and_kept_to(bundled: Any, opened: Open) -> None:
@@ -283,13 +205,13 @@ def test_a_schema_is_checked_and_kept_to(bundled: Any, opened: Open) -> None:
     page.get_by_label("Temperature").fill("0")
     box = page.get_by_label("JSON schema of the answer")
     box.fill('{"type": ')
-    sync_api.expect(page.get_by_text("No JSON yet")).to_be_visible()
+    expect(page.get_by_text("No JSON yet")).to_be_visible()
     sure = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
     box.fill(json.dumps(sure | {"additionalProperties": False}))
     answer = say(page, "What is 34 plus 25?")
     assert isinstance(json.loads(answer.locator(".code code").inner_text())["sure"], bool)
     page.get_by_role("button", name="Remove: JSON schema").click()
-    sync_api.expect(page.locator(".chip")).to_have_count(0)
+    expect(page.locator(".chip")).to_have_count(0)
 
 
 def test_export_and_import(server: Any, opened: Open, tmp_path: Path) -> None:
@@ -301,26 +223,26 @@ def test_export_and_import(server: Any, opened: Open, tmp_path: Path) -> None:
     started.value.save_as(file)
     other = opened(server)
     other.get_by_label("File to import").set_input_files(file)
-    sync_api.expect(other.locator(".message.assistant")).to_contain_text("a parrot")
+    expect(other.locator(".message.assistant")).to_contain_text("a parrot")
     damaged = json.loads(file.read_text())
     next(iter(damaged["conversations"][0]["nodes"].values()))["parent"] = "nowhere"
     file.write_text(json.dumps(damaged))
     other.get_by_label("File to import").set_input_files(file)
-    sync_api.expect(other.get_by_text("A message in the file is damaged.")).to_be_visible()
+    expect(other.get_by_text("A message in the file is damaged.")).to_be_visible()
     other.locator(".conversations li").hover()
     other.get_by_role("button", name="Delete: a parrot").click()
     other.get_by_role("button", name="Delete", exact=True).click()
-    sync_api.expect(other.get_by_text("Conversations are kept in this browser.")).to_be_visible()
+    expect(other.get_by_text("Conversations are kept in this browser.")).to_be_visible()
 
 
 def test_a_key_is_asked_for_and_kept(serve: Any, opened: Open) -> None:
     page = opened(serve(api_key=("secret",)))
     page.get_by_role("textbox", name="API key").fill("secret")
     page.keyboard.press("Enter")
-    sync_api.expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
+    expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
     assert "hi" in say(page, "hi").inner_text()
     page.reload()
-    sync_api.expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
+    expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
     assert page.locator("dialog").count() == 0
 
 

@@ -2,31 +2,33 @@
 
 import { element, toast } from "./dom.js";
 import { Metrics } from "./data/metrics.js";
-import { explain, json, whenLocked } from "./server/api.js";
+import { isReady } from "./data/models.js";
+import { explain, whenLocked } from "./server/api.js";
 import { Session } from "./session.js";
 import { Bar } from "./views/bar.js";
 import { Composer } from "./views/composer.js";
 import { Dashboard, liveLine } from "./views/dashboard.js";
 import { Decisions } from "./views/decisions.js";
 import { askForKey, showKeys } from "./views/dialogs.js";
+import { ModelsView } from "./views/models.js";
 import { SettingsPanel } from "./views/settings_panel.js";
 import { Sidebar } from "./views/sidebar.js";
 import { Transcript } from "./views/transcript.js";
 
-const RETRY_MS = 2000;
 const NARROW = matchMedia("(max-width: 800px)");
 
 const $ = (id) => document.getElementById(id);
 whenLocked(askForKey);
 const session = new Session();
-const metrics = new Metrics();
-const dashboard = new Dashboard(session, metrics, $("dashboard"));
+const metrics = new Metrics(() => ({
+  model: session.models.isFleet ? session.model : "",
+  ready: !session.models.isFleet || isReady(session.card),
+}));
 const settings = new SettingsPanel(session, $("panel"), () => showPanel(false));
 const bar = new Bar(session, $("bar"), {
   toggleSidebar: () => showSidebar(!isSidebarShown()),
   togglePanel: () => showPanel($("panel").hidden),
-  toggleDecisions: () => show($("decisions").hidden ? "decisions" : "chat"),
-  toggleDashboard: () => show($("dashboard").hidden ? "dashboard" : "chat"),
+  view: (name) => toggle(name),
 });
 const sidebar = new Sidebar(session, $("sidebar"), {
   close: () => {
@@ -40,6 +42,13 @@ const sidebar = new Sidebar(session, $("sidebar"), {
 });
 const transcript = new Transcript(session, $("transcript"));
 new Decisions(session, $("decisions"));
+const views = {
+  models: new ModelsView(session, $("models"), () => {
+    show("chat");
+    $("message").focus();
+  }),
+  dashboard: new Dashboard(session, metrics, $("dashboard")),
+};
 new Composer(session, $("composer"), () => showPanel(true), () => transcript.editLast());
 
 // Which parts are open
@@ -64,14 +73,15 @@ function showPanel(shown) {
   else bar.settings.focus();
 }
 
-/** The chat, "decisions" or the "dashboard". */
+/** The "chat", "decisions", "models" or the "dashboard". */
 function show(view) {
   $("chat").hidden = view !== "chat";
   $("decisions").hidden = view !== "decisions";
-  dashboard.show(view === "dashboard");
-  bar.decisions.setAttribute("aria-pressed", String(view === "decisions"));
-  bar.dashboard.setAttribute("aria-pressed", String(view === "dashboard"));
+  for (const [name, shown] of Object.entries(views)) shown.show(name === view);
+  bar.shows(view);
 }
+
+const toggle = (view) => show($(view).hidden ? view : "chat");
 
 $("veil").addEventListener("click", () => showSidebar(false));
 NARROW.addEventListener("change", () => {
@@ -92,7 +102,8 @@ document.addEventListener("keydown", (event) => {
   if (key === "Escape") escape(event);
   else if (altKey && code === "KeyN") act(event, () => session.fresh());
   else if (altKey && code === "KeyS") act(event, () => showPanel($("panel").hidden));
-  else if (altKey && code === "KeyD") act(event, () => show($("dashboard").hidden ? "dashboard" : "chat"));
+  else if (altKey && code === "KeyD") act(event, () => toggle("dashboard"));
+  else if (altKey && code === "KeyM") act(event, () => toggle("models"));
   else if (key === "/" && !inText) act(event, () => $("message").focus());
   else if (key === "?" && (!inText || isEmptyMessage(event.target))) act(event, showKeys);
 });
@@ -120,20 +131,20 @@ metrics.addEventListener("change", () => {
   sidebar.live.replaceChildren(element("i", { class: kind }), text);
 });
 
-async function loadModels() {
-  try {
-    session.models = (await json("v1/models")).data;
-    session.dispatchEvent(new CustomEvent("models"));
-    const ready = session.models.some(({ status }) => status === undefined || status === "ready");
-    if (!ready) setTimeout(loadModels, RETRY_MS);
-  } catch (error) {
-    // Without a key asking again is no use; a new one is told.
-    if (error.status === 401) toast(explain(error), "error");
-    else setTimeout(loadModels, RETRY_MS);
-  }
-}
+session.models.addEventListener("error", ({ detail }) => {
+  if (detail.status === 401) toast(explain(detail), "error");
+});
 
-addEventListener("api-key", loadModels);
+// What is shown of one model changes with the choice of it, and with its being loaded.
+let known = "";
+session.addEventListener("models", () => {
+  const now = `${session.model} ${session.card?.status}`;
+  if (now === known) return;
+  known = now;
+  metrics.again();
+  if (!$("panel").hidden) settings.memories.refresh();
+});
+
 await session.load();
-await loadModels();
+await session.models.refresh();
 $("message").focus();

@@ -1,6 +1,7 @@
 // What the page shows and does: the conversations, the one in front, and answers on their way.
 
 import { add, choose, newConversation, newNode, pathBefore, pathOf } from "./data/conversation.js";
+import { Models, isReady } from "./data/models.js";
 import { loadSampling, saveSampling } from "./data/sampling.js";
 import * as store from "./data/store.js";
 import { toast } from "./dom.js";
@@ -8,9 +9,11 @@ import { key } from "./server/api.js";
 import { chatBody, curlOf } from "./server/request.js";
 import { stream } from "./answer.js";
 
+const LOADING_MS = 100;
+
 /**
  * Events: "list" (conversations), "open" (another one in front), "path" (its messages),
- * "node" (detail: a message that grew), "busy" (an answer began or ended), "purpose".
+ * "node" (detail: a message that grew), "busy" (an answer began or ended), "purpose", "models".
  */
 export class Session extends EventTarget {
   constructor() {
@@ -18,7 +21,8 @@ export class Session extends EventTarget {
     this.conversations = [];
     this.current = newConversation();
     this.sampling = loadSampling();
-    this.models = [];
+    this.models = new Models();
+    this.models.addEventListener("change", () => this.#tell("models"));
     this.running = new Map(); // id of a conversation -> its AbortController
   }
 
@@ -42,8 +46,18 @@ export class Session extends EventTarget {
 
   /** The model that answers: the chosen one while the server has it. */
   get model() {
-    const ids = this.models.map(({ id }) => id);
-    return ids.includes(this.sampling.model) ? this.sampling.model : (ids[0] ?? "");
+    return this.card?.id ?? "";
+  }
+
+  /** What the server says of it; null before it has said anything. */
+  get card() {
+    return this.models.card(this.sampling.model) ?? this.models.cards[0] ?? null;
+  }
+
+  /** Answer with another model from now on. */
+  choose(model) {
+    this.sample({ model });
+    this.#tell("models");
   }
 
   // Conversations
@@ -176,6 +190,8 @@ export class Session extends EventTarget {
     this.#keep(conversation);
     this.#shown(conversation, "path");
     this.#shown(conversation, "busy");
+    // It is loaded first; from now on the server says how far that is.
+    if (this.card && !isReady(this.card)) setTimeout(() => this.models.refresh(), LOADING_MS);
     await stream(node, body, stopper.signal, () => this.#shown(conversation, "node", node));
     if (this.running.get(conversation.id) === stopper) this.running.delete(conversation.id);
     if (this.conversations.includes(conversation)) this.#keep(conversation);

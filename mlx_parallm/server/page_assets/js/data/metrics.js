@@ -10,12 +10,16 @@ const SLOW_MS = 5000;
 
 /**
  * Asks /debug/metrics, once a second while somebody looks and less often otherwise, and not at
- * all while the page is hidden. Event "change": there is a new point.
+ * all while the page is hidden or the model is not loaded (asleep). Event "change": there is a new
+ * point.
+ *
+ * whose: gives {model, ready}: the model that the figures are of.
  */
 export class Metrics extends EventTarget {
-  constructor() {
+  constructor(whose) {
     super();
-    Object.assign(this, { points: [], last: null, problem: "", watched: false, timer: 0 });
+    Object.assign(this, { whose, model: "", points: [], last: null, problem: "", asleep: false });
+    Object.assign(this, { watched: false, timer: 0 });
     document.addEventListener("visibilitychange", () => this.#again(0));
     addEventListener("api-key", () => this.#again(0));
     this.#again(0);
@@ -41,9 +45,30 @@ export class Metrics extends EventTarget {
     if (!document.hidden) this.timer = setTimeout(() => this.#ask(), wait);
   }
 
+  /** Another model may be meant, or be loaded. */
+  again() {
+    this.#again(0);
+  }
+
   async #ask() {
+    const { model, ready } = this.whose();
+    if (model !== this.model) Object.assign(this, { model, points: [], last: null });
+    this.asleep = !ready;
+    if (this.asleep) {
+      Object.assign(this, { problem: "", last: null });
+      this.dispatchEvent(new CustomEvent("change"));
+      return;
+    }
+    await this.#read(model);
+    this.dispatchEvent(new CustomEvent("change"));
+    // The first figures need two answers.
+    this.#again(this.watched || this.points.length === 0 ? FAST_MS : SLOW_MS);
+  }
+
+  async #read(model) {
     try {
-      const read = { ...(await json("debug/metrics", { asks: false })), at: performance.now() };
+      const read = { ...(await json("debug/metrics", { asks: false, model })), at: performance.now() };
+      if (model !== this.model) return;
       if (this.last !== null) this.#add(pointOf(this.last, read));
       this.last = read;
       this.problem = "";
@@ -51,9 +76,6 @@ export class Metrics extends EventTarget {
       this.problem = explain(error);
       this.last = null;
     }
-    this.dispatchEvent(new CustomEvent("change"));
-    // The first figures need two answers.
-    this.#again(this.watched || this.points.length === 0 ? FAST_MS : SLOW_MS);
   }
 
   #add(point) {

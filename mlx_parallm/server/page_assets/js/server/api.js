@@ -1,6 +1,8 @@
-// Requests to the server: the key, and errors as it tells them.
+// Requests to the server: the keys, and errors as it tells them.
 
 const KEY = "api-key";
+// Of who may change the server; forgotten with the tab.
+const ADMIN_KEY = "admin-key";
 
 /** An error answer. param: the field that is wrong, where the server named one. */
 export class ApiError extends Error {
@@ -12,13 +14,20 @@ export class ApiError extends Error {
 
 let askForKey = async () => false;
 
-/** Say who asks for a key; the function gives whether there is a new one. */
+/**
+ * Say who asks for a key; the function gets "api" or "admin" and the error, and gives whether there
+ * is a new one.
+ */
 export function whenLocked(ask) {
   askForKey = ask;
 }
 
 export function key() {
   return localStorage.getItem(KEY) ?? "";
+}
+
+export function setAdminKey(value) {
+  sessionStorage.setItem(ADMIN_KEY, value);
 }
 
 export function setKey(value) {
@@ -30,20 +39,29 @@ export function setKey(value) {
 /**
  * Send a request and give its response when that is a success.
  *
- * asks: whether the user is asked for a key where one is missing.
+ * model: whose answer is wanted, where neither path nor body can say it. admin: it changes the
+ * server. asks: whether the user is asked for a key where one is missing.
  * Throws an ApiError, a TypeError where the server is not there, or an AbortError.
  */
-export async function send(path, { method = "GET", body = null, signal = null, asks = true } = {}) {
+export async function send(path, { method = "GET", body = null, signal = null, ...more } = {}) {
+  const { asks = true, model = "", admin = false } = more;
   for (;;) {
-    const sent = key();
-    const response = await fetch(path, { method, signal, ...content(body, sent) });
+    const keys = { api: key(), admin: sessionStorage.getItem(ADMIN_KEY) ?? "" };
+    const headers = headersOf(keys.api, admin ? keys.admin : "", model, body);
+    const sent = body === null ? null : JSON.stringify(body);
+    const response = await fetch(path, { method, signal, headers, body: sent });
     if (response.ok) return response;
     const error = await errorOf(response);
-    // Another request may have brought a key in the meantime.
-    const locked = response.status === 401;
-    if (locked && (key() !== sent || (asks && (await askForKey(error))))) continue;
-    throw error;
+    if (!(await isUnlocked(error, keys, asks))) throw error;
   }
+}
+
+// Whether there is a key now that the request did not have; another one may have brought it.
+async function isUnlocked(error, sent, asks) {
+  if (error.status !== 401 || error.code === "not_local") return false;
+  const kind = error.code === "invalid_admin_key" ? "admin" : "api";
+  const now = kind === "api" ? key() : (sessionStorage.getItem(ADMIN_KEY) ?? "");
+  return now !== sent[kind] || (asks && askForKey(kind, error));
 }
 
 /** The JSON of an answer. */
@@ -51,10 +69,14 @@ export async function json(path, options = {}) {
   return (await send(path, options)).json();
 }
 
-function content(body, sent) {
-  const headers = sent ? { Authorization: `Bearer ${sent}` } : {};
-  if (body === null) return { headers };
-  return { headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) };
+function headersOf(apiKey, adminKey, model, body) {
+  const headers = {};
+  if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
+  if (adminKey) headers["X-Admin-Key"] = adminKey;
+  // Headers hold bytes, one for each character of a string.
+  if (model) headers["X-Model"] = String.fromCharCode(...new TextEncoder().encode(model));
+  if (body !== null) headers["Content-Type"] = "application/json";
+  return headers;
 }
 
 async function errorOf(response) {

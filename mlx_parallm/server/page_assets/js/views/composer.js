@@ -1,5 +1,7 @@
 // The box to write in, and what holds for this conversation in one line above it.
 
+import { isReady, stateOf } from "../data/models.js";
+import { bytes } from "../data/units.js";
 import { element, icon } from "../dom.js";
 
 export class Composer {
@@ -14,16 +16,18 @@ export class Composer {
       "aria-describedby": "composer-hint",
     });
     this.button = element("button", { type: "submit", class: "send" });
+    this.note = element("p", { class: "note", role: "status" });
     const hint = element("p", { id: "composer-hint", class: "hint" });
     hint.textContent = "Enter sends, Shift+Enter is a new line, Esc stops, ? shows all keys";
     const form = element("form", { class: "box" }, this.text, this.button);
     form.addEventListener("submit", (event) => this.#submit(event));
     this.text.addEventListener("keydown", (event) => this.#key(event));
     this.text.addEventListener("input", () => this.#resize());
-    box.append(element("div", { class: "width" }, this.chips, form, hint));
+    box.append(element("div", { class: "width" }, this.note, this.chips, form, hint));
     session.addEventListener("busy", () => this.#busy());
     session.addEventListener("purpose", () => this.#purpose());
     session.addEventListener("open", () => this.text.focus());
+    session.addEventListener("models", () => this.#model());
     this.#busy();
     this.#purpose();
   }
@@ -57,6 +61,14 @@ export class Composer {
     this.text.style.height = `${Math.min(this.text.scrollHeight, 260)}px`;
   }
 
+  // That an answer waits for its model is known before it is asked for.
+  #model() {
+    const { card } = this.session;
+    const text = card === null ? "" : loadingNote(card);
+    if (this.note.textContent !== text) this.note.textContent = text;
+    this.note.classList.toggle("bad", card?.status === "failed");
+  }
+
   #busy() {
     const label = this.session.busy ? "Stop" : "Send";
     this.button.replaceChildren(icon(label.toLowerCase()));
@@ -85,4 +97,12 @@ export class Composer {
     const off = element("button", { type: "button", onclick: clear, "aria-label": `Remove: ${text}` }, icon("close"));
     return element("span", { class: "chip" }, open, off);
   }
+}
+
+function loadingNote(card) {
+  if (isReady(card)) return "";
+  const size = card.bytes ? ` (${bytes(card.bytes)})` : "";
+  if (card.status === "unloaded") return `${card.id}${size} is not loaded: the first message loads it, and then is answered.`;
+  if (card.status === "failed") return `${card.id} could not be loaded: ${card.error} A message tries it again.`;
+  return `${card.id} is ${stateOf(card)}. A message waits for it.`;
 }

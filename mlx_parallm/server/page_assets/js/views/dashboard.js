@@ -1,19 +1,11 @@
 // How the server is now: moving plots of its own figures.
 
+import { bytes, percent, whole } from "../data/units.js";
 import { element } from "../dom.js";
 import { Plot } from "./plot.js";
 
-const whole = (value) => Math.round(value).toLocaleString("en");
 const rate = (value) => (value >= 10 || Number.isInteger(value) ? whole(value) : value.toFixed(1));
-const percent = (value) => `${(value * 100).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
 const milliseconds = (value) => (value < 1 ? `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms` : `${value.toFixed(1)} s`);
-
-/** 1.5 GB, 320 kB. */
-function bytes(value) {
-  const at = value < 1000 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), 4);
-  const shown = value / 1000 ** at;
-  return `${shown >= 10 || at === 0 ? Math.round(shown) : shown.toFixed(1)} ${["B", "kB", "MB", "GB", "TB"][at]}`;
-}
 
 const PLOTS = {
   generated: { title: "Tokens a second", note: "Written by the model, all answers together", show: rate },
@@ -47,8 +39,9 @@ export class Dashboard {
 
   #draw() {
     if (this.box.hidden) return;
-    const { now, problem } = this.metrics;
-    this.#say(problem ? problem : "Live, the last two minutes");
+    const { now, problem, asleep } = this.metrics;
+    const waits = `${this.session.model} is not loaded: a request loads it.`;
+    this.#say(problem || (asleep ? waits : "Live, the last two minutes"));
     this.state.classList.toggle("bad", problem !== "");
     if (now === null) return;
     for (const [name, plot] of this.plots) this.#plot(name, plot, now);
@@ -68,7 +61,7 @@ export class Dashboard {
   }
 
   #facts(now) {
-    const card = this.session.models.find(({ id }) => id === this.session.model);
+    const { card } = this.session;
     const facts = [
       ["Model", this.session.model],
       ["Context", card?.max_model_len ? `${whole(card.max_model_len)} tokens` : "–"],
@@ -82,8 +75,9 @@ export class Dashboard {
 }
 
 /** One line for the sidebar: "● 3 answers · 420 tokens/s". */
-export function liveLine({ now, problem }) {
+export function liveLine({ now, problem, asleep }) {
   if (problem) return ["bad", problem];
+  if (asleep) return ["", "Not loaded"];
   if (now === null) return ["", "Connecting"];
   if (now.running + now.waiting === 0 && now.generated < 0.5) return ["good", "Idle"];
   if (now.running === 0) return ["busy", `${rate(now.generated)} tokens/s`];

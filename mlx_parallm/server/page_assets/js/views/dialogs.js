@@ -1,7 +1,7 @@
 // Questions in front of the page: the API key, a name, "are you sure?", and the keys.
 
 import { element } from "../dom.js";
-import { setKey } from "../server/api.js";
+import { setAdminKey, setKey } from "../server/api.js";
 
 /** Show a dialog and give its form's value: what submitted it, or "" when it was closed. */
 function ask(title, ...content) {
@@ -28,21 +28,33 @@ const choice = (text, value, kind = "plain") => {
   return element("button", { ...properties, type: "button", onclick: close });
 };
 
-let asking = null;
+const LOCKS = {
+  api: {
+    title: "API key",
+    text: "This server asks for an API key. It is kept in this browser only.",
+    set: setKey,
+  },
+  admin: {
+    title: "Admin key",
+    text: "Whoever changes this server needs its admin key. It is forgotten with this tab.",
+    set: setAdminKey,
+  },
+};
+const asking = {};
 
-/** Ask for the API key; whether one was given. All requests that need it wait for one answer. */
-export function askForKey(error) {
-  asking ??= askOnce(error).finally(() => (asking = null));
-  return asking;
+/** Ask for a key, "api" or "admin"; whether one was given. All who need it wait for one answer. */
+export function askForKey(kind, error) {
+  asking[kind] ??= askOnce(LOCKS[kind], error).finally(() => delete asking[kind]);
+  return asking[kind];
 }
 
-async function askOnce(error) {
-  const field = element("input", { type: "password", autocomplete: "current-password", "aria-label": "API key" });
-  const text = element("p", { text: "This server asks for an API key. It is kept in this browser only." });
+async function askOnce({ title, text, set }, error) {
+  const field = element("input", { type: "password", autocomplete: "off", "aria-label": title });
   const told = element("p", { class: "quiet", text: error.message });
-  const answer = await ask("API key", text, field, told, choices(choice("Cancel", ""), choice("Use", "yes", "primary")));
+  const buttons = choices(choice("Cancel", ""), choice("Use", "yes", "primary"));
+  const answer = await ask(title, element("p", { text }), field, told, buttons);
   if (answer !== "yes" || !field.value.trim()) return false;
-  setKey(field.value.trim());
+  set(field.value.trim());
   return true;
 }
 
@@ -67,6 +79,7 @@ const KEYS = [
   ["/", "go to the message box"],
   ["Alt + N", "new conversation"],
   ["Alt + S", "settings"],
+  ["Alt + M", "models"],
   ["Alt + D", "server dashboard"],
   ["Left, Right on a token", "the token beside it; Enter: its alternatives"],
   ["?", "this list"],

@@ -1,5 +1,6 @@
 // Collections of memories: which ones the conversation uses, and new texts for them.
 
+import { isReady } from "../data/models.js";
 import { element, iconButton, toast } from "../dom.js";
 import { explain, json } from "../server/api.js";
 import { confirm } from "./dialogs.js";
@@ -17,8 +18,10 @@ export class MemoryList {
   /** Ask the server what there is, again while it makes memories. */
   async refresh() {
     clearTimeout(this.timer);
-    if (!this.session.model) return;
+    if (!this.session.card) return;
     const asked = (this.asked = {});
+    // To look at them is no reason to load a model.
+    if (!isReady(this.session.card)) return this.#wait();
     try {
       const { data, jobs } = await json(this.#path);
       if (asked !== this.asked) return; // A later question is under way; its answer is newer.
@@ -30,6 +33,11 @@ export class MemoryList {
     }
     this.#show();
     if (this.jobs.length > 0) this.timer = setTimeout(() => this.refresh(), POLL_MS);
+  }
+
+  #wait() {
+    const text = `Shown once ${this.session.model} is loaded.`;
+    this.list.replaceChildren(element("p", { class: "quiet", text }));
   }
 
   get #path() {

@@ -2,6 +2,7 @@
 
 import { passagesOf } from "../data/citations.js";
 import { siblings } from "../data/conversation.js";
+import { isReady, stateOf } from "../data/models.js";
 import { splitThinking } from "../data/thinking.js";
 import { copy, element, icon, iconButton } from "../dom.js";
 import { MARK_END, MARK_START, codeBlock, markNumber, rendered } from "../markdown.js";
@@ -79,13 +80,20 @@ export class MessageView {
     return [
       element("div", { class: "who", text: this.node.model }),
       reasoning ? this.#thinking(reasoning, open || (!answer && this.#writing)) : null,
-      waits ? element("div", { class: "waiting", "aria-label": "Waiting" }, dot(), dot(), dot()) : null,
+      waits ? this.#waiting() : null,
       this.asTokens && this.node.tokens.length > 0 ? this.#tokens() : this.#text(answer),
       toolCalls(this.session, this.node, this.#writing),
       this.#sources(),
       this.node.error ? this.#error(this.node.error) : null,
       this.#writing ? null : this.#footer(),
     ];
+  }
+
+  #waiting() {
+    const card = this.session.models.card(this.node.model);
+    const state = card && !isReady(card) ? stateOf(card) : "";
+    const text = state ? element("span", { text: `The model is ${state}` }) : null;
+    return element("div", { class: "waiting", "aria-label": state || "Waiting" }, dot(), dot(), dot(), text);
   }
 
   #thinking(text, goesOn) {

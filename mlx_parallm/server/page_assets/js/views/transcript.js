@@ -30,7 +30,7 @@ export class Transcript {
     session.addEventListener("path", () => this.#path());
     session.addEventListener("node", ({ detail }) => this.#grew(detail));
     session.addEventListener("busy", () => this.#busy());
-    session.addEventListener("models", () => this.session.path.length === 0 && this.#path());
+    session.addEventListener("models", () => this.#models());
     session.addEventListener("open", () => (this.views = new Map()));
     this.#path();
   }
@@ -53,6 +53,13 @@ export class Transcript {
     const views = [...this.views.values()].map((view) => view.element);
     this.list.replaceChildren(...(views.length > 0 ? views : [this.#welcome()]));
     this.toEnd();
+  }
+
+  // The welcome names the model, and an answer may wait for it.
+  #models() {
+    const last = this.session.path.at(-1);
+    if (last === undefined) this.#path();
+    else if (this.session.busy && !last.content) this.views.get(last.id)?.render();
   }
 
   #view(node) {
