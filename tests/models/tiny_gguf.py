@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from mlx_parallm.models.loader import resolve
+from tests.models.tiny_vocabularies import Vocabulary
 
 WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD = 64, 96, 6, 4, 2, 16
 EXPERTS = 4
 # Those that subtract the mean.
-LAYER_NORM = ("starcoder2", "command-r")
+LAYER_NORM = ("starcoder2", "command-r", "bert")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -31,13 +34,14 @@ def vocabulary() -> tuple[list[str], list[str]]:
 def write(
     path: Path,
     architecture: str,
-    kind: Kind = Kind.F32,
+    kind: Kind | Sequence[Kind] = Kind.F32,
     *,
     pre: str = "gpt-2",
     tied: bool = False,
     values: dict[str, Any] | None = None,
 ) -> Path:
-    """One file. `values`: metadata below the architecture's name."""
+    """One file. `kind`: of all weights, or several that take turns; `values`: metadata below the
+    architecture's name."""
     # Mixtral's files say that they are a Llama's.
     writer = gguf.GGUFWriter(path, "llama" if architecture == "mixtral" else architecture)
     tokens = _write_byte_pairs(writer, pre)
@@ -68,6 +72,21 @@ def write_sentence_piece(path: Path, pieces: Sequence[str], *, space_prefix: boo
     return path
 
 
+def write_vocabulary(path: Path, vocabulary: Vocabulary) -> Path:
+    """A file with a vocabulary of any kind: an encoder for BERT's and T5's, else a Llama."""
+    encoder = vocabulary.model != "llama"
+    architecture = "bert" if encoder else "llama"
+    writer = gguf.GGUFWriter(path, architecture)
+    _write_metadata(writer, architecture, len(vocabulary.tokens), {})
+    vocabulary.write(writer)
+    if encoder:
+        writer.add_causal_attention(False)
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
+        writer.add_token_type_count(2)
+    _write_weights(writer, architecture, Kind.F32, len(vocabulary.tokens), True)
+    return path
+
+
 def _write_byte_pairs(writer: gguf.GGUFWriter, pre: str) -> list[str]:
     tokens, merges = vocabulary()
     writer.add_tokenizer_model("gpt2")
@@ -83,19 +102,35 @@ def _write_byte_pairs(writer: gguf.GGUFWriter, pre: str) -> list[str]:
 
 
 def _write_weights(
-    writer: gguf.GGUFWriter, architecture: str, kind: Kind, vocab: int, tied: bool
+    writer: gguf.GGUFWriter,
+    architecture: str,
+    kinds: Kind | Sequence[Kind],
+    vocab: int,
+    tied: bool,
 ) -> None:
     random = np.random.default_rng(3)
     shapes = _shapes(architecture, vocab, tied)
+    turns = itertools.cycle([kinds] if isinstance(kinds, Kind) else kinds)
     for name, shape in shapes.items():
         array = _draw(random, name, shape, architecture)
+        kind = next(turns) if len(shape) > 1 else Kind.F32
         packed = len(shape) > 1 and "gate_inp" not in name and kind is not Kind.F32
-        data = gguf.quants.quantize(array, kind) if packed else array
+        data = quantized(array, kind) if packed else array
         writer.add_tensor(name, data, raw_dtype=kind if packed else Kind.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def quantized(values: np.ndarray, kind: Kind) -> np.ndarray:
+    """As llama.cpp packs them; the test is skipped where its own code is needed and not there."""
+    try:
+        return gguf.quants.quantize(values, kind)
+    except NotImplementedError:
+        code = pytest.importorskip("libgguf", reason="llama.cpp's quantisers are not installed")
+        found: np.ndarray = code.quantize_rows(values, kind)
+        return found
 
 
 def _write_metadata(
@@ -106,7 +141,7 @@ def _write_metadata(
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(HIDDEN)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_head_count_kv(HEADS if architecture == "bert" else KV_HEADS)
     writer.add_key_length(HEAD)
     writer.add_value_length(HEAD)
     writer.add_rope_dimension_count(HEAD)
@@ -124,7 +159,29 @@ def _write_metadata(
             add(f"{writer.arch}.{key}", value)
 
 
+def _bert_shapes(vocab: int) -> Shapes:
+    def linear(name: str, out: int, into: int) -> Shapes:
+        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+    def norm(name: str) -> Shapes:
+        return {f"{name}.weight": (WIDTH,), f"{name}.bias": (WIDTH,)}
+
+    shapes: Shapes = {
+        "token_embd.weight": (vocab, WIDTH),
+        "position_embd.weight": (512, WIDTH),
+        "token_types.weight": (2, WIDTH),
+    } | norm("token_embd_norm")
+    for at in (f"blk.{layer}" for layer in range(LAYERS)):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            shapes |= linear(f"{at}.{name}", WIDTH, WIDTH)
+        shapes |= linear(f"{at}.ffn_up", HIDDEN, WIDTH) | linear(f"{at}.ffn_down", WIDTH, HIDDEN)
+        shapes |= norm(f"{at}.attn_output_norm") | norm(f"{at}.layer_output_norm")
+    return shapes
+
+
 def _shapes(architecture: str, vocab: int, tied: bool) -> Shapes:
+    if architecture == "bert":
+        return _bert_shapes(vocab)
     shapes: Shapes = {"token_embd.weight": (vocab, WIDTH), "output_norm.weight": (WIDTH,)}
     if not tied:
         shapes["output.weight"] = (vocab, WIDTH)

@@ -61,6 +61,22 @@ _GEMMA2 = _LLAMA | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _GEMMA3 = _GEMMA2 | _QK_NORM
+_BERT = {
+    "attn_q": "attention.query",
+    "attn_k": "attention.key",
+    "attn_v": "attention.value",
+    "attn_output": "attention.output",
+    "attn_output_norm": "attention_norm",
+    "ffn_up": "up",
+    "ffn_down": "down",
+    "layer_output_norm": "norm",
+}
+_BERT_TOP = {
+    "token_embd": "model.words",
+    "position_embd": "model.positions",
+    "token_types": "model.types",
+    "token_embd_norm": "model.norm",
+}
 _TOP = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -78,6 +94,8 @@ class Architecture:
         model_type: mlx-lm's.
         parts: names within a layer.
         more: entries of config.json beyond the common ones.
+        top: names outside of layers.
+        rotary: whether positions are rotations, and not a table.
         permuted: whether rows of q and k are in llama.cpp's order of rotary pairs.
         norms_plus_one: whether norms are stored with 1 added.
         wide_range: activations may exceed float16.
@@ -89,6 +107,8 @@ class Architecture:
     permuted: bool = False
     norms_plus_one: bool = False
     wide_range: bool = False
+    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
+    rotary: bool = True
 
     def name(self, stored: str) -> str | None:
         """mlx-lm's name of a tensor; None for one that is not needed.
@@ -97,8 +117,8 @@ class Architecture:
             ModelLoadError: a tensor that this table does not know.
         """
         stem, _, suffix = stored.rpartition(".")
-        if stem in _TOP:
-            return f"{_TOP[stem]}.{suffix}"
+        if stem in self.top:
+            return f"{self.top[stem]}.{suffix}"
         part = stem.split(".")[-1]
         if part in _LEFT_OUT:
             return None
@@ -188,6 +208,20 @@ def _granite(file: GgufFile, prefix: str) -> Config:
     }
 
 
+def _bert(file: GgufFile, prefix: str) -> Config:
+    types = file.tensor("token_types.weight")
+    if types is None or file.tensor("cls.weight") is not None:
+        raise ModelLoadError(
+            f"{file.path}: encoders in GGUF files are served for their embeddings, as BERT's "
+            "and XLM-RoBERTa's; one with a classification head needs its safetensors"
+        )
+    return {
+        "type_vocab_size": types.shape[0] if len(types.shape) > 1 else 1,
+        "pad_token_id": file.get("tokenizer.ggml.padding_token_id", 0),
+        "architectures": ["BertModel"],
+    }
+
+
 def _llama(file: GgufFile, prefix: str) -> Config:
     return {
         "attention_bias": "blk.0.attn_q.bias" in file.names,
@@ -208,6 +242,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture("phi3", _PHI3, _phi3),
     "smollm3": Architecture("smollm3", more=_llama, permuted=True),
     "starcoder2": Architecture("starcoder2", _STARCODER2),
+    "bert": Architecture("bert", _BERT, _bert, top=_BERT_TOP, rotary=False),
     "command-r": Architecture("cohere", _LLAMA | _QK_NORM, _cohere),
 }
 # A file of Mixtral says that it is a Llama with experts.
@@ -255,7 +290,15 @@ def config_of(file: GgufFile) -> Config:
         "vocab_size": len(file.need("tokenizer.ggml.tokens")),
         "tie_word_embeddings": "output.weight" not in file.names,
     }
-    return common | rope_config(file, prefix) | kind.more(file, prefix)
+    rotary = rope_config(file, prefix) if kind.rotary else {}
+    return common | rotary | kind.more(file, prefix)
+
+
+def pooling_config(file: GgufFile) -> Config:
+    """sentence-transformers' 1_Pooling/config.json; empty where the file does not say."""
+    kind = file.get(f"{file.need('general.architecture')}.pooling_type")
+    modes = {1: "mean_tokens", 2: "cls_token", 3: "lasttoken"}
+    return {f"pooling_mode_{modes[kind]}": True} if kind in modes else {}
 
 
 def _epsilon(file: GgufFile, prefix: str) -> float:

@@ -18,13 +18,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.gguf.architectures import architecture_of, config_of
+from mlx_parallm.models.gguf.architectures import architecture_of, config_of, pooling_config
 from mlx_parallm.models.gguf.reader import GgufFile, parts_of
 from mlx_parallm.models.gguf.tokenizer import end_token_ids, make_tokenizer, tokenizer_config
 from mlx_parallm.models.gguf.weights import Conversion, weights_of
 from mlx_parallm.models.places import cache_folder
 
-_VERSION = 1  # of what is written; another one is another folder
+_VERSION = 2  # of what is written; another one is another folder
 _SHARD = 2 * 1000**3
 
 
@@ -63,7 +63,7 @@ def convert(path: Path, folder: Path) -> Conversion:
     report = Conversion()
     _write_weights(file, folder, report, config)
     for name, error in report.rounded.items():
-        sys.stderr.write(f"{name} weights are kept as float16: relative error {error:.1e}\n")
+        sys.stderr.write(f"{name} weights are rounded to float16: relative error {error:.1e}\n")
     if report.quantization:
         config["quantization"] = report.quantization
     config["torch_dtype"] = "bfloat16" if kind.wide_range else "float16"
@@ -73,6 +73,10 @@ def convert(path: Path, folder: Path) -> Conversion:
         folder / "tokenizer_config.json", tokenizer_config(file, config["max_position_embeddings"])
     )
     _write(folder / "config.json", config)
+    pooling = pooling_config(file)
+    if pooling:
+        (folder / "1_Pooling").mkdir()
+        _write(folder / "1_Pooling" / "config.json", pooling)
     return report
 
 

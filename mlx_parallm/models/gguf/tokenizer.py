@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from gguf import TokenType
@@ -12,6 +14,8 @@ from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.gguf.pre_tokenizers import WORD_KINDS
 from mlx_parallm.models.gguf.reader import GgufFile
 from mlx_parallm.models.gguf.sentence_piece import sentence_piece
+from mlx_parallm.models.gguf.unigram import unigram
+from mlx_parallm.models.gguf.word_piece import original_tokens, word_piece
 
 # Tokens that end a turn or a text, whatever the file says; llama-vocab.cpp has the same list.
 _END_TOKENS = frozenset(
@@ -21,20 +25,18 @@ _END_TOKENS = frozenset(
 
 
 def make_tokenizer(file: GgufFile) -> Tokenizer:
-    """Byte pairs with words of a known kind, or SentencePiece's byte pairs.
+    """Byte pairs with words of a known kind, SentencePiece's two kinds, or BERT's WordPiece.
 
     Raises:
         ModelLoadError: another kind, by its name.
     """
-    kind = file.need("tokenizer.ggml.model")
-    if kind == "gpt2":
-        tokenizer = _byte_level(file)
-    elif kind == "llama":
-        tokenizer = sentence_piece(file)
-    else:
-        raise ModelLoadError(f"{file.path}: tokenizers of the kind {kind} are not supported")
+    name = file.need("tokenizer.ggml.model")
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise ModelLoadError(f"{file.path}: tokenizers of the kind {name} are not supported")
+    tokenizer = kind.make(file)
     _add_special_tokens(file, tokenizer)
-    _add_frame(file, tokenizer, bos=kind == "llama" or _pre(file).startswith("llama"))
+    _add_frame(file, tokenizer, kind)
     return tokenizer
 
 
@@ -66,19 +68,56 @@ def _byte_level(file: GgufFile) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a name of llama.cpp's means.
+
+    Attributes:
+        before, after: whether a text has one more token there, where the file does not say.
+        names: of these tokens, in the file.
+        always: whether the file has no say in it.
+    """
+
+    make: Callable[[GgufFile], Tokenizer]
+    before: Callable[[GgufFile], bool] = lambda file: False
+    after: bool = False
+    names: tuple[str, str] = ("bos", "eos")
+    always: bool = False
+
+
+_KINDS = {
+    "gpt2": _Kind(_byte_level, lambda file: _pre(file).startswith("llama")),
+    "llama": _Kind(sentence_piece, lambda file: True),
+    "t5": _Kind(unigram, after=True),
+    # What BERT calls [CLS] and [SEP].
+    "bert": _Kind(
+        word_piece, lambda file: True, after=True, names=("bos", "seperator"), always=True
+    ),
+}
+
+
 def _add_special_tokens(file: GgufFile, tokenizer: Tokenizer) -> None:
     """Control tokens, and those that are found in a text before anything else."""
     types = file.get("tokenizer.ggml.token_type", [])
-    for token, kind in zip(file.need("tokenizer.ggml.tokens"), types, strict=False):
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and token.strip(" "):
-            special = kind == TokenType.CONTROL
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
+    # At once: each call builds the search for all of them anew.
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, normalized=False, special=kind == TokenType.CONTROL)
+            for token, kind in zip(_tokens(file), types, strict=False)
+            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and token.strip(" ")
+        ]
+    )
 
 
-def _add_frame(file: GgufFile, tokenizer: Tokenizer, *, bos: bool) -> None:
-    """The tokens that stand before and after every text; `bos`: by default one before."""
-    before = _token(file, "bos") if file.get("tokenizer.ggml.add_bos_token", bos) else None
-    after = _token(file, "eos") if file.get("tokenizer.ggml.add_eos_token", False) else None
+def _add_frame(file: GgufFile, tokenizer: Tokenizer, kind: _Kind) -> None:
+    """The tokens that stand before and after every text."""
+    first, last = kind.names
+    with_first, with_last = kind.before(file), kind.after
+    if not kind.always:
+        with_first = file.get("tokenizer.ggml.add_bos_token", with_first)
+        with_last = file.get("tokenizer.ggml.add_eos_token", with_last)
+    before = _token(file, first) if with_first else None
+    after = _token(file, last) if with_last else None
     if before is None and after is None:
         return
     single = " ".join(part for part in (before, "$A", after) if part)
@@ -89,10 +128,17 @@ def _add_frame(file: GgufFile, tokenizer: Tokenizer, *, bos: bool) -> None:
     )
 
 
+def _tokens(file: GgufFile) -> list[str]:
+    """The vocabulary as the tokenizer has it."""
+    if file.need("tokenizer.ggml.model") == "bert":
+        return original_tokens(file)
+    return list(file.need("tokenizer.ggml.tokens"))
+
+
 def _token(file: GgufFile, name: str) -> str | None:
-    """Text of the file's bos, eos, unknown or padding token."""
+    """Text of the file's bos, eos, unknown, separator or padding token."""
     number = file.get(f"tokenizer.ggml.{name}_token_id")
-    tokens = file.need("tokenizer.ggml.tokens")
+    tokens = _tokens(file)
     return None if number is None or number >= len(tokens) else str(tokens[number])
 
 
@@ -104,6 +150,8 @@ def tokenizer_config(file: GgufFile, context: int) -> dict[str, Any]:
         "model_max_length": context,
     }
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    if file.need("tokenizer.ggml.model") == "bert":
+        names |= {"cls": "bos", "sep": "seperator", "mask": "mask"}
     for name, stored in names.items():
         token = _token(file, stored)
         if token is not None:

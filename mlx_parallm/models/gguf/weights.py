@@ -54,6 +54,10 @@ def _packed(
     tensor: GgufTensor, name: str, kind: Architecture, config: dict[str, Any], report: Conversion
 ) -> Iterator[tuple[str, np.ndarray]]:
     packed = pack(_in_order(tensor, np.asarray(tensor.data), kind, config), tensor.kind)
+    if packed.error:
+        report.rounded[tensor.kind.name] = max(
+            packed.error, report.rounded.get(tensor.kind.name, 0.0)
+        )
     module = name.removesuffix(".weight")
     entry = {"group_size": GROUP, "bits": packed.bits, "mode": "affine"}
     report.quantization[module] = entry
@@ -76,6 +80,8 @@ def _plain(
         values = values - np.float32(1)
     if tensor.name.endswith("ffn_gate_inp_shexp.weight"):
         values = values.reshape(1, -1)  # stored as a vector
+    if tensor.name == "token_types.weight" and values.ndim == 1:
+        values = values.reshape(1, -1)  # of one type only
     if tensor.kind is Kind.F32 and values.ndim > 1:
         return values
     return _halved(values, tensor.kind, report)
