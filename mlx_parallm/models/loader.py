@@ -89,6 +89,11 @@ class LoadedModel:
         return dict(self.config.get("extended_mind") or {})
 
     @property
+    def capabilities(self) -> dict[str, bool]:
+        """What it can do besides reading and writing text."""
+        return {"vision": self.vision is not None}
+
+    @property
     def largest_matrix(self) -> int:
         """Entries of the largest weight with more than one axis."""
         weights: list[mx.array] = list(dict(tree_flatten(self.model.parameters())).values())

@@ -24,6 +24,10 @@ def why_blind(folder: Path, config: dict[str, Any]) -> str:
             f"Pictures are not supported for {config.get('model_type')} models; they are for "
             f"{names}."
         )
+    if config.get("model_file"):
+        return (
+            "The served model's config.json names code of its own, which is not run for pictures."
+        )
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         return (
             "The served model's folder has no preprocessor_config.json, which says how pictures "

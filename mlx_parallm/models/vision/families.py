@@ -20,16 +20,35 @@ class Family:
             None has one position a token.
         inner: its text model is the one that its text_config names; else mlx-lm knows the
             family itself.
+        bare_call: its processor takes no settings for the tokenizer, which may write a token at
+            the beginning of texts.
+        towers: model types of its vision_config that are known; empty is any.
     """
 
     processor: str
     placeholder: str
     axes: Axes | None = None
     inner: bool = False
+    bare_call: bool = False
+    towers: tuple[str, ...] = ()
 
 
 FAMILIES: Mapping[str, Family] = {
     "idefics3": Family("idefics3.processing_idefics3:Idefics3Processor", "<image>", inner=True),
+    "internvl": Family(
+        "internvl.processing_internvl:InternVLProcessor", "<IMG_CONTEXT>", inner=True
+    ),
+    "lfm2-vl": Family("lfm2_vl.processing_lfm2_vl:Lfm2VlProcessor", "<image>", inner=True),
+    "lfm2_vl": Family("lfm2_vl.processing_lfm2_vl:Lfm2VlProcessor", "<image>", inner=True),
+    "llava": Family(
+        "llava.processing_llava:LlavaProcessor",
+        "<image>",
+        inner=True,
+        bare_call=True,
+        towers=("clip_vision_model", "siglip_vision_model"),
+    ),
+    "mistral3": Family("mistral3.processing_mistral3:Mistral3Processor", "[IMG]"),
+    "pixtral": Family("pixtral.processing_pixtral:PixtralProcessor", "[IMG]", inner=True),
     "qwen2_5_vl": Family(
         "qwen2_5_vl.processing_qwen2_5_vl:Qwen2_5_VLProcessor", "<|image_pad|>", axes="chunked"
     ),
@@ -37,6 +56,9 @@ FAMILIES: Mapping[str, Family] = {
         "qwen2_vl.processing_qwen2_vl:Qwen2VLProcessor", "<|image_pad|>", axes="chunked"
     ),
     "qwen3_vl": Family(
+        "qwen3_vl.processing_qwen3_vl:Qwen3VLProcessor", "<|image_pad|>", axes="interleaved"
+    ),
+    "qwen3_vl_moe": Family(
         "qwen3_vl.processing_qwen3_vl:Qwen3VLProcessor", "<|image_pad|>", axes="interleaved"
     ),
     "smolvlm": Family("smolvlm.processing_smolvlm:SmolVLMProcessor", "<image>", inner=True),
@@ -50,4 +72,7 @@ REFUSED: Mapping[str, str] = {
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """The family of a config.json; None where it is no model that sees, or none of these."""
-    return FAMILIES.get(str(config.get("model_type"))) if config.get("vision_config") else None
+    family, tower = FAMILIES.get(str(config.get("model_type"))), config.get("vision_config")
+    if family is None or not tower:
+        return None
+    return None if family.towers and tower.get("model_type") not in family.towers else family

@@ -42,7 +42,8 @@ def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], N
     feature_id = _feature_id(model, processor)
     text = model.config.text_config
     width = int(text["hidden_size"] if isinstance(text, dict) else text.hidden_size)
-    tower = Tower(model, feature_id, width)
+    depth = len(config["vision_config"].get("deepstack_visual_indexes") or ())
+    tower = Tower(model, feature_id, width, deepstack=depth > 0)
     convert(model)
     mx.eval(model.parameters())
     return Vision(
@@ -53,7 +54,7 @@ def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], N
         feature_id,
         {**config, **config.get("text_config", {})},
         merge=int(config["vision_config"].get("spatial_merge_size", 2)),
-        depth=len(config["vision_config"].get("deepstack_visual_indexes") or ()),
+        depth=depth,
     )
 
 

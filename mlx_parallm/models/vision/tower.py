@@ -84,10 +84,12 @@ class Tower:
         model: mlx_vlm's Model, whose language model is taken away.
         feature_id: the token that stands for one row of features.
         width: D, of the text model.
+        deepstack: the tower gives deeper features, too.
     """
 
-    def __init__(self, model: Any, feature_id: int, width: int) -> None:
+    def __init__(self, model: Any, feature_id: int, width: int, *, deepstack: bool = False) -> None:
         self.model = model
+        self._deepstack = deepstack
         self._feature_id = feature_id
         self._trace: deque[mx.array] | None = None
         model.language_model = nn.Module()
@@ -115,7 +117,7 @@ class Tower:
     def _encode(self, inputs: dict[str, mx.array], count: int) -> tuple[mx.array, Any]:
         """(count, D) features, and those for deeper layers."""
         pixels = inputs.pop("pixel_values").astype(self._dtype)
-        if hasattr(self.model, "_merge_deepstack_features"):
+        if self._deepstack:
             # Its get_input_embeddings would compute all of them at once.
             rows, deeper = self.model.vision_tower(pixels, inputs["image_grid_thw"])
             return rows, tuple(deeper or ())

@@ -96,16 +96,14 @@ class Vision:
             image.thumbnail((LOW_DETAIL, LOW_DETAIL), Image.Resampling.LANCZOS)
         try:
             with self._lock:
-                found = self._processor(
-                    text=[self.family.placeholder], images=[image], add_special_tokens=False
-                )
+                found = self._processed(image)
         except (ValueError, ZeroDivisionError) as error:
             raise InvalidRequestError(
                 f"The model cannot take a picture of {picture.width} x {picture.height} pixels: "
                 f"{str(error)[:200]}",
                 param="messages",
             ) from None
-        ids = np.array(found["input_ids"]).reshape(-1).tolist()
+        ids = self._bare(np.array(found["input_ids"]).reshape(-1).tolist())
         inputs = as_inputs({k: v for k, v in dict(found).items() if k not in _OF_TEXT})
         return PreparedPicture(
             key=self.key_of(picture),
@@ -130,6 +128,16 @@ class Vision:
             )
         texts = [picture.text for picture in pictures]
         return parts[0] + "".join(t + part for t, part in zip(texts, parts[1:], strict=True))
+
+    def _processed(self, image: Image.Image) -> Any:
+        """What the processor makes of the family's placeholder and a picture."""
+        settings = {} if self.family.bare_call else {"add_special_tokens": False}
+        return self._processor(text=[self.family.placeholder], images=[image], **settings)
+
+    def _bare(self, ids: list[int]) -> list[int]:
+        """Without what the tokenizer writes at the beginning of every text."""
+        before = self._processor.tokenizer("")["input_ids"] if self.family.bare_call else []
+        return ids[len(before) :] if before and ids[: len(before)] == before else ids
 
     def _text_of(self, ids: list[int]) -> str:
         return str(

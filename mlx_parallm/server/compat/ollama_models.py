@@ -79,7 +79,8 @@ def capabilities(loaded: LoadedModel, dialect: Dialect) -> list[str]:
         return ["embedding"]
     tools = ["tools"] if dialect.has_calls else []
     thinking = ["thinking"] if dialect.thinks else []
-    return ["completion", *tools, *thinking, "embedding"]
+    vision = ["vision"] if loaded.vision is not None else []
+    return ["completion", *tools, *thinking, *vision, "embedding"]
 
 
 def _info(loaded: LoadedModel) -> dict[str, Any]:

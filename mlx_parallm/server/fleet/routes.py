@@ -173,4 +173,5 @@ def _card(slot: Slot) -> dict[str, Any]:
         "path_or_hf_id": slot.entry.path,
         "parent": None,
         "max_model_len": loaded.max_model_len if loaded else None,
+        "capabilities": loaded.capabilities if loaded else None,
     }

@@ -9,8 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from mlx_parallm.server.schemas.base import RequestModel
 
 
+class Capabilities(BaseModel):
+    """What a model can do. vision: it takes pictures."""
+
+    vision: bool
+
+
 class ModelCard(BaseModel):
-    """One model that requests can name. parent: the base model of an adapter."""
+    """One model that requests can name. parent: the base model of an adapter.
+
+    capabilities: null until the model is loaded.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -24,6 +33,7 @@ class ModelCard(BaseModel):
     root: str
     parent: str | None
     max_model_len: int | None
+    capabilities: Capabilities | None
 
 
 class PullRequest(RequestModel):

@@ -117,8 +117,17 @@ def check_same(batch: Driver, sequence: Sequence, alone: Driver, twin: Sequence)
     assert all_same(batch.prompt_logprobs(sequence), alone.prompt_logprobs(twin), TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("idefics3", "prefixes"),
+        ("idefics3", "guesses"),
+        ("lfm2_vl", "prefixes"),  # recurrent, and two padded forwards a step
+        ("qwen3_vl", "prefixes"),
+        ("qwen3_vl", "few pages"),
+        ("qwen3_vl", "guesses"),
+    ],
+)
 @given(mix=some_requests, bounds=some_bounds)
 @settings(max_examples=6, deadline=None)
 def test_rows_with_pictures_are_rows(

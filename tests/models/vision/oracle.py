@@ -53,13 +53,15 @@ def answer(
 
     model = _model(family)
     images = [Image.fromarray(picture.pixels) for picture in pictures]
-    given = dict(processor(text=[text], images=images, add_special_tokens=False))
+    settings = {} if family == "llava" else {"add_special_tokens": False}
+    made = dict(processor(text=[text], images=images, **settings))
+    given = {name: mx.array(np.array(value)) for name, value in made.items()}
     ids, pixels = given["input_ids"], given["pixel_values"]
     more = {k: v for k, v in given.items() if k not in (*_OF_TEXT, "pixel_values")}
     found = model.get_input_embeddings(ids, pixels, mask=mx.ones(ids.shape, mx.int32), **more)
-    made = {k: v for k, v in found.to_dict().items() if v is not None}
+    features = {k: v for k, v in found.to_dict().items() if v is not None}
     held = make_prompt_cache(model.language_model)
-    rows = _logprobs(model.language_model(ids, cache=held, **made, **more).logits[0])
+    rows = _logprobs(model.language_model(ids, cache=held, **features, **more).logits[0])
     prompt = np.array(ids).reshape(-1).tolist()
     scores = [float(rows[place, token]) for place, token in enumerate(prompt[1:])]
     following = {} if found.rope_deltas is None else {"rope_deltas": found.rope_deltas}

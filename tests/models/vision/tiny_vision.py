@@ -166,6 +166,116 @@ SPECS: dict[str, Config] = {
 }
 
 
+_CLIP: Config = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 32,
+}
+_PIXTRAL: Config = {
+    "special": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"],
+    "image": "[IMG]",
+    "ids": {"image_token_index": "[IMG]"},
+    "vision": {**_CLIP, "model_type": "pixtral", "head_dim": 16, "image_size": 64},
+    "processor": {
+        "image_processor_type": "PixtralImageProcessor",
+        "patch_size": {"height": 8, "width": 8},
+        "size": {"longest_edge": 48},
+        **_HALVES,
+    },
+}
+SPECS |= {
+    "internvl": {
+        "special": ["<img>", "</img>", "<IMG_CONTEXT>"],
+        "image": "<IMG_CONTEXT>",
+        "ids": {"image_token_id": "<IMG_CONTEXT>"},
+        "text": {**TEXT, "model_type": "qwen3", "head_dim": 8},
+        "vision": {**_CLIP, "model_type": "internvl_vision"},
+        "config": {"max_dynamic_patch": 2},
+        "processor": {},
+        "files": {"processor_config.json": {"image_seq_length": 4}},
+    },
+    "lfm2_vl": {
+        "special": ["<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"],
+        "image": "<image>",
+        "ids": {"image_token_id": "<image>"},
+        "text": {
+            **TEXT,
+            "model_type": "lfm2",
+            "num_hidden_layers": 3,
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_dim": 32,
+            "block_ff_dim": 48,
+            "block_multiple_of": 16,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "full_attn_idxs": [1],
+            "tie_word_embeddings": True,
+        },
+        "vision": {**_CLIP, "model_type": "siglip2_vision_model", "num_patches": 16},
+        "config": {"encoder_patch_size": 8, "projector_hidden_size": 48},
+        "processor": {
+            "encoder_patch_size": 8,
+            "min_image_tokens": 2,
+            "max_image_tokens": 8,
+            "tile_size": 32,
+            **_HALVES,
+        },
+    },
+    "llava": {
+        "special": ["<image>"],
+        "image": "<image>",
+        "ids": {"image_token_index": "<image>"},
+        "text": {**TEXT, "model_type": "llama"},
+        "vision": {**_CLIP, "model_type": "clip_vision_model"},
+        "config": {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"},
+        "processor": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 32},
+            "crop_size": {"height": 32, "width": 32},
+            **_HALVES,
+        },
+        "files": {
+            "processor_config.json": {
+                "patch_size": 8,
+                "vision_feature_select_strategy": "default",
+                "num_additional_image_tokens": 1,
+            }
+        },
+    },
+    "mistral3": {
+        **_PIXTRAL,
+        "text": {**TEXT, "model_type": "mistral", "head_dim": 8},
+        "config": {"spatial_merge_size": 2, "vision_feature_layer": -1},
+        "files": {"processor_config.json": {"patch_size": 8, "spatial_merge_size": 2}},
+    },
+    "pixtral": {
+        **_PIXTRAL,
+        "text": {**TEXT, "model_type": "llama", "head_dim": 8},
+        "files": {"processor_config.json": {"patch_size": 8}},
+    },
+    "qwen3_vl_moe": {
+        **SPECS["qwen3_vl"],
+        "text": {
+            **SPECS["qwen3_vl"]["text"],
+            "model_type": "qwen3_vl_moe_text",
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+        },
+        "vision": {**SPECS["qwen3_vl"]["vision"], "model_type": "qwen3_vl_moe"},
+    },
+}
+
+
 def picture(seed: int = 0, height: int = 50, width: int = 60) -> Picture:
     """Large squares of random colours."""
     rng = np.random.default_rng(seed)
