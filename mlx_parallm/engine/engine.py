@@ -336,6 +336,8 @@ class Engine(LiveModel):
             if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
+                self._counter.look()
+                self._answers.deliver()  # not only when the next step is on its way
             if self.runner.encoder is not None and self.runner.encoder.has_work:
                 self._see(self.runner.encoder)
             if self._memory.look():
