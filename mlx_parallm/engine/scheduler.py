@@ -419,7 +419,7 @@ class ContinuousBatchScheduler:
         if sequence.media is None:
             return True
         look(sequence)
-        return sequence.media.computable(sequence.num_computed, 1) == 1
+        return sequence.media.computable(sequence.num_computed, 1) > 0
 
     def _budget(self, decoding: int, behind: int) -> int:
         """Prompt tokens of the next step."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.limits import MAX_WIDTH
 from mlx_parallm.models.vision.families import Family
 from mlx_parallm.models.vision.inputs import PictureInputs
 from mlx_parallm.models.vision.media import Media
@@ -78,7 +79,18 @@ class Vision:
             raise InvalidRequestError(
                 f"The prompt does not fit its pictures: {error}.", param="messages"
             ) from None
-        return Media(ids, spans, axes=self.family.axes is not None)
+        self._check_widths(pictures)
+        return Media(ids, spans, axes=self.family.axes is not None, whole=self.family.whole)
+
+    def _check_widths(self, pictures: Sequence[PreparedPicture]) -> None:
+        """A picture that is computed as a whole has to fit into one forward of a row."""
+        widest = max((picture.num_features for picture in pictures), default=0)
+        if self.family.whole and widest > MAX_WIDTH // 2:
+            raise InvalidRequestError(
+                f"A picture of {widest} tokens is too large for this server, which computes "
+                f"{MAX_WIDTH // 2} of one at once; ask for less detail.",
+                param="messages",
+            )
 
     def key_of(self, picture: Picture) -> bytes:
         """Names the features of a picture; equal for equal pixels looked at alike."""
