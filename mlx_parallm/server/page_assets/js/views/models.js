@@ -44,7 +44,11 @@ export class ModelsView {
     const focused = document.activeElement?.closest?.(".model [data-act]")?.dataset.act;
     this.list.replaceChildren(...mains(models.cards).map((card) => this.#item(card)));
     // What was pressed is drawn anew; the focus stays on what took its place.
-    if (focused) this.list.querySelector(`[data-act="${CSS.escape(focused)}"]`)?.focus();
+    if (focused) this.#focus(focused);
+  }
+
+  #focus(act) {
+    this.list.querySelector(`[data-act="${CSS.escape(act)}"]`)?.focus();
   }
 
   #summarise({ cards, memory }) {
@@ -132,6 +136,8 @@ export class ModelsView {
     this.asked.delete(id);
     await this.session.models.refresh();
     this.#draw();
+    // A question for the key came in between, and what was pressed is no longer there.
+    if (document.activeElement === document.body) this.#focus(`change ${id}`);
   }
 
   #adapterList({ id }) {
