@@ -30,6 +30,7 @@ class Part:
 def set_shift(row: Row, sequence: Sequence) -> None:
     """Where the positions of a row's next tokens go on, if they hold no picture."""
     if sequence.media is not None:
+        sequence.media.forget(row.length)
         row.shift = sequence.media.shift(row.length)
         if sequence.memory is not None:
             row.shift += sequence.memory.shift

@@ -11,14 +11,17 @@ import numpy as np
 from PIL import Image
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.limits import MAX_WIDTH
 from mlx_parallm.models.vision.families import Family
 from mlx_parallm.models.vision.inputs import PictureInputs
 from mlx_parallm.models.vision.media import Media
 from mlx_parallm.models.vision.picture import Detail, Picture
 from mlx_parallm.models.vision.prepared import PreparedPicture, spans_of
+from mlx_parallm.models.vision.shelf import Shelf
 from mlx_parallm.models.vision.tower import Tower, as_inputs
 
+_SHARE = 16  # of the machine's memory, what prepared pictures may take
 LOW_DETAIL = 512  # pixels of the longer side at most, as OpenAI's "low"
 _OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
@@ -58,6 +61,7 @@ class Vision:
         self._fingerprint = fingerprint
         self._text_config = text_config
         self._merge, self._depth = merge, depth
+        self.shelf = Shelf(total_memory() // _SHARE)
         # Processors keep settings in attributes while they work.
         self._lock = threading.Lock()
 
@@ -102,7 +106,15 @@ class Vision:
 
         Raises:
             InvalidRequestError: the model's processor refuses it.
+            OutOfMemoryError: waiting requests hold too many pictures.
         """
+        found = self.shelf.find(self.key_of(picture))
+        if found is None:
+            found = self._prepare(picture)
+            self.shelf.put(found)
+        return found
+
+    def _prepare(self, picture: Picture) -> PreparedPicture:
         image = Image.fromarray(picture.pixels)
         if picture.detail == "low" and max(image.size) > LOW_DETAIL:
             image.thumbnail((LOW_DETAIL, LOW_DETAIL), Image.Resampling.LANCZOS)
