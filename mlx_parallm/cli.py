@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
 from mlx_parallm.cpu import blas
 from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
-from mlx_parallm.errors import UnsupportedError
+from mlx_parallm.engine.ranks.launch import LocalRanks, kill_local_ranks, rank_of_environment
+from mlx_parallm.errors import ParallmError, UnsupportedError
 from mlx_parallm.greeting import Greeting
 from mlx_parallm.open_files import raise_limit
 from mlx_parallm.options.loading import load_settings
@@ -68,13 +70,36 @@ def _main(argv: Sequence[str]) -> int:
         return _complain(str(error), _EXIT_USAGE)
     set_up_logging(settings.log_level, settings.log_format)
     blas.preload()
+    rank = rank_of_environment() if settings.tensor_parallel > 1 else None
+    if rank:
+        return _follow(settings)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         return _complain(_why_not_listening(error, settings), _EXIT_FAILURE)
     _warn_of_strangers(settings, listener)
     with listener:
-        return _serve(settings, listener)
+        if settings.tensor_parallel == 1 or rank == 0:
+            return _serve(settings, listener)
+        with LocalRanks(argv, settings.tensor_parallel, _end_soon):
+            return _serve(settings, listener)
+
+
+def _follow(settings: Settings) -> int:
+    """Compute with rank 0, which has the server, until it ends."""
+    from mlx_parallm.server.main import build_engine
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 ends when all is answered, then this one
+    engine = build_engine(settings)
+    engine.on_failure = _end_now
+    engine.start()
+    try:
+        engine.wait_ready()
+    except ParallmError as error:
+        return _complain(str(error), _EXIT_FAILURE)
+    engine.join()
+    return 0
 
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
@@ -114,17 +139,16 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         failures.append(UnavailableError(f"the engine failed: {reason}"))
         runner.should_exit = True
         # The engine's thread may never end, and whatever waits for it.
-        timer = threading.Timer(_GIVE_UP_S, _end_now, (str(failures[-1]),))
-        timer.daemon = True
-        timer.start()
+        _end_soon(str(failures[-1]))
 
+    ends_on_failure = settings.exit_on_engine_failure or settings.tensor_parallel > 1
     try:
         make = create_fleet_app if is_fleet(settings) else create_app
         app = make(
             settings,
             on_ready=on_ready,
             on_failure=on_failure,
-            on_engine_failure=on_engine_failure if settings.exit_on_engine_failure else None,
+            on_engine_failure=on_engine_failure if ends_on_failure else None,
         )
     except (UnsupportedError, SettingsError) as error:
         return _complain(str(error), _EXIT_USAGE)
@@ -136,8 +160,16 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     return 0
 
 
+def _end_soon(message: str) -> None:
+    """End with an error, but let those be answered first who wait."""
+    timer = threading.Timer(_GIVE_UP_S, _end_now, (message,))
+    timer.daemon = True
+    timer.start()
+
+
 def _end_now(message: str) -> None:
     _complain(message, _EXIT_FAILURE)
+    kill_local_ranks()
     logging.shutdown()
     os._exit(_EXIT_FAILURE)
 

@@ -10,7 +10,8 @@
     ├── QueueFullError               429  rate_limit_exceeded    Retry-After
     ├── RateLimitError               429  requests_per_minute_exceeded, ...    Retry-After
     ├── UnavailableError             503  service_unavailable    Retry-After
-    │   └── OutOfMemoryError         503  insufficient_memory    Retry-After
+    │   ├── OutOfMemoryError         503  insufficient_memory    Retry-After
+    │   └── RankLostError            503  rank_lost    Retry-After
     ├── RequestTimeoutError          408  request_timeout
     ├── RequestCancelledError        409  request_cancelled
     ├── ConflictError                409  conflict
@@ -174,6 +175,12 @@ class OutOfMemoryError(UnavailableError):
     """No memory is left for this request now."""
 
     code = "insufficient_memory"
+
+
+class RankLostError(UnavailableError):
+    """A process that has a part of the model has ended, or computes something else."""
+
+    code = "rank_lost"
 
 
 class SequenceError(ParallmError):

@@ -92,6 +92,12 @@ class Settings:
         "pack the weights while loading; they stay packed, on a CPU too",
         metavar="KIND",
     )
+    tensor_parallel: int = _option(
+        1,
+        integer(1, 64),
+        "processes that divide the model among them: started here, or by mlx.launch",
+        metavar="N",
+    )
     predictor: tuple[str, ...] = _option(
         (),
         filled,

@@ -35,7 +35,7 @@ from mlx_parallm.settings import Settings, SettingsError
         ("--no-enable-prefix-caching", "prefix_cache_memory", 0),
         ("--dtype half", "dtype", "float16"),
         ("--dtype float", "dtype", "float32"),
-        ("--tensor-parallel-size 1", "max_batch_size", 32),
+        ("--tensor-parallel-size 2", "tensor_parallel", 2),
         ("-tp=1", "max_batch_size", 32),
         ("--max-num-batched-tokens 2048", "prefill_chunk", 2048),
         ("--trust-remote-code", "trust_remote_code", True),
@@ -106,7 +106,7 @@ def test_what_is_not_needed_is_said(typed: str, capsys: pytest.CaptureFixture[st
     ("typed", "said"),
     [
         ("--lora x", "adapters in GGUF are not read"),
-        ("--tensor-parallel-size 2", "one device computes"),
+        ("--pipeline-parallel-size 2", "type --tensor-parallel N"),
         ("--prompt-cache-size 10", "--prefix-cache-memory SIZE"),
         ("--quantization awq", "--quantize 4bit"),
         ("--speculative-config {}", "--speculative ngram"),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -31,8 +31,10 @@ from mlx_parallm.engine.guard.room import check_room
 from mlx_parallm.engine.guard.row_faults import unfollowed
 from mlx_parallm.engine.guard.watchdog import Watchdog
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
-from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.inbox import Inbox
+from mlx_parallm.engine.ranks.events import Abort, Add, Configure, Quit
+from mlx_parallm.engine.ranks.ranks import Ranks
+from mlx_parallm.engine.ranks.turn import Event
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.stats import Counter, EngineStats
 from mlx_parallm.engine.step import Launched, Result, output_of
@@ -60,10 +62,13 @@ class Engine(LiveModel):
             streams belong to the thread that made them.
         config: bounds.
         load_draft: makes the draft model, where config.speculative is "draft".
+        meet: joins the ranks that compute the model together, before it is loaded; is given
+            what to call when one of them is lost.
 
     Attributes:
         config: the bounds in force; see `configure`.
         loaded: the model, None until it is loaded.
+        ranks: the processes that compute the model together.
         reason: why nothing is accepted now, None where the engine is ready.
         on_failure: called with the reason, on a thread of the engine's, when a step takes longer
             than `step_timeout` or the loop has failed.
@@ -76,12 +81,15 @@ class Engine(LiveModel):
         load: Callable[[], LoadedModel],
         config: EngineConfig,
         load_draft: Callable[[], LoadedModel] | None = None,
+        meet: Callable[[Callable[[str], None]], Ranks] | None = None,
     ) -> None:
         self.config = config
         self.loaded: LoadedModel | None = None
         self.reason: str | None = "the model is loading"
         self._load = load
         self._load_draft = load_draft
+        self._meet = meet
+        self.ranks = Ranks()
         self._speculate = True
         self._state = "loading"
         self._stats = EngineStats()
@@ -92,6 +100,7 @@ class Engine(LiveModel):
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._load_error: Exception | None = None
+        self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
 
     # Any thread
@@ -145,23 +154,32 @@ class Engine(LiveModel):
                     sequence.params = replace(sequence.params, seed=seed)
             self._answers.accept(sequences, sink)
             self._stats.accepted += len(sequences)
-            self._inbox.put(lambda: self._add(sequences))
+            self._inbox.put(lambda: self.add(sequences), Add(sequences))
 
     def abort(self, ids: Iterable[int]) -> None:
         """End sequences early; unknown and finished ones are ignored."""
         ids = list(ids)
-        self._inbox.put(lambda: self._abort(ids))
+        self._inbox.put(lambda: self.end(ids), Abort(ids))
 
-    def call(self, function: Callable[[], T], *, at_rest: bool = False) -> Future[T]:
+    def call(
+        self, function: Callable[[], T], *, at_rest: bool = False, event: Event | None = None
+    ) -> Future[T]:
         """Run a function on the engine's thread, between two steps.
+
+        Other ranks know nothing of it: what changes the engine is an event, see `enter`.
 
         Args:
             at_rest: with no step in flight: all tokens so far are known.
+            event: what the function does, for the other ranks.
         """
         with self._lock:
             if self._state == "stopped":
                 raise UnavailableError(f"The engine has stopped: {self.reason}")
-            return self._inbox.ask(function, at_rest=at_rest)
+            return self._inbox.ask(function, at_rest=at_rest, event=event)
+
+    def enter(self, event: Event) -> Future[Any]:
+        """Let the engine do something; all ranks do it between the same two steps."""
+        return self.call(lambda: event.apply(self), at_rest=event.at_rest, event=event)
 
     def configure(
         self,
@@ -191,21 +209,9 @@ class Engine(LiveModel):
             self.config = replace(self.config, num_draft_tokens=num_draft_tokens)
         if speculate is not None:
             self._speculate = speculate
-
-        def apply() -> None:
-            if self.loaded is not None and self.loaded.is_encoder:
-                given.pop("prefill_chunk", None)
-            if speculate and self.runner.speculation is None:
-                self.runner.speculate(NgramDrafter(), self.config.num_draft_tokens)
-                self.config = replace(self.config, speculative="ngram")
-            self.scheduler.configure(**given)
-            if self.runner.speculation is not None:
-                most = self.config.num_draft_tokens if self._speculate else 0
-                self.runner.speculation.limit(most)
-                self.scheduler.configure(lookahead=most)
-
         self.config = replace(self.config, **given)  # type: ignore[arg-type]
-        return self.call(apply)
+        most = self.config.num_draft_tokens if self._speculate else 0
+        return self.enter(Configure(given, bool(speculate), most))
 
     def stats(self) -> EngineStats:
         """A copy of the newest counters."""
@@ -216,12 +222,6 @@ class Engine(LiveModel):
         if self.loaded is None or self.runner.prefixes is None:
             return None
         return self.runner.prefixes.tree.stats()
-
-    @property
-    def can_speculate(self) -> bool:
-        """Whether guesses can be taken back: not from recurrent states, and encoders have none."""
-        loaded = self.loaded
-        return loaded is not None and not (loaded.is_encoder or self.runner.cache.has_state)
 
     @property
     def speculating(self) -> bool:
@@ -243,9 +243,13 @@ class Engine(LiveModel):
     def stop(self, timeout: float = 10) -> None:
         """End the loop; sequences that are left are answered with an error."""
         self.drain()
-        self._inbox.put(self._quit)
+        self._inbox.put(self.quit, Quit())
         if self._thread.is_alive():
             self._thread.join(timeout)
+
+    def join(self) -> None:
+        """Wait for the loop's end."""
+        self._thread.join()
 
     @property
     def num_live(self) -> int:
@@ -259,6 +263,7 @@ class Engine(LiveModel):
             self._live_through()
         finally:
             self._watchdog.stop()
+            self.ranks.close(self._failure)
             # MLX aborts the process at exit where a thread left its streams behind.
             mx.synchronize()
             mx.clear_streams()
@@ -272,18 +277,24 @@ class Engine(LiveModel):
         self._ready.set()
         try:
             self._loop()
-        except BaseException:
+        except BaseException as error:
             log.exception("the engine's loop failed")
-            self._die("the engine failed; see the log")
-            self.on_failure("the engine failed")
+            known = isinstance(error, ParallmError)
+            self._failure = str(error) if known else "the engine failed; see the log"
+            self._die(self._failure)
+            self.ranks.close(self._failure)
+            self.on_failure(self._failure)
 
     def _start_up(self) -> None:
+        if self._meet is not None:
+            self.ranks = self._meet(lambda reason: self.on_failure(reason))
         loaded = self._load()
         fit_threads(loaded.largest_matrix)
-        parts = assemble(loaded, self.config, self._load_draft)
+        parts = assemble(loaded, self.config, self._load_draft, self.ranks)
         self.runner, self.scheduler, self._memory = parts
         self._counter = Counter(self._stats, self.scheduler, self.runner, self._memory)
         self.loaded = loaded
+        self.ranks.attach(self.runner, self._memory, self)
         self._running = True
         self._state, self.reason = "ready", None
 
@@ -292,7 +303,7 @@ class Engine(LiveModel):
             log.debug("loading failed", exc_info=error)
             error = ModelLoadError(f"the model could not be loaded: {error}")
         with self._lock:
-            self._load_error = error
+            self._load_error, self._failure = error, str(error)
             self._state, self.reason = "stopped", str(error)
         self._ready.set()
         self._inbox.empty()
@@ -301,7 +312,7 @@ class Engine(LiveModel):
         launched: Launched | None = None
         self._watchdog.start()
         while self._running:
-            self._drain_inbox(block=launched is None and not self.scheduler.has_work)
+            self._begin_turn(block=launched is None and not self.scheduler.has_work)
             self._watchdog.begin("a step")
             launched = self._step(launched)
             self._answers.deliver()
@@ -311,13 +322,13 @@ class Engine(LiveModel):
         if self.runner.prefixes is not None:
             self.runner.prefixes.close()
 
-    def _drain_inbox(self, block: bool) -> None:
+    def _begin_turn(self, block: bool) -> None:
         if block:
             mx.clear_cache()  # idle: give unused memory back
             self.runner.rest()
+        if block or not self.ranks.leads:
             self._watchdog.rest()
-            self._inbox.wait()
-        self._inbox.run()
+        self._inbox.run(self.ranks.begin_turn(self._inbox, block=block))
 
     def _step(self, launched: Launched | None) -> Launched | None:
         """Launch the next step, then read the one before it.
@@ -336,13 +347,12 @@ class Engine(LiveModel):
             if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
-                self._counter.look()
-                self._answers.deliver()  # not only when the next step is on its way
             if self.runner.encoder is not None and self.runner.encoder.has_work:
                 self._see(self.runner.encoder)
-            if self._memory.look():
+            if self._memory.look(self.ranks.memory):
                 self._give_up_one()
             plan = self.scheduler.schedule()
+            self.ranks.check(plan)
             following = None
             if not plan.empty:
                 begun = self.runner.begin(plan, guesses)
@@ -382,6 +392,8 @@ class Engine(LiveModel):
         them start over, one at a time beside rows that have run since; a row
         that fails alone is answered with an error.
         """
+        if (verdict := self.ranks.verdict(error)) is not None:
+            raise verdict
         log.warning("a step failed; its sequences are tried one by one", exc_info=error)
         if launched is not None:
             try:
@@ -443,7 +455,10 @@ class Engine(LiveModel):
         if self._answers.put(output) and output.finish_reason is not None:
             self._counter.end(output.finish_reason)
 
-    def _add(self, sequences: list[Sequence]) -> None:
+    def add(self, sequences: list[Sequence]) -> None:
+        """See Doer; on other ranks nobody waits for what they give."""
+        if not self.ranks.leads:
+            self._answers.accept(sequences, lambda outputs: None)
         for sequence in sequences:
             if sequence.id not in self._answers:
                 continue
@@ -453,14 +468,16 @@ class Engine(LiveModel):
                 continue
             self.scheduler.add(sequence)
 
-    def _abort(self, ids: list[int]) -> None:
+    def end(self, ids: list[int]) -> None:
+        """See Doer."""
         for sequence_id in ids:
             sequence = self._answers.get(sequence_id)
             if sequence is not None:
                 self.scheduler.finish(sequence, FinishReason.ABORT)
                 self._send(Output(sequence_id, finish_reason=FinishReason.ABORT))
 
-    def _quit(self) -> None:
+    def quit(self) -> None:
+        """See Doer."""
         self._running = False
 
     def _die(self, reason: str) -> None:

@@ -32,6 +32,7 @@ from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
 from mlx_parallm.engine.guard.row_faults import fault_of, read_faults
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.speculation import Speculation
+from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.pacing.step_clock import StepClock
 from mlx_parallm.engine.pacing.step_curve import StepCurve
 from mlx_parallm.engine.plan import Plan
@@ -110,6 +111,8 @@ class ModelRunner:
         self.adapters: AdapterPool | None = None
         self.encoder: PictureEncoder | None = None
         self.curve = StepCurve()
+        self.measurements = Measurements()
+        self.measurements.takers["step"] = self.curve.measured
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._clock = self._new_clock()
         self._stained = False  # something NaN may lie where no row's tokens are
@@ -140,7 +143,7 @@ class ModelRunner:
 
     def speculate(self, drafter: Drafter, most: int) -> None:
         """Guess up to `most` tokens a step from now on."""
-        self.speculation = Speculation(drafter, most, packs=self.packs)
+        self.speculation = Speculation(drafter, most, self.measurements, packs=self.packs)
 
     def guesses(self, sequences: list[Sequence]) -> int:
         """Tokens worth guessing for these sequences in their next step.
@@ -155,13 +158,11 @@ class ModelRunner:
     def must_read_first(self, sequences: list[Sequence]) -> bool:
         """Whether the step before has to be read before these sequences' next one is begun.
 
-        A grammar's mask needs every token so far, and a client waits for its first token. A GPU
-        computes the next forward while they are read; on a CPU that forward would have to end
-        first.
+        A grammar's mask needs every token so far. A GPU computes the next forward while they
+        are read; on a CPU that forward would have to end first.
         """
-        if mx.default_device().type != mx.DeviceType.cpu:
-            return False
-        return is_constrained(sequences) or any(s.in_flight and not s.output for s in sequences)
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        return on_cpu and is_constrained(sequences)
 
     # A step
 
@@ -379,7 +380,7 @@ class ModelRunner:
     def _measure(self, launched: Launched) -> None:
         timed = self._clock.read(launched.began, launched.tokens, waited=launched.waited)
         if timed.own and timed.tokens:
-            self.curve.measured(timed.tokens, timed.seconds)
+            self.measurements.note("step", timed.tokens, timed.seconds)
         if self.speculation is None or not launched.decode:
             return
         size, work, guesses = len(launched.decode), 0.0, 0
@@ -390,7 +391,7 @@ class ModelRunner:
         alone = timed.own and launched.tokens == timed.tokens == size + guesses
         # Steps with masks wait for the one before, whether they guess or not.
         waited = launched.waited and not (launched.masked and launched.guessed is None)
-        lengths.measured(size, work, timed.seconds, waited=waited, alone=alone)
+        self.measurements.note("guessing", size, work, timed.seconds, waited=waited, alone=alone)
         lengths.stats.steps += work > 0
 
     # Rows

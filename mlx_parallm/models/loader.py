@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapting.adapt import check_supported
+from mlx_parallm.models.adapting.shards import shard
 from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.predictor import Predictor
@@ -52,7 +53,7 @@ class LoadedModel:
         eos_token_ids: tokens that end a generation.
         max_model_len: tokens of prompt and output together.
         vocab_size: columns of the logits.
-        dtype: of the weights that compute; nbytes: of all weights.
+        dtype: of the weights that compute; nbytes: of all weights that this process has.
         quantization: config.json's quantization, None where weights are plain.
         head: of a sequence classifier or reward model.
         pooling: how its embeddings are made: "last", "mean" or "cls".
@@ -121,6 +122,7 @@ def load_model(
     max_model_len: int | None = None,
     trust_remote_code: bool = False,
     quantize: str | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> LoadedModel:
     """Load a model and its tokenizer.
 
@@ -130,6 +132,7 @@ def load_model(
             "float32", "float16" or "bfloat16".
         max_model_len: a shorter context than the model's own.
         quantize: "4bit", "8bit", "mxfp4", "mxfp8" or "nvfp4" packs the weights here.
+        group: of processes that divide the model among them; the whole of it is in none.
 
     Raises:
         ModelLoadError: in one sentence, what is missing or wrong.
@@ -153,10 +156,14 @@ def load_model(
         config = quantize_weights(model, config, quantize)
     if _on_cuda():
         check_cuda_shapes(model)
+    whole = _num_parameters(model)
+    if group is not None:
+        shard(model, group, config["model_type"])
     read_weights(model)
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
+    loaded.num_parameters = whole
     loaded.pooling = _pooling(folder, loaded.is_encoder)
-    _open_eyes(loaded, dtype)
+    _open_eyes(loaded, dtype, alone=group is None)
     if loaded.is_encoder:
         loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
@@ -169,9 +176,11 @@ def load_model(
     return loaded
 
 
-def _open_eyes(loaded: LoadedModel, dtype: str) -> None:
+def _open_eyes(loaded: LoadedModel, dtype: str, *, alone: bool) -> None:
     """Give a model that sees its tower, or say why it takes no pictures."""
     loaded.blindness = why_blind(loaded.folder, loaded.config)
+    if not loaded.blindness and not alone:
+        loaded.blindness = "Pictures are not supported with --tensor-parallel."
     if loaded.blindness:
         return
     from mlx_parallm.models.vision.loading import load_vision
@@ -336,10 +345,15 @@ def describe(
         max_model_len=_context(config, max_model_len),
         vocab_size=_vocab_size(config, tokenizer),
         dtype=str(max(floats, key=lambda a: a.size).dtype).rsplit(".", 1)[-1],
-        num_parameters=sum(array.size for array in weights),
+        num_parameters=_num_parameters(model),
         nbytes=sum(array.nbytes for array in weights),
         quantization=config.get("quantization") if _is_quantized(model) else None,
     )
+
+
+def _num_parameters(model: Any) -> int:
+    weights: list[mx.array] = list(dict(tree_flatten(model.parameters())).values())
+    return sum(array.size for array in weights)
 
 
 def check_same_tokenizer(target: LoadedModel, draft: LoadedModel) -> None:

@@ -28,6 +28,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "kv_cache_memory": ("--kv-cache-memory-bytes",),
     "gpu_memory_utilization": ("--mem-fraction-static",),
     "step_timeout": ("--watchdog-timeout",),
+    "tensor_parallel": ("--tensor-parallel-size", "-tp", "--tp-size"),
     "prefix_cache_memory": ("--prompt-cache-bytes",),
     "no_ui": ("--no-webui",),
     "draft_model": ("--model-draft", "-md", "--hf-repo-draft", "-hfd", "-hfrd"),
@@ -134,9 +135,9 @@ def _flag(names: str, values: Literal[0, 1, "?"], answer: Callable[[str], Answer
 _NO_GGUF_ADAPTERS = (
     "adapters in GGUF are not read; type --adapter-path FOLDER for one of PEFT or mlx-lm"
 )
-_ONE_DEVICE = (
-    "one device computes; type 1 or leave it out, and --quantize 4bit for a model that does not fit"
-)
+_NO_PIPELINE = "type --tensor-parallel N, which divides every layer over N processes"
+_EQUAL_PARTS = "type --tensor-parallel N, whose parts are equal"
+_REPLICAS = "type mlx_parallm serve-many N, which starts N replicas behind a router"
 _DEVICE_ITSELF = "every layer is on the device that MLX uses: the GPU where there is one"
 _ALWAYS_BATCHES = "requests are always batched continuously, long prompts in chunks"
 _TEMPLATES = "the model's own chat template is always used"
@@ -217,15 +218,19 @@ _MEMORY = (
 )
 _DEVICES = (
     _flag(
-        "--tensor-parallel-size -tp --tp-size --pipeline-parallel-size -pp --data-parallel-size "
-        "-dp --expert-parallel-size",
+        "--pipeline-parallel-size -pp --expert-parallel-size",
         1,
-        _only("1", otherwise=_ONE_DEVICE),
+        _only("1", otherwise=_NO_PIPELINE),
     ),
-    _flag("--pipeline --enable-expert-parallel", 0, _instead(_ONE_DEVICE)),
+    _flag("--data-parallel-size -dp", 1, _only("1", otherwise=_REPLICAS)),
+    _flag("--pipeline --enable-expert-parallel", 0, _instead(_NO_PIPELINE)),
     _flag("-ngl --gpu-layers --n-gpu-layers", 1, _not_needed(_DEVICE_ITSELF)),
     _flag("--device -dev --main-gpu -mg", 1, _not_needed(_DEVICE_ITSELF)),
-    _flag("--split-mode -sm --tensor-split -ts", 1, _instead("one device computes; leave it out")),
+    _flag(
+        "--split-mode -sm --tensor-split -ts",
+        1,
+        _instead("type --tensor-parallel N: all parts are equal"),
+    ),
     _flag(
         "-t --threads -tb --threads-batch",
         1,

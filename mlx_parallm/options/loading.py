@@ -22,7 +22,8 @@ from mlx_parallm.settings import PROGRAM, Settings, SettingsError
 
 ENVIRONMENT_PREFIX = "MLX_PARALLM_"
 # Variables with the prefix that others read: the BLAS, and scripts that start the server.
-_NOT_OPTIONS = ("CONFIG", "BLAS", "SERVE")
+_NOT_OPTIONS = ("CONFIG", "BLAS", "SERVE", "LEADER")
+_NO_MEMORIES = "memories hold K and V of all heads, and every process has some of them only"
 _SECRETS = ("api_key", "admin_key", "memory_store")
 
 
@@ -129,7 +130,24 @@ def _checked(settings: Settings) -> Settings:
             raise SettingsError(f"--api-key-file {settings.api_key_file}: {error}") from None
     if not settings.has_keys and (settings.requests_per_minute or settings.tokens_per_minute):
         raise SettingsError("limits a minute are of API keys: give --api-key or --api-key-file")
+    if settings.tensor_parallel > 1:
+        _check_ranks(settings)
     return settings
+
+
+def _check_ranks(settings: Settings) -> None:
+    """Refuse what a model cannot have that several processes compute."""
+    refused = {
+        "--also-serve": (settings.also_serve, "one model is divided; start a server for another"),
+        "--models-dir": (settings.models_dir, "one model is divided; start a server for another"),
+        "--strict": (settings.strict, "it compares the whole model, which no process has"),
+        "--use-extended-mind": (settings.use_extended_mind, _NO_MEMORIES),
+        "--memory-dir": (settings.memory_dir, _NO_MEMORIES),
+        "--memory-store": (settings.memory_store, _NO_MEMORIES),
+    }
+    for name, (given, reason) in refused.items():
+        if given:
+            raise SettingsError(f"{name} does not go with --tensor-parallel: {reason}")
 
 
 def _value(

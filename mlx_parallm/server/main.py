@@ -56,11 +56,17 @@ from mlx_parallm.settings import Settings
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
+    from mlx_parallm.engine.ranks.ranks import Ranks
     from mlx_parallm.models.loader import LoadedModel
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+# By these options steps are planned, so that every rank needs the same.
+_SAME_ON_ALL_RANKS = (
+    *("tensor_parallel", "dtype", "quantize", "max_model_len", "max_batch_size", "max_gap"),
+    *("prefill_chunk", "prefix_cache_memory", "speculation", "num_draft_tokens", "max_loras"),
+)
 _FAMILIES = (
     adapters,
     rollout,
@@ -165,9 +171,14 @@ def build_engine(
         on_loaded: called there, before the engine changes the model's modules.
         progress: told how far the download and the reading of the model are.
     """
+    import mlx.core as mx
+
     from mlx_parallm.engine.engine import Engine, EngineConfig
+    from mlx_parallm.engine.ranks.meet import meet
     from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
     from mlx_parallm.models.predictor import load_predictors
+
+    ranks = settings.tensor_parallel
 
     def load() -> LoadedModel:
         watcher.set(progress)
@@ -177,6 +188,7 @@ def build_engine(
             max_model_len=settings.max_model_len,
             trust_remote_code=settings.trust_remote_code,
             quantize=settings.quantize,
+            group=mx.distributed.init() if ranks > 1 else None,
         )
         if settings.chat_template is not None:
             _use_chat_template(loaded, settings.chat_template)
@@ -206,7 +218,12 @@ def build_engine(
         max_loras=settings.max_loras,
         max_lora_rank=settings.max_lora_rank,
     )
-    return Engine(load, config, load_draft)
+
+    def meet_ranks(on_end: Callable[[str], None]) -> Ranks:
+        same = {name: getattr(settings, name) for name in _SAME_ON_ALL_RANKS}
+        return meet(ranks, str(same), settings.step_timeout, on_end)
+
+    return Engine(load, config, load_draft, meet_ranks if ranks > 1 else None)
 
 
 def _use_chat_template(loaded: LoadedModel, given: str) -> None:

@@ -126,9 +126,16 @@ class ServerState:
 
         Raises:
             UnavailableError: as loaded().
+            UnsupportedError: several processes compute the model.
             MemoryStoreError: the store cannot be used.
         """
         self.loaded()
+        if self.settings.tensor_parallel > 1:
+            raise UnsupportedError(
+                "Memories hold K and V of all heads, and with --tensor-parallel every process "
+                "has some of them only.",
+                param="memory",
+            )
         with self._memories_lock:
             if self._memories is None:
                 self._memories = self._open_memories()

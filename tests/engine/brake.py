@@ -36,7 +36,7 @@ class Brake:
         self._left -= 1
         if self._left < 0:
             self._stopped.set()
-            wait_until(lambda: self._released.is_set() or not self._engine._inbox._calls.empty())
+            wait_until(lambda: self._released.is_set() or not self._engine._inbox._entries.empty())
         return self._launch(begun)
 
 

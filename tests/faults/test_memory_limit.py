@@ -10,7 +10,7 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.engine.guard import memory_guard
-from mlx_parallm.engine.guard.memory_guard import MemoryUse
+from mlx_parallm.engine.ranks.turn import Reading
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.errors import ModelLoadError, OutOfMemoryError
 from mlx_parallm.models import system_memory
@@ -39,7 +39,7 @@ def left(monkeypatch: pytest.MonkeyPatch) -> Left:
     found = Left()
     monkeypatch.setattr(memory_guard, "_LOOK_S", 0.0)
     monkeypatch.setattr(
-        memory_guard, "measure", lambda limit: MemoryUse(limit - found(), limit, found())
+        memory_guard, "measure", lambda limit: Reading(limit - found(), limit, found())
     )
     return found
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -67,6 +67,7 @@ class PageSpill:
         tree, cache: the prefix cache and what is in its pages.
         store: the pages on disk.
         need_snapshot: prefixes are of use up to a snapshot only (recurrent models).
+        agree: the smallest value of all ranks that hold the same prefixes, each on a disk.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class PageSpill:
         store: PageStore,
         *,
         need_snapshot: bool = False,
+        agree: Callable[[int], int] = lambda value: value,
     ) -> None:
+        self._agree = agree
         self.tree = tree
         self.cache = cache
         self.store = store
@@ -116,10 +119,11 @@ class PageSpill:
         cached = self.tree.match(namespace, tokens, record=False)
         keys = self._keys_on_disk(namespace, tokens, len(cached.pages))
         records = self._read(keys[len(cached.pages) :])
-        end, snapshot = len(cached.pages) + len(records), None
+        end, snapshot = self._agree(len(cached.pages) + len(records)), None
         size = self.tree.page_size
         if self.need_snapshot:
-            end, snapshot = self._last_snapshot(keys[:end], held // size)
+            end, snapshot = self._agreed_snapshot(keys[:end], held // size)
+        records = records[: max(0, end - len(cached.pages))]
         if end * size <= held:
             return 0
         self.tree.store(
@@ -190,6 +194,15 @@ class PageSpill:
                 except PageFileError as error:
                     log.warning("snapshot %s on disk cannot be used: %s", key, error)
         return 0, None
+
+    def _agreed_snapshot(self, keys: list[str], held: int) -> tuple[int, Any]:
+        """As _last_snapshot, of those that all ranks have."""
+        while True:
+            end, snapshot = self._last_snapshot(keys, held)
+            least, most = self._agree(end), -self._agree(-end)
+            if least == most:
+                return end, snapshot
+            keys = keys[:least]
 
     def _fill(self, pages: list[int], records: list[Record]) -> None:
         self.cache.write_all(pages, unpack_pages(self.cache, records[: len(pages)]))

@@ -9,6 +9,7 @@ is released.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,9 +53,16 @@ class PrefixStore:
     Args:
         cache: the batch's caches, after a forward, so that their shapes are known.
         memory: bytes for pages and snapshots.
+        agree: the smallest value of all ranks that hold the same prefixes.
     """
 
-    def __init__(self, cache: BatchedCache | RowCache, memory: int) -> None:
+    def __init__(
+        self,
+        cache: BatchedCache | RowCache,
+        memory: int,
+        agree: Callable[[int], int] = lambda value: value,
+    ) -> None:
+        self._agree = agree
         self._kv = [leaf for leaf in cache.leaves if isinstance(leaf, BatchedKVCache)]
         self._kv = [leaf for leaf in self._kv if leaf.keys is not None]
         self._kv_places = [cache.leaves.index(leaf) for leaf in self._kv]
@@ -89,7 +97,9 @@ class PrefixStore:
     def keep_on_disk(self, folder: Path, fingerprint: str, max_bytes: int) -> None:
         """Spill evicted pages to a folder, and find them there after a restart."""
         store = PageStore(folder, fingerprint, max_bytes)
-        self.disk = PageSpill(self.tree, self.pages, store, need_snapshot=self.has_state)
+        self.disk = PageSpill(
+            self.tree, self.pages, store, need_snapshot=self.has_state, agree=self._agree
+        )
 
     def close(self) -> None:
         """Write what is worth keeping to disk."""
@@ -117,7 +127,7 @@ class PrefixStore:
         before = self._stored.get(sequence.id, 0)
         if full <= before or (self.ring is not None and row.length - before > self.ring):
             return
-        if not row.home.is_finite(row, before):
+        if not self._agree(row.home.is_finite(row, before)):
             return  # whoever found it would be NaN, too
         snapshot = None
         if self.has_state:

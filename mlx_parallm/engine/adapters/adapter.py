@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mlx_parallm.models.lora.delta import AdapterWeights
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Adapter:
     """One version of an adapter; its weights never change.
 

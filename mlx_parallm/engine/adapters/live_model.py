@@ -6,14 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
-from mlx_parallm.engine.adapters.live import switch_rows, switch_weights
+from mlx_parallm.engine.adapters.live import switch_weights
 from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.ranks.events import SwitchAdapter
+from mlx_parallm.engine.ranks.ranks import Ranks
+from mlx_parallm.engine.ranks.turn import Event
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.weights import Running, Weights
@@ -36,10 +39,21 @@ class LiveModel(ABC):
     loaded: LoadedModel | None
     runner: ModelRunner
     scheduler: ContinuousBatchScheduler
+    ranks: Ranks
 
     @abstractmethod
     def call(self, function: Callable[[], T], *, at_rest: bool = False) -> Future[T]:
         """Run a function on the engine's thread, between two steps."""
+
+    @abstractmethod
+    def enter(self, event: Event) -> Future[Any]:
+        """Let the engine do something; all ranks do it between the same two steps."""
+
+    @property
+    def can_speculate(self) -> bool:
+        """Whether guesses can be taken back: not from recurrent states, and encoders have none."""
+        loaded = self.loaded
+        return loaded is not None and not (loaded.is_encoder or self.runner.cache.has_state)
 
     def adapter_modules(self) -> Modules:
         """The model's modules by the names that adapters have for them; any thread may read.
@@ -57,15 +71,14 @@ class LiveModel(ABC):
             UnsupportedError: this model takes no adapters.
         """
         pool, base = self._adapter_pool, self.runner.weights.current
+        if self.ranks.size > 1:
+            return []  # each rank copies its part when the first row needs it
         mine = adapter.on(base.version)
         return [] if mine.slot or mine.prepared is not None else pool.preparing(mine, base)
 
     def switch_adapter(self, new: Adapter, *, recompute: bool) -> Future[int]:
         """Let running sequences of earlier versions go on with a new one; see live.py."""
-        return self.call(
-            lambda: switch_rows(self.scheduler, self.runner, new, recompute=recompute),
-            at_rest=True,
-        )
+        return self.enter(SwitchAdapter(new, recompute))
 
     @contextmanager
     def using(self, adapter: Adapter | None) -> Iterator[bool]:
@@ -87,9 +100,15 @@ class LiveModel(ABC):
         """Makes parameters of this model from uploads; its steps are for `call`.
 
         Raises:
-            UnsupportedError: the model has a head that is no part of it.
+            UnsupportedError: the model has a head that is no part of it, or several processes.
         """
         loaded = self.loaded
+        if self.ranks.size > 1:
+            raise UnsupportedError(
+                "The weights of a model that several processes compute cannot be replaced "
+                "(--tensor-parallel).",
+                param="model",
+            )
         if loaded is None or loaded.head is not None:
             raise UnsupportedError(
                 "The weights of a model with a classification head cannot be replaced.",

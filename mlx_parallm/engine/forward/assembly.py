@@ -23,6 +23,7 @@ from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.pacing.token_budget import TokenBudget
 from mlx_parallm.engine.plan import SchedulerConfig
+from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.device_memory import (
@@ -45,29 +46,37 @@ _GPU_TOKENS = (512, 4096, 4096)
 
 
 def assemble(
-    loaded: LoadedModel, config: EngineConfig, load_draft: LoadDraft | None
+    loaded: LoadedModel, config: EngineConfig, load_draft: LoadDraft | None, ranks: Ranks
 ) -> tuple[ModelRunner, ContinuousBatchScheduler, MemoryGuard]:
     """A runner, a scheduler and a guard of its memory for a model.
+
+    What depends on a machine's memory is the least of all ranks'.
 
     Raises:
         ModelLoadError: the draft model does not fit.
     """
+    ranks.compare("models", loaded.config)
     use_wired_memory()
     runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids, loaded.vision)
+    runner.sampler.share = ranks.share
     warm_up(runner)
     per_token = runner.cache.bytes_per_token
-    memory = config.kv_cache_memory or available_kv_bytes(
-        loaded.nbytes, config.memory_utilization, config.memory_limit
+    limit = config.memory_limit
+    if limit is None and ranks.here > 1:
+        limit = total_memory() // ranks.here
+    memory = ranks.agree(
+        config.kv_cache_memory
+        or available_kv_bytes(loaded.nbytes, config.memory_utilization, limit)
     )
-    prefixes = _prefixes(loaded, config, runner, memory)
+    prefixes = _prefixes(loaded, config, runner, memory, ranks)
     runner.reset()
-    guesses = _speculate(loaded, config, load_draft, runner)
+    guesses = _speculate(loaded, config, load_draft, runner, ranks)
     scheduler = ContinuousBatchScheduler(
         SchedulerConfig(
             max_batch_size=config.max_batch_size,
             **_widths(loaded, config, guesses),
             packs=runner.packs,
-            kv_tokens=memory // per_token if per_token else _NO_LIMIT,
+            kv_tokens=ranks.agree(memory // per_token if per_token else _NO_LIMIT),
             lookahead=guesses,
             aligned=prefixes is not None and prefixes.has_state,
             shares_prefixes=prefixes is not None,
@@ -91,12 +100,12 @@ def assemble(
             loaded.vision.tower, scheduler.budget.spare, memory // _FEATURES_SHARE
         )
         scheduler.look = runner.encoder.look
-    limit = min(config.memory_limit or total_memory(), total_memory())
+    limit = ranks.agree(min(limit or total_memory(), total_memory()))
     return runner, scheduler, MemoryGuard(limit, scheduler, prefixes, per_token)
 
 
 def _prefixes(
-    loaded: LoadedModel, config: EngineConfig, runner: ModelRunner, kv_memory: int
+    loaded: LoadedModel, config: EngineConfig, runner: ModelRunner, kv_memory: int, ranks: Ranks
 ) -> PrefixStore | None:
     """Set the prefix cache up; needs caches that have computed a token (see warm_up.py)."""
     memory = config.prefix_cache_memory
@@ -104,16 +113,23 @@ def _prefixes(
         memory = kv_memory // 4
     if memory <= 0 or loaded.is_encoder:
         return None
-    prefixes = runner.prefixes = PrefixStore(runner.cache, memory)
+    prefixes = runner.prefixes = PrefixStore(runner.cache, memory, ranks.agree)
     if config.prefix_cache_dir is not None:
         weights = dict(tree_flatten(loaded.model.parameters())).items()
         fingerprint = model_fingerprint(loaded.config, weights, PAGE_SIZE)
-        prefixes.keep_on_disk(config.prefix_cache_dir, fingerprint, config.prefix_cache_disk)
+        folder = config.prefix_cache_dir
+        if ranks.size > 1:  # each has other heads
+            folder /= f"rank-{ranks.rank}-of-{ranks.size}"
+        prefixes.keep_on_disk(folder, fingerprint, config.prefix_cache_disk // ranks.here)
     return prefixes
 
 
 def _speculate(
-    loaded: LoadedModel, config: EngineConfig, load_draft: LoadDraft | None, runner: ModelRunner
+    loaded: LoadedModel,
+    config: EngineConfig,
+    load_draft: LoadDraft | None,
+    runner: ModelRunner,
+    ranks: Ranks,
 ) -> int:
     """Set speculation up; returns the most tokens to guess, 0 where it is off."""
     if config.speculative is None:
@@ -127,7 +143,9 @@ def _speculate(
             raise ModelLoadError("speculation with a draft model needs a draft model")
         draft = load_draft()
         check_same_tokenizer(loaded, draft)
-        drafter = ModelDrafter(draft.model, min(draft.vocab_size, loaded.vocab_size))
+        drafter = ModelDrafter(
+            draft.model, min(draft.vocab_size, loaded.vocab_size), share=ranks.share
+        )
         if any(cache.has_state for cache in drafter.caches):
             raise ModelLoadError(f"{draft.path}: a recurrent model cannot be the draft")
     runner.speculate(drafter, config.num_draft_tokens)

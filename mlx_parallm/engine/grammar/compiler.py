@@ -71,8 +71,23 @@ class Compiler:
         if grammar is None:
             made.set_result(Constraint(None, gate))
         else:
-            self._find(grammar).add_done_callback(lambda found: _make(made, found, gate, param))
+            self._find(grammar).add_done_callback(
+                lambda found: _make(made, found, grammar, gate, param)
+            )
         return made
+
+    def compiled(self, grammar: Grammar | None, gate: Gate | None) -> Constraint:
+        """A new sequence's constraint, at once; another process has tried the grammar."""
+        if grammar is None:
+            return Constraint(None, gate)
+        with self._lock:
+            kept = self._kept.get(grammar)
+            if not isinstance(kept, LLMatcher) or _is_spent(kept):
+                kept = self._kept[grammar] = compiled(self._words.result(), grammar.source)
+            self._kept.move_to_end(grammar)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return Constraint(kept.deep_copy(), gate, grammar)
 
     def start(self) -> None:
         """Start the processes now, and not with the first grammar."""
@@ -179,6 +194,7 @@ def _plain(error: str) -> str:
 def _make(
     made: Future[Constraint],
     found: Future[LLMatcher | str],
+    grammar: Grammar,
     gate: Gate | None,
     param: str,
 ) -> None:
@@ -194,4 +210,4 @@ def _make(
         message = f"Invalid value for '{param}': {matcher}"
         made.set_exception(InvalidRequestError(message, param=param))
     else:
-        made.set_result(Constraint(matcher.deep_copy(), gate))
+        made.set_result(Constraint(matcher.deep_copy(), gate, grammar))

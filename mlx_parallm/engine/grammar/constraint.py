@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from llguidance import LLMatcher
 
 from mlx_parallm.engine.grammar.gate import Gate, GateState, Phase
+from mlx_parallm.engine.grammar.grammar import Grammar
 
 
 class Constraint:
@@ -16,21 +17,27 @@ class Constraint:
     Args:
         matcher: at the beginning of its grammar; None allows everything behind the gate.
         gate: free text that may come before.
+        grammar: that the matcher was compiled from.
 
     Attributes:
         error: why the grammar cannot be followed any further; None where it can.
     """
 
-    __slots__ = ("_gate", "error", "matcher")
+    __slots__ = ("_gate", "error", "first_gate", "grammar", "matcher")
 
-    def __init__(self, matcher: LLMatcher | None, gate: Gate | None = None) -> None:
+    def __init__(
+        self, matcher: LLMatcher | None, gate: Gate | None = None, grammar: Grammar | None = None
+    ) -> None:
         self.matcher = matcher
+        self.grammar = grammar
+        self.first_gate = gate
         self.error: str | None = None
         self._gate: GateState | None = None if gate is None else gate.start
 
     def copy(self) -> Constraint:
         """Another sequence's, in the same state."""
-        other = Constraint(None if self.matcher is None else self.matcher.deep_copy())
+        matcher = None if self.matcher is None else self.matcher.deep_copy()
+        other = Constraint(matcher, self.first_gate, self.grammar)
         other._gate, other.error = self._gate, self.error
         return other
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlx_parallm.cache.prefixes.prefix_store import PrefixStore
+from mlx_parallm.engine.ranks.turn import Reading
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.models.system_memory import (
     available_bytes,
@@ -32,16 +32,7 @@ _LEAST_MARGIN = 64 << 20  # but an eighth of a small limit
 _CRITICAL = 1 / 4  # of the margin: now a row has to go
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """Bytes used by the process, the limit, and what can still be taken."""
-
-    used: int
-    limit: int
-    left: int
-
-
-def measure(limit: int) -> MemoryUse:
+def measure(limit: int) -> Reading:
     """The memory in use now.
 
     Args:
@@ -54,7 +45,7 @@ def measure(limit: int) -> MemoryUse:
     elif "free_memory" in (info := mx.device_info(device)):
         found = int(info["free_memory"])  # CUDA; Metal's memory is limited by what it recommends
     left = limit - used
-    return MemoryUse(used, limit, left if found is None else min(left, found))
+    return Reading(used, limit, left if found is None else min(left, found))
 
 
 class MemoryGuard:
@@ -65,7 +56,9 @@ class MemoryGuard:
         token_bytes: K and V of one token in all layers; 0 for recurrent models.
 
     Attributes:
+        limit: bytes that the process may use.
         use: as it was seen last.
+        shared: other ranks compute the same, and do with one reading what this one does.
     """
 
     def __init__(
@@ -76,7 +69,8 @@ class MemoryGuard:
         token_bytes: int,
     ) -> None:
         self.margin = int(max(limit * _MARGIN, min(limit / 8, _LEAST_MARGIN)))
-        self._limit = limit
+        self.limit = limit
+        self.shared = False
         self._scheduler = scheduler
         self._prefixes = prefixes
         self._token_bytes = max(1, token_bytes)
@@ -84,24 +78,35 @@ class MemoryGuard:
         self._short = False
         self.use = measure(limit)
 
-    def look(self) -> bool:
+    def read(self) -> Reading | None:
+        """The memory in use now, where it is time to look again."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return None
+        self._next_look = now + _LOOK_S
+        return measure(self.limit)
+
+    def look(self, use: Reading | None) -> bool:
         """Make room where little is left, and bound what is admitted by what is left.
+
+        Args:
+            use: the newest reading; None where nothing new is known.
 
         Returns:
             whether a row has to go although nothing else can be freed.
         """
-        now = time.monotonic()
-        if now < self._next_look:
+        if use is None:
             return False
-        self._next_look = now + _LOOK_S
-        self.use = measure(self._limit)
+        self.use = use
+        # What is freed now shows in the next reading of ranks that share one.
+        was_short = self._short or not self.shared
         if self.use.left < self.margin:
             self.make_room(self.margin - self.use.left)
         left = self.use.left - self.margin
         self._say(left < 0)
         used = self._scheduler.kv_tokens_used
         self._scheduler.configure(kv_room=max(0, used + left // self._token_bytes))
-        return self.use.left < self.margin * _CRITICAL
+        return was_short and self.use.left < self.margin * _CRITICAL
 
     def make_room(self, nbytes: int | None = None) -> None:
         """Free what nobody needs now: unused buffers, and prefixes.
@@ -117,7 +122,8 @@ class MemoryGuard:
             prefixes.tree.clear()
         mx.clear_cache()
         return_freed_memory()
-        self.use = measure(self._limit)
+        if not self.shared:
+            self.use = measure(self.limit)
 
     def _say(self, short: bool) -> None:
         if short and not self._short:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -22,11 +23,20 @@ class ModelDrafter:
 
     It has rows of its own, which may lag behind the target's: a guess begins with
     catching up.
+
+    Args:
+        share: gives all ranks the same guesses.
     """
 
     is_free = False
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        vocab_size: int,
+        share: Callable[[mx.array], mx.array] = lambda guesses: guesses,
+    ) -> None:
+        self._share = share
         self.model = adapt(model)
         replacements.install(model)
         self.vocab_size = vocab_size
@@ -55,7 +65,7 @@ class ModelDrafter:
             mx.async_eval(token)  # computes while the next forward is built
             token = self._forward(token[:, None], [1] * len(rows), 1)
             guesses.append(token)
-        together = mx.stack(guesses, axis=1)
+        together = self._share(mx.stack(guesses, axis=1))
         if ordered != sequences:
             place = {s.id: index for index, s in enumerate(ordered)}
             together = together[mx.array([place[s.id] for s in sequences])]

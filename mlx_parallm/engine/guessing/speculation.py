@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_parallm.engine.guessing.drafter import Drafter, Proposal
 from mlx_parallm.engine.guessing.length_controller import LengthController, SpeculativeStats
+from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.sampling.constrained import keep_to_grammars
 from mlx_parallm.engine.sequence import Sequence
 
@@ -19,12 +20,18 @@ class Speculation:
 
     Args:
         most: tokens to guess a row at most.
+        measurements: on their way to what is decided by them.
         packs: whether forwards compute no padding.
     """
 
-    def __init__(self, drafter: Drafter, most: int, *, packs: bool) -> None:
+    def __init__(
+        self, drafter: Drafter, most: int, measurements: Measurements, *, packs: bool
+    ) -> None:
         self.drafter = drafter
         self.lengths = LengthController(most, drafter.is_free, _PADDING_SHARE if packs else 1.0)
+        self._measurements = measurements
+        measurements.takers["guessing"] = self.lengths.measured
+        measurements.takers["catching_up"] = self.lengths.caught_up
         self._canonical = 0.9  # chance that what has to come is written as it mostly is
 
     def limit(self, most: int) -> None:
@@ -46,7 +53,7 @@ class Speculation:
         """
         began = time.perf_counter()
         proposal = self.drafter.propose(sequences, most)
-        self.lengths.caught_up(proposal.caught_up, proposal.seconds)
+        self._measurements.note("catching_up", proposal.caught_up, proposal.seconds)
         keep_to_grammars(proposal, sequences, most, self._canonical)
         room = [0 if s.id in without else room_to_guess(s) for s in sequences]
         proposal.counts = np.minimum(proposal.counts, np.maximum(room, 0)).astype(np.int32)

@@ -11,7 +11,7 @@ token from the cumulative distribution.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -83,10 +83,14 @@ class Sampler:
 
     A batch keeps its composition for many steps, so all that depends on it is
     prepared once (`_Batch`) and used until rows come or go.
+
+    Attributes:
+        share: gives all ranks that compute the model the same tokens.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        self.share: Callable[[mx.array], mx.array] = lambda tokens: tokens
         self._batch = _Batch([], vocab_size, None)
 
     def sample(
@@ -100,7 +104,7 @@ class Sampler:
             masks: of rows that keep to a grammar.
         """
         batch = self._prepare(sequences)
-        result = batch.sample(logits.astype(mx.float32), masks)
+        result = batch.sample(logits.astype(mx.float32), masks, self.share)
         batch.count(result.tokens)
         return result
 
@@ -128,7 +132,7 @@ class Sampler:
         if batch.penalties is not None:
             batch.penalties.assume(guesses, layout)
         self.forget()  # its token counts do not know what will be accepted
-        return batch.sample(logits.astype(mx.float32), masks)
+        return batch.sample(logits.astype(mx.float32), masks, self.share)
 
     def distribution(self, logits: mx.array, sequences: Items[Sequence]) -> mx.array:
         """(B, V) probabilities that `sample` would draw from, for verification."""
@@ -218,11 +222,13 @@ class _Batch:
         """Token counts of the rows that need them."""
         return self._penalties
 
-    def sample(self, raw: mx.array, masks: Masks | None) -> Sampled:
+    def sample(
+        self, raw: mx.array, masks: Masks | None, share: Callable[[mx.array], mx.array]
+    ) -> Sampled:
         """A token for each row of (B, V) float32 logits, and what is reported of it."""
         processed = self.process(raw, masks)
         chances = self.chances(processed)
-        tokens = self.pick(processed, chances)
+        tokens = share(self.pick(processed, chances))
         draw = Draw(raw, processed, chances, self._place_of, tokens)
         picked = None
         if processed is not raw:

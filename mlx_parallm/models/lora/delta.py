@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mlx_parallm.models.adapting.shards import Shard
 
 HEAD = "#head"
 """Behind a module's path: the embedding where it is the output layer (tied weights)."""
@@ -35,6 +39,21 @@ class Delta:
     def rank(self) -> int:
         """r, 0 where nothing is of low rank."""
         return 0 if self.b is None else int(self.b.shape[-2])
+
+
+def part_of(delta: Delta, shard: Shard | None) -> Delta:
+    """What a rank adds that has a part of the layer; all of it where that is whole."""
+    if shard is None:
+        return delta
+    if shard.axis == "in":
+        return replace(delta, a=None if delta.a is None else shard.part(delta.a, -2))
+    own: dict[str, Any] = {
+        name: None if array is None else shard.part(array, -1)
+        for name in ("b", "magnitude", "added")
+        for array in (getattr(delta, name),)
+    }
+    replaced = {name: shard.part(array, 0) for name, array in delta.replaced.items()}
+    return replace(delta, **own, replaced=replaced)
 
 
 @dataclass(frozen=True)

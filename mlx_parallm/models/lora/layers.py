@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
 
+from mlx_parallm.models.adapting.shards import SUMMED
 from mlx_parallm.models.lora.delta import HEAD
 from mlx_parallm.models.lora.products import low_rank, low_rank_of_experts, low_rank_of_tokens
 from mlx_parallm.models.lora.routing import Lanes, Routing
@@ -77,7 +78,9 @@ def variant(module: Any, parameters: dict[str, mx.array]) -> Any:
 
 def _subclass(kind: type) -> type:
     methods: dict[str, Any] = {"__call__": _plain(kind), "__module__": __name__}
-    if issubclass(kind, LINEARS):
+    if issubclass(kind, SUMMED):
+        methods["__call__"] = _summed(kind)
+    elif issubclass(kind, LINEARS):
         methods["__call__"] = _linear(kind)
     elif issubclass(kind, EXPERTS):
         methods["__call__"] = _experts(kind)
@@ -109,6 +112,21 @@ def _linear(kind: type) -> Callable[..., Any]:
         if lanes is None:
             return y
         return _changed(stack, lanes, x, _replaced(stack, lanes, y, lambda other: other(x)))
+
+    return call
+
+
+def _summed(kind: Any) -> Callable[..., Any]:
+    """A layer whose ranks have parts of the inputs: the change is in what they add up."""
+
+    def call(self: Any, x: mx.array) -> mx.array:
+        y: mx.array = kind.part(self, x)
+        stack: Stack = self.adapter_stacks[""]
+        lanes = stack.lanes
+        if lanes is None:
+            return kind.whole(self, y)  # type: ignore[no-any-return]
+        y = kind.whole(self, _scaled(stack, lanes, x, y))
+        return _shifted(stack, lanes, y)
 
     return call
 
@@ -166,6 +184,11 @@ def _experts(kind: type) -> Callable[..., Any]:
 
 def _changed(stack: Stack, lanes: Lanes, x: mx.array, y: mx.array) -> mx.array:
     """y with the gain, the low-rank part and the added bias of each lane."""
+    return _shifted(stack, lanes, _scaled(stack, lanes, x, y))
+
+
+def _scaled(stack: Stack, lanes: Lanes, x: mx.array, y: mx.array) -> mx.array:
+    """y with the gain and the low-rank part of each lane."""
     shape, lines = y.shape, len(lanes.host)
     if y.ndim != 3 or shape[0] != lines:  # some models put all tokens on one axis
         x, y = x.reshape(lines, -1, x.shape[-1]), y.reshape(lines, -1, shape[-1])
@@ -173,8 +196,17 @@ def _changed(stack: Stack, lanes: Lanes, x: mx.array, y: mx.array) -> mx.array:
         y = y * stack.gain[lanes.index][:, None]
     if stack.a is not None and stack.b is not None:
         y = y + low_rank(x, stack.a, stack.b, lanes).astype(y.dtype)
-    if stack.added is not None:
-        y = y + stack.added[lanes.index][:, None]
+    return y.reshape(shape) if y.shape != shape else y
+
+
+def _shifted(stack: Stack, lanes: Lanes, y: mx.array) -> mx.array:
+    """y with the added bias of each lane."""
+    if stack.added is None:
+        return y
+    shape, lines = y.shape, len(lanes.host)
+    if y.ndim != 3 or shape[0] != lines:
+        y = y.reshape(lines, -1, shape[-1])
+    y = y + stack.added[lanes.index][:, None]
     return y.reshape(shape) if y.shape != shape else y
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from mlx_parallm.models.adapting.shards import shard_of
 from mlx_parallm.models.lora.delta import HEAD
 from mlx_parallm.models.lora.layers import EMBEDDINGS, EXPERTS, LINEARS
 
@@ -88,8 +89,14 @@ class Modules:
 
 
 def width_of(module: Any) -> tuple[int, ...]:
-    """(out, in) of a linear layer, (vocabulary, dim) of an embedding, (E, out, in) of experts."""
+    """(out, in) of a linear layer, (vocabulary, dim) of an embedding, (E, out, in) of experts.
+
+    Of the whole layer, where this process has a part of it.
+    """
     shape = list(module.weight.shape)
     if hasattr(module, "bits"):
         shape[-1] = module.scales.shape[-1] * module.group_size
+    shard = shard_of(module)
+    if shard is not None:
+        shape[-2 if shard.axis == "out" else -1] *= shard.size
     return tuple(shape)

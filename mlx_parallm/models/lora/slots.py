@@ -7,7 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_parallm.models.lora.delta import HEAD, AdapterWeights, Delta
+from mlx_parallm.models.adapting.shards import SUMMED, shard_of
+from mlx_parallm.models.lora.delta import HEAD, AdapterWeights, Delta, part_of
 from mlx_parallm.models.lora.layers import attach, attach_router, variant
 from mlx_parallm.models.lora.modules import Modules
 from mlx_parallm.models.lora.routing import Routing
@@ -78,6 +79,7 @@ class AdapterSlots:
 
     def _prepare(self, path: str, delta: Delta) -> dict[str, Any]:
         module = self._modules[path]
+        delta = part_of(delta, shard_of(module))
         a, b = _array(delta.a), _array(delta.b)
         added = _array(delta.added)
         gain = token_gain = None
@@ -121,6 +123,9 @@ def _gain(
     change = a @ b
     weights = plain_weight(module) + (change if by_dim else change.T)
     along = 0 if by_dim and not by_token else 1
+    if isinstance(module, SUMMED):  # every rank has a part of each row
+        squares = mx.distributed.all_sum(mx.sum(weights**2, axis=along), group=module.group)
+        return magnitude / mx.sqrt(squares)
     return magnitude / mx.linalg.norm(weights, axis=along)
 
 

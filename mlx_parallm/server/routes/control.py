@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm import __version__
+from mlx_parallm.engine.ranks.events import ForgetPrefixes, Pause
 from mlx_parallm.errors import NotFoundError, RequestCancelledError, UnsupportedError
 from mlx_parallm.memory.fingerprint import fingerprint_of
 from mlx_parallm.server.admin import check_admin
@@ -114,9 +115,8 @@ async def is_sleeping(request: Request) -> Response:
 
 @router.get("/get_world_size", summary="Devices that compute", responses=ERRORS)
 async def get_world_size(request: Request) -> Response:
-    """Always one."""
-    _admin(request)
-    return json_answer({"world_size": 1})
+    """Processes that compute the model together; see --tensor-parallel."""
+    return json_answer({"world_size": _admin(request).settings.tensor_parallel})
 
 
 @router.get("/server_info", summary="What is served, and how", responses=ERRORS)
@@ -160,8 +160,8 @@ def _config(state: ServerState) -> dict[str, Any]:
         },
         "lora_config": {"max_loras": config.max_loras, "max_lora_rank": config.max_lora_rank},
         "parallel_config": {
-            "world_size": 1,
-            "tensor_parallel_size": 1,
+            "world_size": state.settings.tensor_parallel,
+            "tensor_parallel_size": state.settings.tensor_parallel,
             "pipeline_parallel_size": 1,
             "data_parallel_size": 1,
         },
@@ -199,18 +199,8 @@ async def _begun(state: ServerState) -> bool:
 
 
 async def _set(state: ServerState, *, paused: bool, admits: bool = True) -> None:
-    scheduler = state.engine.scheduler
-
-    def apply() -> None:
-        scheduler.paused, scheduler.admits = paused, admits
-
-    await asyncio.wrap_future(state.engine.call(apply))
+    await asyncio.wrap_future(state.engine.enter(Pause(paused, admits)))
 
 
 async def _reset_prefixes(state: ServerState) -> None:
-    def reset() -> None:
-        prefixes = state.engine.runner.prefixes
-        if prefixes is not None:
-            prefixes.tree.clear()
-
-    await asyncio.wrap_future(state.engine.call(reset, at_rest=True))
+    await asyncio.wrap_future(state.engine.enter(ForgetPrefixes()))

@@ -1,1 +1,0 @@
-"""A simulation of replicas behind a router, in measured steps."""
