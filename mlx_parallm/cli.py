@@ -98,7 +98,7 @@ def _follow(settings: Settings) -> int:
         engine.wait_ready()
     except ParallmError as error:
         return _complain(str(error), _EXIT_FAILURE)
-    engine.join()
+    engine.thread.join()
     return 0
 
 

@@ -48,6 +48,8 @@ from soaking.asked import (
 )
 from soaking.levels import Level, growth
 
+_HELD = ("running", "waiting", "rows", "kv_bytes", "prefix_pages_held")  # 0 at rest
+_PREFIX_BYTES = 24_000_000
 _LEADING = 4  # answers of each round that are checked in any case
 _NONSENSE: list[bytes] = [
     b"",
@@ -349,8 +351,11 @@ class Soak:
         if self.spawned is not None:
             if "Traceback" in self.spawned.log.read_text(errors="replace"):
                 raise Broken(f"the log has a traceback:\n{self.spawned.log.read_text()[-3000:]}")
+            if engine["prefix_bytes"] > _PREFIX_BYTES:
+                raise Broken(f"prefixes take {engine['prefix_bytes']} bytes")
             level = Level.of(self.spawned.process.pid)
             self.levels += [] if level is None else [level]
+            print(f"at rest {len(self.levels)}: {level}; {dict(self.counts)}", flush=True)
 
     async def _idle_engine(self) -> dict[str, Any]:
         """The engine's counters once it has come to rest.
@@ -358,11 +363,13 @@ class Soak:
         Raises:
             Broken: something is still held after `rest_s` without a client.
         """
-        for _ in range(round(10 * self.rest_s)):
+        engine: dict[str, Any] = {}
+        end = time.monotonic() + self.rest_s
+        while time.monotonic() < end:
             await asyncio.sleep(0.1)
             answer = await self.connection.get("/debug/metrics")
-            engine: dict[str, Any] = answer.json()["engine"]
-            if not any(engine.get(name) for name in ("running", "waiting", "rows", "kv_bytes")):
+            engine = answer.json()["engine"]
+            if not any(engine.get(name) for name in _HELD):
                 return engine
         raise Broken(f"the server does not come to rest: {engine}")
 
@@ -384,9 +391,12 @@ def main() -> None:
         if url is None:
             path = args.model_path
             model = bench_models.ensure(path) if path in bench_models.SHAPES else path
-            flags = _adapter_flags(Path(model), stack)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
+            flags = _adapter_flags(Path(model), folder / "adapter")
             try:
-                spawned = stack.enter_context(spawn("mlx_parallm", our_command(model, *flags)))
+                spawned = stack.enter_context(
+                    spawn("mlx_parallm", our_command(model, *flags, *_kept_flags(folder)))
+                )
             except SpawnError as error:
                 sys.exit(f"soak: {error}")
             url = spawned.url
@@ -402,12 +412,21 @@ def main() -> None:
     print(f"all held: {dict(soak.counts)}; at the rests: {levels}")
 
 
-def _adapter_flags(model: Path, stack: contextlib.ExitStack) -> list[str]:
+def _adapter_flags(model: Path, folder: Path) -> list[str]:
     """Flags that serve an adapter beside the model, where one can be made for it."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
     bundled = Path(__file__).resolve().parents[1] / "mlx_parallm/models/bundled"
     place = bundled if str(model) == "bundled" else model
     return ["--lora-modules", f"{ADAPTER}={folder}"] if make_adapter(place, folder) else []
+
+
+def _kept_flags(folder: Path) -> list[str]:
+    """Flags of everything that is kept on disk, and of caches that are full within a minute: a
+    cache that still fills would look like a leak."""
+    return [
+        *("--prefix-cache-memory", str(_PREFIX_BYTES), "--prefix-cache-disk", "48MB"),
+        *("--prefix-cache-dir", str(folder / "prefixes"), "--memory-dir", str(folder / "memories")),
+        *("--response-store", str(folder / "responses.db")),
+    ]
 
 
 def _arguments() -> argparse.Namespace:

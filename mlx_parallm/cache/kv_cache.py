@@ -87,7 +87,7 @@ class BatchedKVCache(LayerCache):
         """
         if window is not None and span.needed <= window:
             window = None
-        if span.uniform and window is None and not as_array:
+        if span.uniform and window is None and not as_array and span.blocks is None:
             return None if span.width == 1 else "causal"
         columns = self._columns(span)
         ring = self.ring_size is not None and columns == self.ring_size

@@ -63,6 +63,8 @@ class Span:
         shifts: (B,) int32, added to positions; None is 0.
         memory: the memories that its rows attend to (a MemoryForward).
         adapters: (B,) the rows' slots of adapters; None where none has one.
+        blocks: (B, T, 2) int32, positions [first, stop) that each new token sees whatever their
+            order, as within a picture; None where there are none.
     """
 
     start: int
@@ -73,6 +75,7 @@ class Span:
     shifts: np.ndarray | None = None
     memory: Any = None
     adapters: np.ndarray | None = None
+    blocks: np.ndarray | None = None
     _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
 
     @property
@@ -174,7 +177,7 @@ class Span:
         )
 
     def _mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
-        return mx.array(allowed(np, self.lengths, self.width, columns, ring, window))
+        return mx.array(allowed(np, self.lengths, self.width, columns, ring, window, self.blocks))
 
     def additive_mask(
         self, columns: int, ring: bool, window: int | None, dtype: mx.Dtype
@@ -183,7 +186,9 @@ class Span:
         layer."""
 
         def make() -> mx.array:
-            visible = allowed(mx, mx.array(self.lengths), self.width, columns, ring, window)
+            lengths = mx.array(self.lengths)
+            blocks = None if self.blocks is None else mx.array(self.blocks)
+            visible = allowed(mx, lengths, self.width, columns, ring, window, blocks)
             return mx.where(visible, 0.0, mx.finfo(dtype).min).astype(dtype)
 
         return self._memo(("additive", columns, ring, window, dtype), make)
@@ -194,13 +199,22 @@ class Span:
         return self._arrays[key]
 
 
-def allowed(xp: Any, lengths: Any, width: int, columns: int, ring: bool, window: int | None) -> Any:
+def allowed(
+    xp: Any,
+    lengths: Any,
+    width: int,
+    columns: int,
+    ring: bool,
+    window: int | None,
+    blocks: Any = None,
+) -> Any:
     """(B, 1, T, columns) bool: which columns each new token may attend to.
 
     Args:
         xp: numpy or mlx.core, which computes it.
         lengths: (B,) tokens held before.
         ring: position p is in column p modulo `columns`.
+        blocks: (B, T, 2), see Span.
     """
     query = lengths[:, None] + xp.arange(width)[None]  # (B, T)
     position = xp.arange(columns)[None]
@@ -212,4 +226,6 @@ def allowed(xp: Any, lengths: Any, width: int, columns: int, ring: bool, window:
     visible = (position >= 0) & (position <= query[..., None])
     if window is not None:
         visible = visible & (position > query[..., None] - window)
+    if blocks is not None:
+        visible = visible | ((position >= blocks[..., :1]) & (position < blocks[..., 1:]))
     return visible[:, None]

@@ -51,6 +51,7 @@ from mlx_parallm.models.loader import LoadedModel
 __all__ = ["Engine", "EngineConfig", "EngineStats", "Sink"]
 
 log = logging.getLogger(__name__)
+_FAILED = "the engine failed; see the log"
 T = TypeVar("T")
 
 
@@ -72,6 +73,7 @@ class Engine(LiveModel):
         reason: why nothing is accepted now, None where the engine is ready.
         on_failure: called with the reason, on a thread of the engine's, when a step takes longer
             than `step_timeout` or the loop has failed.
+        thread: ends with the loop.
         runner, scheduler: its parts, once it is ready. They belong to the engine's thread:
             from another one, look at them and change them inside `call`.
     """
@@ -101,7 +103,7 @@ class Engine(LiveModel):
         self._ready = threading.Event()
         self._load_error: Exception | None = None
         self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
 
     # Any thread
 
@@ -117,7 +119,7 @@ class Engine(LiveModel):
 
     def start(self) -> None:
         """Start the thread; returns at once."""
-        self._thread.start()
+        self.thread.start()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the model is loaded.
@@ -244,12 +246,8 @@ class Engine(LiveModel):
         """End the loop; sequences that are left are answered with an error."""
         self.drain()
         self._inbox.put(self.quit, Quit())
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-
-    def join(self) -> None:
-        """Wait for the loop's end."""
-        self._thread.join()
+        if self.thread.is_alive():
+            self.thread.join(timeout)
 
     @property
     def num_live(self) -> int:
@@ -279,8 +277,7 @@ class Engine(LiveModel):
             self._loop()
         except BaseException as error:
             log.exception("the engine's loop failed")
-            known = isinstance(error, ParallmError)
-            self._failure = str(error) if known else "the engine failed; see the log"
+            self._failure = str(error) if isinstance(error, ParallmError) else _FAILED
             self._die(self._failure)
             self.ranks.close(self._failure)
             self.on_failure(self._failure)
@@ -347,6 +344,8 @@ class Engine(LiveModel):
             if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
+                self._counter.look()
+                self._answers.deliver()  # not only when the next step is on its way
             if self.runner.encoder is not None and self.runner.encoder.has_work:
                 self._see(self.runner.encoder)
             if self._memory.look(self.ranks.memory):

@@ -2,8 +2,12 @@
 
 Each client has a counter of the tokens that it was served, divided by its weight (virtual token
 counters; Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). A token of an
-answer counts as two of a prompt. Who comes back after a pause starts where the others are: time
-in which a client asked for nothing is not owed to it.
+answer counts as two of a prompt. Who comes back after a pause starts just before the others: time
+in which a client asked for nothing is not owed to it, nor is time held against it in which nobody
+else asked.
+
+A client of whom no row decodes has its prompts computed before those of others: it waits for its
+first token, they for one among many.
 
 A request's `priority` orders a client's own requests. Towards other clients it can only make a
 request wait (above 0), never pass theirs.
@@ -12,13 +16,13 @@ request wait (above 0), never pass theirs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 from mlx_parallm.engine.client import Client
 from mlx_parallm.engine.sequence import Sequence
 
 _OUTPUT_TOKEN = 2.0
+_FEW_STEPS = 8
 Turn = tuple[int, float, int, float, int]
 
 
@@ -28,15 +32,19 @@ class Shares:
     def __init__(self) -> None:
         self._served: dict[Client | None, float] = {}
 
-    def welcome(self, client: Client | None, active: Iterable[Client | None]) -> None:
-        """A client asks for something.
+    def welcome(
+        self, client: Client | None, served: Items[Client | None], waiting: Items[Client | None]
+    ) -> None:
+        """A client asks for something, and has neither a row nor a sequence that waits for one.
 
         Args:
-            active: the clients that have sequences now; this one is not behind the least served.
+            served: the clients of the rows; waiting: those that wait.
         """
-        others = [self._served.get(other, 0.0) for other in set(active)]
-        if client not in self._served or others:
-            self._served[client] = max(self._served.get(client, 0.0), min(others, default=0.0))
+        if not (served or waiting):
+            self._served.clear()  # nobody has to catch up with anybody
+        least = min((self._served.get(other, 0.0) for other in served or waiting), default=0.0)
+        least -= bool(served)  # by a token before those that have rows already
+        self._served[client] = max(self._served.get(client, least), least)
 
     def charge_prompt(self, client: Client | None, tokens: int) -> None:
         """Prompt tokens are computed for a client."""
@@ -76,6 +84,42 @@ class Shares:
             return []
         # What was computed least is lost most cheaply.
         return [min(mine, key=lambda row: (len(row.output), -row.arrival))]
+
+
+class Newcomers:
+    """Clients that are served nothing yet, while others' rows decode."""
+
+    def __init__(self) -> None:
+        self._apart = False
+
+    def first(
+        self, behind: list[Sequence], decoding: list[Sequence], budget: int
+    ) -> tuple[list[Sequence], list[Sequence]]:
+        """Whose prompts a step computes, and which rows it leaves out.
+
+        Where the newcomers' prompts take few steps, these compute no others'. Where they fit into
+        one, and one client has most of the rows, it leaves the rows out, so that it is as short as
+        alone; never twice in turn, so that nobody stands still.
+
+        Args:
+            behind: rows that wait for their prompts, in the order of their turns.
+            decoding: rows that would decode.
+            budget: prompt tokens of the step.
+
+        Returns:
+            (rows of `behind`, the first ones first; `decoding`, or nothing)
+        """
+        counts = Counter(sequence.client for sequence in decoding)
+        new = [sequence for sequence in behind if sequence.client not in counts]
+        was_apart, self._apart = self._apart, False
+        if not decoding or not new:
+            return behind, []
+        tokens = sum(sequence.num_pending - 1 for sequence in new)
+        if tokens > _FEW_STEPS * budget:
+            return new + [sequence for sequence in behind if sequence.client in counts], []
+        crowded = 2 * max(counts.values()) > len(decoding)
+        self._apart = crowded and not was_apart and tokens <= budget
+        return new, decoding if self._apart else []
 
 
 def stands_behind(one: Sequence, other: Sequence) -> bool:

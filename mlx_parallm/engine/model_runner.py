@@ -158,11 +158,13 @@ class ModelRunner:
     def must_read_first(self, sequences: list[Sequence]) -> bool:
         """Whether the step before has to be read before these sequences' next one is begun.
 
-        A grammar's mask needs every token so far. A GPU computes the next forward while they
-        are read; on a CPU that forward would have to end first.
+        A grammar's mask needs every token so far, and a client waits for its first token. A GPU
+        computes the next forward while they are read; on a CPU that forward would have to end
+        first.
         """
-        on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        return on_cpu and is_constrained(sequences)
+        if mx.default_device().type != mx.DeviceType.cpu:
+            return False
+        return is_constrained(sequences) or any(s.in_flight and not s.output for s in sequences)
 
     # A step
 

@@ -22,7 +22,7 @@ from typing import Any
 from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine import turns
-from mlx_parallm.engine.fairness import Shares, stands_behind
+from mlx_parallm.engine.fairness import Newcomers, Shares, stands_behind
 from mlx_parallm.engine.plan import Plan, SchedulerConfig, common_pages, rectangle
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 from mlx_parallm.engine.waiting_line import WaitingLine
@@ -61,6 +61,7 @@ class ContinuousBatchScheduler:
         self.paused = False  # nothing is computed
         self.admits = True  # False: only sequences that have begun
         self._shares = Shares()
+        self._newcomers = Newcomers()
         self._line = WaitingLine(self._shares)
         self._num_waiting = 0
         self._followers: dict[int, list[Sequence]] = {}  # by their leader's id
@@ -118,9 +119,9 @@ class ContinuousBatchScheduler:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a row."""
         self._num_waiting += 1
-        clients = [s.client for s in self.running] + self._line.clients
-        if sequence.client not in clients:
-            self._shares.welcome(sequence.client, clients)
+        served, wait = [s.client for s in self.running], self._line.clients
+        if sequence.client not in served + wait:
+            self._shares.welcome(sequence.client, served, wait)
         self._push(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -150,9 +151,9 @@ class ContinuousBatchScheduler:
         self._retire(plan)
         if not self._make_room(plan):
             self._admit(plan)
-        self._catch_up(plan)
+        left_out = {s.id for s in self._catch_up(plan)}
         decoding = turns.decoding(plan.weights, self.running)
-        plan.decode = [s for s in decoding if s.params.max_tokens > 0]
+        plan.decode = [s for s in decoding if s.params.max_tokens > 0 and s.id not in left_out]
         return plan
 
     def launched(self, plan: Plan) -> None:
@@ -237,7 +238,7 @@ class ContinuousBatchScheduler:
         return capacity_for(tokens) if self.config.packs else _blocks(tokens)
 
     def _area(self, rows: Items[Sequence]) -> int:
-        costs = [self._cost(sequence) for sequence in rows]
+        costs = list(map(self._cost, rows))
         return sum(costs) if self.config.packs else len(costs) * max(costs, default=0)
 
     def _fits_beside(self, sequence: Sequence) -> bool:
@@ -348,8 +349,7 @@ class ContinuousBatchScheduler:
     @property
     def _may_join(self) -> bool:
         """Suspects join one at a time, rows that are known to be well."""
-        rows = (*self.running, *self._retired)
-        return not self._suspects or not any(s.id in self._suspects for s in rows)
+        return self._suspects.isdisjoint(s.id for s in (*self.running, *self._retired))
 
     def _follows(self, sequence: Sequence) -> bool:
         """Let a sequence wait for another one that is computing what it needs."""
@@ -385,7 +385,7 @@ class ContinuousBatchScheduler:
     def disband(self, sequence: Sequence) -> None:
         """A leader has ended or is computed: its followers are scheduled on their own again."""
         key = self._leader_key(sequence)
-        if key is not None and self._leaders.get(key) is sequence:
+        if self._leaders.get(key) is sequence:
             del self._leaders[key]
         for follower in self._followers.pop(sequence.id, []):
             if follower.status is Status.WAITING:
@@ -393,15 +393,17 @@ class ContinuousBatchScheduler:
 
     # Tokens
 
-    def _catch_up(self, plan: Plan) -> None:
+    def _catch_up(self, plan: Plan) -> list[Sequence]:
+        """Plan chunks of prompts; returns rows that the step leaves out."""
         behind = turns.behind(plan.weights, self.running)
         if self.look is not None:
             behind = [s for s in behind if self._sees(s, self.look)]
         if not behind:
-            return  # most steps: a budget takes time to work out
+            return []  # most steps: a budget takes time to work out
         behind.sort(key=self._shares.turn)
         decoding = turns.decoding(plan.weights, self.running)
         budget = self._budget(len(decoding), len(behind))
+        behind, left_out = self._newcomers.first(behind, decoding, budget)
         for sequence, count in self._chunks(behind, budget):
             if count:
                 plan.prefill.append((sequence, count))
@@ -409,6 +411,7 @@ class ContinuousBatchScheduler:
                 sequence.num_computed += count
             if sequence.num_pending <= 1:
                 self._caught_up(sequence, plan)
+        return left_out if self.config.packs else []
 
     @staticmethod
     def _sees(sequence: Sequence, look: Look) -> bool:
@@ -416,7 +419,7 @@ class ContinuousBatchScheduler:
         if sequence.media is None:
             return True
         look(sequence)
-        return sequence.media.computable(sequence.num_computed, 1) == 1
+        return sequence.media.computable(sequence.num_computed, 1) > 0
 
     def _budget(self, decoding: int, behind: int) -> int:
         """Prompt tokens of the next step."""
@@ -472,7 +475,7 @@ class ContinuousBatchScheduler:
         followers = self._followers.pop(sequence.id, [])
         self.disband(sequence)
         for follower in [f for f in followers if f.status is Status.WAITING]:
-            if sequence.is_twin(follower) and self._has_room(follower):
+            if self._may_join and sequence.is_twin(follower) and self._has_place(follower):
                 self._num_waiting -= 1
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
@@ -488,9 +491,6 @@ class ContinuousBatchScheduler:
         sequence.status = Status.RUNNING
         if sequence.params.max_tokens == 0:
             plan.complete.append(sequence)
-
-    def _has_room(self, sequence: Sequence) -> bool:
-        return self._has_place(sequence) and self._may_join
 
     def _push(self, sequence: Sequence) -> None:
         self._line.push(sequence, first=sequence is self._accused)

@@ -22,6 +22,8 @@ class EngineStats:
     """Counters since start, and the state now. Times in seconds, memory in bytes.
 
     Attributes:
+        prefix_pages_held: pages that are neither free nor cached, and cached nodes that are locked:
+            0 at rest.
         memory_used: by the whole process; memory_left: what it can still take, see MemoryGuard.
         speculation_reasons: steps by the reason why they guessed or did not; see Reason.
     """
@@ -53,6 +55,7 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     prefix_evicted_pages: int = 0
     prefix_pages: int = 0
+    prefix_pages_held: int = 0
     prefix_bytes: int = 0
     speculative_steps: int = 0
     speculation_off_steps: int = 0
@@ -84,6 +87,17 @@ class Counter:
 
     def step(self, began: float, launched: Launched | None) -> None:
         """Count a step, and look at the state."""
+        stats = self.stats
+        stats.step_time += time.perf_counter() - began
+        if launched is not None:
+            stats.steps += 1
+            stats.decode_steps += bool(launched.decode)
+            stats.decode_rows += len(launched.decode)
+            stats.computed_tokens += launched.tokens
+        self.look()
+
+    def look(self) -> None:
+        """Look at the state."""
         scheduler, stats = self._scheduler, self.stats
         stats.running, stats.waiting = len(scheduler.running), scheduler.num_waiting
         stats.rows = self._runner.forwards_by_version.num_rows
@@ -93,12 +107,6 @@ class Counter:
         use = self._memory.use
         stats.memory_used, stats.memory_limit, stats.memory_left = use.used, use.limit, use.left
         stats.preemptions = scheduler.preemptions
-        stats.step_time += time.perf_counter() - began
-        if launched is not None:
-            stats.steps += 1
-            stats.decode_steps += bool(launched.decode)
-            stats.decode_rows += len(launched.decode)
-            stats.computed_tokens += launched.tokens
         self._prefixes()
         self._speculation()
 
@@ -111,6 +119,8 @@ class Counter:
         stats.prefix_hit_tokens = found.hit_tokens
         stats.prefix_evicted_pages = found.evicted_pages
         stats.prefix_pages, stats.prefix_bytes = found.cached_pages, prefixes.nbytes
+        taken = found.total_pages - found.free_pages - found.cached_pages
+        stats.prefix_pages_held = taken + found.locked
 
     def _speculation(self) -> None:
         if self._runner.speculation is None:

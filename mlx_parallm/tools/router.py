@@ -22,14 +22,20 @@ _KEYS = "MLX_PARALLM_ROUTER_KEYS"
 
 
 def router_of(settings: Settings, host: str, port: int, policy: str, urls: Sequence[str]) -> Child:
-    """The router in front of replicas that were started with these settings.
+    """The router in front of replicas that were started with these settings."""
+    command = router_command(host, port, policy, urls)
+    return Child("the router", command, {_KEYS: json.dumps(key_arguments(settings))})
+
+
+def router_command(host: str, port: int | str, policy: str, urls: Sequence[str]) -> list[str]:
+    """Starts a router without keys.
 
     Args:
         host, port: where it listens; its own figures for Prometheus are on a free port of
             this machine.
         policy: smg's name of how it chooses a replica.
     """
-    command = [
+    return [
         *(sys.executable, "-m", "mlx_parallm.tools.router"),
         *("--host", host, "--port", str(port)),
         *("--worker-urls", *urls),
@@ -39,7 +45,6 @@ def router_of(settings: Settings, host: str, port: int, policy: str, urls: Seque
         *("--log-level", "warn"),
         *("--shutdown-grace-period-secs", "1"),  # it ends last, with nothing in flight
     ]
-    return Child("the router", command, {_KEYS: json.dumps(key_arguments(settings))})
 
 
 def key_arguments(settings: Settings) -> list[str]:

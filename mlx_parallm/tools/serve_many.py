@@ -1,6 +1,6 @@
 """The command `mlx_parallm serve-many N`: replicas of the server behind smg's router.
 
-smg (the Shepherd Model Gateway, https://pypi.org/project/smg) sends requests with the same
+smg (the Shepherd Model Gateway) sends requests with the same
 beginning to the same replica, whose prefix cache has it, and tries a request again where a
 replica has gone. It restarts nothing; that is done here. Needs the extra `replicas`.
 """

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-_MEMORY_SLACK = 64 << 20  # allocators and page caches breathe by so much
-_COUNT_SLACK = 8
+# (what, share, slack): by so much it may be more without being a leak.
+_MAY_BREATHE = (
+    ("resident", 1.05, 32 << 20),
+    ("threads", 1.0, 3),
+    ("descriptors", 1.0, 3),
+)
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a process holds at a rest."""
+    """What a process holds at a rest.
+
+    Attributes:
+        resident: bytes.
+    """
 
     resident: int
     threads: int
@@ -34,14 +43,18 @@ class Level:
 
 
 def growth(levels: list[Level]) -> str | None:
-    """What has grown from the first rest to the last one; None where all is level."""
-    if len(levels) < 2:
+    """What grows from rest to rest; None where all is level.
+
+    The first third of the rests is not looked at: pools and caches fill then. Of the others the
+    later half is compared with the earlier one.
+    """
+    settled = levels[len(levels) // 3 :]
+    earlier, later = settled[: len(settled) // 2], settled[len(settled) // 2 :]
+    if not earlier:
         return None
-    first, last = levels[0], levels[-1]
-    if last.resident > 1.1 * first.resident + _MEMORY_SLACK:
-        return f"memory grew: {[level.resident >> 20 for level in levels]} MiB at the rests"
-    if last.threads > first.threads + _COUNT_SLACK:
-        return f"threads grew: {[level.threads for level in levels]} at the rests"
-    if last.descriptors > first.descriptors + _COUNT_SLACK:
-        return f"descriptors grew: {[level.descriptors for level in levels]} at the rests"
+    for name, share, slack in _MAY_BREATHE:
+        before = median(getattr(level, name) for level in earlier)
+        after = median(getattr(level, name) for level in later)
+        if after > share * before + slack:
+            return f"{name} grew: {[getattr(level, name) for level in levels]} at the rests"
     return None

@@ -3,25 +3,70 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from mlx_parallm.engine.client import Client
 from mlx_parallm.engine.engine import Engine
+from mlx_parallm.engine.plan import Plan
 from mlx_parallm.engine.sequence import FinishReason, Output, SamplingParams, Sequence
 from mlx_parallm.errors import (
     OutOfMemoryError,
     QueueFullError,
 )
-from tests.conftest import EngineFactory
+from tests.conftest import EngineFactory, tiny_llama
 from tests.engine import mock
-from tests.engine.driver import Driver, greedy, right
+from tests.engine.driver import Driver, copy_of, greedy, right
 
 PROMPTS = [[5], [9, 8, 7], list(range(3, 60)), [11] * 17, [250, 3] * 20]
 
 
 # Tokens
+
+
+def test_a_first_token_is_told_before_the_next_step_is_launched(engine: Engine) -> None:
+    """On a CPU, launching takes as long as the step."""
+    happened: list[str] = []
+    driver, launch = Driver(engine), engine.runner.launch
+
+    def noted(begun: Any) -> Any:
+        happened.append("launch")
+        return launch(begun)
+
+    engine.runner.launch = noted  # type: ignore[method-assign]
+    driver.on_output = lambda output: happened.append("token")
+    driver.run(greedy([5, 9, 100], 4))
+    assert happened[:3] == ["launch", "token", "launch"]
+
+
+def test_rows_that_a_newcomers_step_leaves_out_get_their_own_tokens(
+    make_engine: EngineFactory,
+) -> None:
+    alone = Driver(make_engine(tiny_llama))
+    engine = make_engine(tiny_llama, max_batch_size=6)
+    rows = [Sequence([7 + i, 8, 9] * 5, SamplingParams(30, 1.0, seed=i)) for i in range(9)]
+    new = [Sequence([90 + i, 8, 9], SamplingParams(3, 1.0, seed=i)) for i in range(3)]
+    right = [alone.run(one := copy_of(row)).tokens(one) for row in (*rows, *new)]
+    for row in rows:
+        row.client = Client("of many")
+    driver, schedule, apart = Driver(engine), engine.scheduler.schedule, []
+
+    def noted() -> Plan:
+        plan = schedule()
+        waits = {s.id for s in engine.scheduler.decoding} - {s.id for s in plan.decode}
+        apart.append(bool(plan.decode and waits))
+        return plan
+
+    engine.scheduler.schedule = noted  # type: ignore[method-assign]
+    for place, one in enumerate(new):
+        one.client = Client(f"of one {place}")
+        driver.at_step(8 + 9 * place, partial(driver.submit, one))
+    driver.run(*rows)
+    assert [driver.tokens(row) for row in (*rows, *new)] == right
+    assert sum(apart) == 3
 
 
 def test_mixed_prompts_give_the_exact_tokens(engine: Engine) -> None:

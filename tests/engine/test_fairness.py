@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +16,8 @@ from tests.engine.simulation import ENDED, Simulation, sequence
 GREEDY, MODEST = Client("greedy"), Client("modest")
 
 
-def simulation(batch: int = 8) -> Simulation:
-    return Simulation(SchedulerConfig(max_batch_size=batch, prefill_chunk=64))
+def simulation(batch: int = 8, packs: bool = True) -> Simulation:
+    return Simulation(SchedulerConfig(max_batch_size=batch, prefill_chunk=64, packs=packs))
 
 
 def crowd(run: Simulation, count: int, client: Client, **fields: int) -> list[Sequence]:
@@ -34,19 +35,82 @@ def steps_to_first_token(run: Simulation, one: Sequence) -> int:
     return run.steps - began
 
 
-def test_one_request_does_not_wait_behind_five_hundred_of_another_client() -> None:
-    alone = simulation()
-    (only,) = crowd(alone, 1, MODEST)
-    steps_alone = steps_to_first_token(alone, only)
+def first_token_alone(prompt: int) -> int:
+    run = simulation()
+    (only,) = crowd(run, 1, MODEST, prompt=prompt)
+    return steps_to_first_token(run, only)
 
+
+@pytest.mark.parametrize("prompt", [1, 8, 64])
+def test_one_request_is_in_the_next_step_and_that_step_is_as_short_as_alone(prompt: int) -> None:
+    run = simulation()
+    crowd(run, 500, GREEDY)
+    for _ in range(4):
+        for _ in range(30):
+            run.step()
+        (one,) = crowd(run, 1, MODEST, prompt=prompt)
+        run.step()
+        plan = run.in_flight
+        assert plan is not None and plan.decode == [one]
+        assert [(s, count) for s, count in plan.prefill] == [(one, prompt - 1)] * (prompt > 1)
+        assert steps_to_first_token(run, one) + 1 == first_token_alone(prompt)
+        while one.status is not Status.FINISHED:
+            run.step()
+            assert run.in_flight is None or len(run.in_flight.decode) > 1  # and then all go on
+    run.run(20_000)
+    assert all(s.finish_reason in ENDED for s in run.added)
+
+
+def test_a_long_prompt_is_not_interrupted_by_those_of_a_client_that_is_served() -> None:
     run = simulation()
     crowd(run, 500, GREEDY)
     for _ in range(30):
         run.step()
-    (one,) = crowd(run, 1, MODEST)
-    assert steps_to_first_token(run, one) <= 3 * steps_alone
+    (one,) = crowd(run, 1, MODEST, prompt=400)
+    steps = 0
+    while one.num_computed < 399:
+        run.step()
+        plan, steps = run.in_flight, steps + 1
+        assert plan is not None and [s for s, _ in plan.prefill] == [one]
+        assert plan.decode  # the others write on meanwhile
+    assert steps == 7  # of 64 tokens
+
+
+def test_newcomers_in_every_step_stop_nobody() -> None:
+    run = simulation(batch=4)
+    crowd(run, 40, GREEDY)
+    for _ in range(10):
+        run.step()
+    before = sum(len(s.output) for s in run.added)
+    others = [Client(f"client {place}") for place in range(40)]
+    for client in others:
+        crowd(run, 1, client, prompt=4, tokens=1)
+        run.step()
+    later = sum(len(s.output) for s in run.added if s.client == GREEDY) - before
+    assert later > 40  # of the 4 rows x 40 steps that it has alone
     run.run(20_000)
-    assert all(s.finish_reason in ENDED for s in run.added)
+
+
+def test_models_that_are_not_packed_leave_no_row_out() -> None:
+    run = simulation(packs=False)
+    crowd(run, 500, GREEDY)
+    for _ in range(30):
+        run.step()
+    (one,) = crowd(run, 1, MODEST)
+    run.step()
+    assert run.in_flight is not None and len(run.in_flight.decode) == 8
+    assert one in run.in_flight.decode
+
+
+def test_time_alone_is_not_held_against_a_client() -> None:
+    run = simulation(batch=2)
+    crowd(run, 4, MODEST, prompt=60, tokens=60)
+    run.run()
+    crowd(run, 100, GREEDY)
+    for _ in range(5):
+        run.step()
+    (one,) = crowd(run, 1, MODEST)
+    assert steps_to_first_token(run, one) <= 3
 
 
 def test_without_clients_it_is_first_come_first_served() -> None:

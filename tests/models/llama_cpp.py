@@ -111,10 +111,7 @@ def unpacked(file: Path, out: Path) -> Path:
     """A copy of a file in which every weight is float32."""
     reader = GgufFile(file)._readers[0]  # quicker than its library's
     writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        if not field.name.startswith(("GGUF.", "general.")):
-            sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)
+    copy_metadata(file, writer)
     for tensor in reader.tensors:
         shape = [int(n) for n in reversed(tensor.shape)]
         values = quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
@@ -124,3 +121,12 @@ def unpacked(file: Path, out: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def copy_metadata(file: Path, writer: gguf.GGUFWriter) -> None:
+    """All but what a writer adds by itself."""
+    reader = GgufFile(file)._readers[0]
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.")):
+            sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub)

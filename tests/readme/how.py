@@ -20,6 +20,7 @@ class How:
         silent: it prints nothing.
         typed: what somebody types into it.
         shown_by: the test that runs its short form already; here only its flags are looked up.
+        elsewhere: it needs what the tests' environment has not, so that not even they are.
     """
 
     begins: str
@@ -28,6 +29,7 @@ class How:
     silent: bool = False
     typed: str = ""
     shown_by: str = ""
+    elsewhere: bool = False
 
 
 WAYS = (
@@ -54,6 +56,11 @@ WAYS = (
     How(r"pip install ", more="--no-deps"),
     How(r"curl -s http://127\.0\.0\.1:\d+/workers", shown_by="tests/tools/test_serve_many.py"),
     How(r"(sudo )?(install|cp|systemctl|launchctl) ", shown_by="tests/tools/test_deploy.py"),
+    How(
+        r"ray start|(RAY_ADDRESS=\w+ )?python -m mlx_parallm\.ray_app|serve run ",
+        shown_by="tests/on_ray/test_ray_app.py",
+        elsewhere=True,
+    ),
     How(r"curl -s "),
     How(r"until curl -s ", silent=True),
     How(r"lm_eval ", more="--limit 2"),
@@ -72,6 +79,8 @@ WAYS = (
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),
     How(r"scripts/eval_extended_mind\.py", shown_by="tests/test_eval_extended_mind.py"),
     How(r"scripts/serve_many ", shown_by="tests/tools/test_serve_many.py"),
+    How(r"scripts/bench_replicas\.py", shown_by="tests/scripts/test_bench_replicas.py"),
+    How(r"scripts/simulate_fleet\.py", shown_by="tests/scripts/test_simulate_fleet.py"),
     How(r"scripts/train_with_trl\.py", shown_by="tests/scripts/test_trainers.py"),
     How(r"scripts/logprob_mismatch\.py", shown_by="tests/scripts/test_trainers.py"),
     How(r"scripts/soak\.py", shown_by="tests/scripts/test_soak.py"),

@@ -81,6 +81,8 @@ def test_soak_sees_what_is_left_at_rest() -> None:
         rest(accepted=5, finished=4, failed=1)
     with pytest.raises(soak.Broken, match="does not come to rest"):
         rest(rows=1)
+    with pytest.raises(soak.Broken, match="does not come to rest"):
+        rest(prefix_pages_held=1)
 
 
 def test_soak_sees_a_changed_answer_and_a_kind_reception_of_nonsense() -> None:
@@ -104,12 +106,19 @@ def test_soak_sees_an_answer_that_differs_alone() -> None:
 
 
 def test_soak_sees_what_grows() -> None:
-    level = Level(1 << 30, 20, 30)
-    assert growth([level]) is None
-    assert growth([level, Level(level.resident + (32 << 20), 25, 34)]) is None
-    assert "memory grew" in str(growth([level, Level(3 << 30, 20, 30)]))
-    assert "threads grew" in str(growth([level, Level(1 << 30, 40, 30)]))
-    assert "descriptors grew" in str(growth([level, Level(1 << 30, 20, 50)]))
+    def rests(resident: list[int], threads: int = 0, descriptors: int = 0) -> str | None:
+        levels = [
+            Level(mib << 20, 20 + threads * at, 30 + descriptors * at)
+            for at, mib in enumerate(resident)
+        ]
+        return growth(levels)
+
+    assert rests([300]) is None
+    assert rests([100, 300, 310, 305, 320, 300]) is None  # caches fill at first
+    assert "resident grew" in str(rests([100, 300, 400, 500, 600, 700]))
+    assert "threads grew" in str(rests([300] * 12, threads=1))
+    assert "descriptors grew" in str(rests([300] * 12, descriptors=1))
+    assert rests([300, 420, 300, 420, 300, 420]) is None  # it breathes
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -13,7 +13,7 @@ from mlx_parallm.cache.packing import packed_logits
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Ragged, Row
 from mlx_parallm.engine.forward.forwards import Computed, Work, prepare_row, room_for
-from mlx_parallm.engine.forward.pictured import Part, pictured, set_shift
+from mlx_parallm.engine.forward.pictured import Part, pictured, set_blocks, set_shift
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.body import BodyTap
@@ -156,11 +156,12 @@ class _PackedStep:
         """Computes the pictures of this forward."""
         if self.forwards.pictures is None:
             return nullcontext()
-        parts = [
-            Part(s, self.rows[s.id].length, self.places[s.id])
-            for s in self.sequences
-            if s.media is not None
-        ]
+        seeing = [s for s in self.sequences if s.media is not None]
+        by_row = {self.rows[s.id]: s for s in seeing}
+        for group in self.cache.span.groups if seeing else ():
+            span = group.span
+            set_blocks(span, group.home.rows[span.start : span.stop], by_row)
+        parts = [Part(s, self.rows[s.id].length, self.places[s.id]) for s in seeing]
         return self.forwards.pictures.over(pictured(parts, self.cache.span.positions))
 
     def _tokens(self) -> mx.array:

@@ -16,7 +16,7 @@ import numpy as np
 from mlx_parallm.cache.batch import BatchedCache
 from mlx_parallm.cache.span import Ragged, Row
 from mlx_parallm.engine.forward.forwards import Computed, Work, prepare_row
-from mlx_parallm.engine.forward.pictured import Part, pictured, set_shift
+from mlx_parallm.engine.forward.pictured import Part, pictured, set_blocks, set_shift
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.engine.step import PromptScores
@@ -166,12 +166,12 @@ class PaddedForwards:
         if self.pictures is None:
             return nullcontext()
         span, parts = self.cache.span, []
-        for sequence in sequences:
-            if sequence.media is not None:
-                row = self.rows[sequence.id]
-                places = (row.index - span.start) * span.width
-                count = chunks.get(sequence.id, span.width)
-                parts.append(Part(sequence, row.length, places + np.arange(count)))
+        by_row = {self.rows[s.id]: s for s in sequences if s.media is not None}
+        set_blocks(span, self.cache.rows[span.start : span.stop], by_row)
+        for row, sequence in by_row.items():
+            places = (row.index - span.start) * span.width
+            count = chunks.get(sequence.id, span.width)
+            parts.append(Part(sequence, row.length, places + np.arange(count)))
         positions = span.first_positions[:, None] + np.arange(span.width)
         return self.pictures.over(pictured(parts, positions.reshape(-1)))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_parallm.cache.span import Row
+from mlx_parallm.cache.span import Row, Span
 from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.vision.inputs import Pictured
 
@@ -29,6 +30,7 @@ class Part:
 def set_shift(row: Row, sequence: Sequence) -> None:
     """Where the positions of a row's next tokens go on, if they hold no picture."""
     if sequence.media is not None:
+        sequence.media.forget(row.length)
         row.shift = sequence.media.shift(row.length)
         if sequence.memory is not None:
             row.shift += sequence.memory.shift
@@ -61,6 +63,24 @@ def pictured(parts: Items[Part], positions: np.ndarray) -> Pictured | None:
         return None
     made.places = np.concatenate(places).astype(np.int32)
     return made
+
+
+def set_blocks(span: Span, rows: Items[Row], sequences: Mapping[Row, Sequence]) -> None:
+    """Let the tokens of pictures see all of their picture, where the model wants that.
+
+    Args:
+        rows: of the span; sequences: of the rows that have pictures.
+    """
+    for place, row in enumerate(rows):
+        sequence = sequences.get(row)
+        count = int(span.counts[place])
+        if sequence is None or sequence.media is None:
+            continue
+        for first, stop in sequence.media.blocks_between(row.length, row.length + count):
+            if span.blocks is None:
+                span.blocks = np.zeros((span.size, span.width, 2), dtype=np.int32)
+            start = max(0, first - row.length)
+            span.blocks[place, start : min(count, stop - row.length)] = (first, stop)
 
 
 def _set_positions(made: Pictured, part: Part, positions: np.ndarray) -> None:

@@ -20,6 +20,7 @@ class Family:
             None has one position a token.
         inner: its text model is the one that its text_config names; else mlx-lm knows the
             family itself.
+        whole: tokens of a picture look at all of it, also at what is behind them.
         bare_call: its processor takes no settings for the tokenizer, which may write a token at
             the beginning of texts.
         towers: model types of its vision_config that are known; empty is any.
@@ -29,11 +30,13 @@ class Family:
     placeholder: str
     axes: Axes | None = None
     inner: bool = False
+    whole: bool = False
     bare_call: bool = False
     towers: tuple[str, ...] = ()
 
 
 FAMILIES: Mapping[str, Family] = {
+    "gemma3": Family("gemma3.processing_gemma3:Gemma3Processor", "<start_of_image>", whole=True),
     "idefics3": Family("idefics3.processing_idefics3:Idefics3Processor", "<image>", inner=True),
     "internvl": Family(
         "internvl.processing_internvl:InternVLProcessor", "<IMG_CONTEXT>", inner=True

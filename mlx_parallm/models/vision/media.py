@@ -20,6 +20,7 @@ class Media:
         ids: the whole prompt.
         spans: in their order there.
         axes: positions are counted in time, height and width.
+        whole: tokens of a picture look at all of it, so that it is computed in one forward.
 
     Attributes:
         features: of each span; None where they are to be computed, or no longer needed.
@@ -28,8 +29,14 @@ class Media:
     """
 
     def __init__(
-        self, ids: Sequence[int], spans: Sequence[PictureSpan], *, axes: bool = False
+        self,
+        ids: Sequence[int],
+        spans: Sequence[PictureSpan],
+        *,
+        axes: bool = False,
+        whole: bool = False,
     ) -> None:
+        self.whole = whole
         self.spans = tuple(spans)
         self.features: list[Features | None] = [None] * len(self.spans)
         self.keys = key_tokens(ids, self.spans)
@@ -55,12 +62,28 @@ class Media:
         return [int(token) for token in np.asarray(ids)[self._is_word]]
 
     def computable(self, start: int, count: int) -> int:
-        """How many of the `count` tokens from `start` on can be computed with what is there."""
+        """How many of the `count` tokens from `start` on can be computed with what is there.
+
+        More than `count` where these would be a part of a picture that is computed as a whole.
+        """
+        stop = start + self._available(start, count)
+        for span in self.spans if self.whole else ():
+            if span.first < stop < span.stop:
+                stop = span.first if span.first > start else span.stop
+        return stop - start
+
+    def _available(self, start: int, count: int) -> int:
         for span, features in zip(self.spans, self.features, strict=True):
             if features is None and start < span.stop:
                 ahead = span.places[np.searchsorted(span.places, start)]
                 return min(count, int(ahead) - start)
         return count
+
+    def blocks_between(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(first, stop) of the pictures there whose tokens look at all of them."""
+        if not self.whole:
+            return []
+        return [(s.first, s.stop) for s in self.spans if s.first < stop and start < s.stop]
 
     def forget(self, computed: int) -> None:
         """Let go of the features of pictures before this place."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class PreparedPicture:
     """What one picture becomes before its model's tower sees it.
 
@@ -26,6 +26,11 @@ class PreparedPicture:
     num_features: int
     grid: tuple[int, int, int] | None
     inputs: Mapping[str, np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in self.inputs.values())
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -11,13 +11,17 @@ import numpy as np
 from PIL import Image
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.models.device_memory import total_memory
+from mlx_parallm.models.limits import MAX_WIDTH
 from mlx_parallm.models.vision.families import Family
 from mlx_parallm.models.vision.inputs import PictureInputs
 from mlx_parallm.models.vision.media import Media
 from mlx_parallm.models.vision.picture import Detail, Picture
 from mlx_parallm.models.vision.prepared import PreparedPicture, spans_of
+from mlx_parallm.models.vision.shelf import Shelf
 from mlx_parallm.models.vision.tower import Tower, as_inputs
 
+_SHARE = 16  # of the machine's memory, what prepared pictures may take
 LOW_DETAIL = 512  # pixels of the longer side at most, as OpenAI's "low"
 _OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
@@ -57,6 +61,7 @@ class Vision:
         self._fingerprint = fingerprint
         self._text_config = text_config
         self._merge, self._depth = merge, depth
+        self.shelf = Shelf(total_memory() // _SHARE)
         # Processors keep settings in attributes while they work.
         self._lock = threading.Lock()
 
@@ -78,7 +83,18 @@ class Vision:
             raise InvalidRequestError(
                 f"The prompt does not fit its pictures: {error}.", param="messages"
             ) from None
-        return Media(ids, spans, axes=self.family.axes is not None)
+        self._check_widths(pictures)
+        return Media(ids, spans, axes=self.family.axes is not None, whole=self.family.whole)
+
+    def _check_widths(self, pictures: Sequence[PreparedPicture]) -> None:
+        """A picture that is computed as a whole has to fit into one forward of a row."""
+        widest = max((picture.num_features for picture in pictures), default=0)
+        if self.family.whole and widest > MAX_WIDTH // 2:
+            raise InvalidRequestError(
+                f"A picture of {widest} tokens is too large for this server, which computes "
+                f"{MAX_WIDTH // 2} of one at once; ask for less detail.",
+                param="messages",
+            )
 
     def key_of(self, picture: Picture) -> bytes:
         """Names the features of a picture; equal for equal pixels looked at alike."""
@@ -90,7 +106,15 @@ class Vision:
 
         Raises:
             InvalidRequestError: the model's processor refuses it.
+            OutOfMemoryError: waiting requests hold too many pictures.
         """
+        found = self.shelf.find(self.key_of(picture))
+        if found is None:
+            found = self._prepare(picture)
+            self.shelf.put(found)
+        return found
+
+    def _prepare(self, picture: Picture) -> PreparedPicture:
         image = Image.fromarray(picture.pixels)
         if picture.detail == "low" and max(image.size) > LOW_DETAIL:
             image.thumbnail((LOW_DETAIL, LOW_DETAIL), Image.Resampling.LANCZOS)

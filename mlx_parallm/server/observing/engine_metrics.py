@@ -38,6 +38,7 @@ _OWN_GAUGES = {
     "memory_limit": "Bytes that it may use; see --memory-limit.",
     "memory_left": "Bytes that it can still take, with what other programs leave.",
     "prefix_pages": "Pages of cached prefixes.",
+    "prefix_pages_held": "Pages of prefixes that somebody uses now, neither free nor evictable.",
     "prefix_bytes": "Bytes of cached prefixes.",
     "draft_length": "Tokens that are guessed in a step now.",
 }

@@ -64,5 +64,6 @@ def _card(state: ServerState, name: str) -> dict[str, Any]:
         "root": path,
         "parent": None,
         "max_model_len": loaded.max_model_len if loaded else None,
+        "bytes": loaded.nbytes if loaded else None,
         "capabilities": loaded.capabilities if loaded else None,
     }

@@ -18,7 +18,7 @@ class Capabilities(BaseModel):
 class ModelCard(BaseModel):
     """One model that requests can name. parent: the base model of an adapter.
 
-    capabilities: null until the model is loaded.
+    bytes: of its weights in memory. It and capabilities: null until the model is loaded.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -33,6 +33,7 @@ class ModelCard(BaseModel):
     root: str
     parent: str | None
     max_model_len: int | None
+    bytes: int | None
     capabilities: Capabilities | None
 
 

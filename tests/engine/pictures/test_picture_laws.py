@@ -120,6 +120,7 @@ def check_same(batch: Driver, sequence: Sequence, alone: Driver, twin: Sequence)
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
+        ("gemma3", "prefixes"),  # pictures are computed as a whole, in sliding windows too
         ("idefics3", "prefixes"),
         ("idefics3", "guesses"),
         ("lfm2_vl", "prefixes"),  # recurrent, and two padded forwards a step

@@ -61,6 +61,10 @@ def answer(
     found = model.get_input_embeddings(ids, pixels, mask=mx.ones(ids.shape, mx.int32), **more)
     features = {k: v for k, v in found.to_dict().items() if v is not None}
     held = make_prompt_cache(model.language_model)
+    if family == "gemma3":
+        # mlx-vlm's own mask lets text look ahead, too; transformers' does not.
+        features["mask"] = _mask(np.array(ids)[0] == model.config.image_token_index)
+    features.pop("attention_mask_4d", None)
     rows = _logprobs(model.language_model(ids, cache=held, **features, **more).logits[0])
     prompt = np.array(ids).reshape(-1).tolist()
     scores = [float(rows[place, token]) for place, token in enumerate(prompt[1:])]
@@ -72,6 +76,14 @@ def answer(
         step = model.language_model(mx.array([tokens[-1:]]), cache=held, **following)
         row = _logprobs(step.logits[0])[-1]
     return Answer(prompt, scores, tokens, logprobs)
+
+
+def _mask(is_picture: np.ndarray) -> mx.array:
+    """(1, 1, T, T) bool: what is before, and all of the picture that a token is in."""
+    begins = is_picture & ~np.roll(is_picture, 1)
+    picture = np.where(is_picture, np.cumsum(begins), 0)
+    same = (picture[:, None] == picture[None]) & is_picture[:, None]
+    return mx.array((np.tril(np.ones(same.shape, dtype=bool)) | same)[None, None])
 
 
 def _logprobs(logits: mx.array) -> np.ndarray:

@@ -187,6 +187,36 @@ _PIXTRAL: Config = {
     },
 }
 SPECS |= {
+    "gemma3": {
+        "special": ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
+        "named": {
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
+        "image": "<start_of_image>",
+        "tied": True,
+        "ids": {"image_token_index": "<image_soft_token>"},
+        "text": {
+            **TEXT,
+            "model_type": "gemma3_text",
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 64,
+            "sliding_window_pattern": 2,
+            "rope_global_base_freq": 10000.0,
+            "rope_local_base_freq": 10000.0,
+            "mm_tokens_per_image": 4,
+        },
+        "vision": {**_CLIP, "model_type": "siglip_vision_model"},
+        "config": {"hidden_size": 32, "mm_tokens_per_image": 4, "pad_token_id": 0},
+        "processor": {
+            "image_processor_type": "Gemma3ImageProcessor",
+            "size": {"height": 32, "width": 32},
+            **_HALVES,
+        },
+        "files": {"processor_config.json": {"image_seq_length": 4}},
+    },
     "internvl": {
         "special": ["<img>", "</img>", "<IMG_CONTEXT>"],
         "image": "<IMG_CONTEXT>",
@@ -294,12 +324,15 @@ def folder_of(family: str) -> Path:
     for name, content in spec.get("files", {}).items():
         (folder / name).write_text(json.dumps(content))
     weights = dict(tree_flatten(_random_model(family, config).parameters()))
+    if spec.get("tied"):
+        del weights["language_model.lm_head.weight"]
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     return folder
 
 
 def _write_tokenizer(spec: Config, folder: Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(resolve(BUNDLED))
+    named = spec.get("named", {})
+    tokenizer = AutoTokenizer.from_pretrained(resolve(BUNDLED), extra_special_tokens=named)
     tokenizer.add_special_tokens({"additional_special_tokens": spec["special"]})
     tokenizer.chat_template = spec.get("template", _PARTS).replace("IMAGE", spec["image"])
     tokenizer.save_pretrained(folder)

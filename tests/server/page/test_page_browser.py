@@ -118,6 +118,8 @@ def test_the_dashboard_moves(bundled: Any, opened: Open) -> None:
     expect(plot.locator(".line")).not_to_have_attribute("d", first)
     expect(plot.get_by_role("img")).to_have_attribute("aria-label", re.compile("now .* peak"))
     expect(page.locator(".plot", has_text="Batch")).to_contain_text("of 32")
+    # What a sheet says of the chat's notes is not for these.
+    expect(plot.locator(".note")).to_have_css("text-align", "start")
 
 
 def test_an_adapter_is_chosen_below_its_model(bundled: Any, opened: Open, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import { explain, json } from "../server/api.js";
 import { AdapterList } from "./adapters.js";
 import { PullForm } from "./pull_form.js";
 
+const ALONE = "A server that is started with --models-dir, or with several --model-path, loads and unloads models here.";
+
 export class ModelsView {
   /** chat: goes to the conversation. */
   constructor(session, box, chat) {
@@ -14,8 +16,9 @@ export class ModelsView {
     this.summary = element("p", { class: "state", role: "status" });
     this.meter = element("div", { class: "meter", "aria-hidden": "true" }, element("span"));
     this.list = element("ul", { class: "models" });
+    this.alone = element("p", { class: "quiet alone", text: ALONE });
     this.pull = new PullForm(session);
-    const parts = [element("h1", { text: "Models" }), this.summary, this.meter, this.list, this.pull.element];
+    const parts = [element("h1", { text: "Models" }), this.summary, this.meter, this.list, this.alone, this.pull.element];
     box.append(element("div", { class: "width" }, parts));
     session.addEventListener("models", () => this.#draw());
   }
@@ -35,12 +38,17 @@ export class ModelsView {
     const { models } = this.session;
     this.#summarise(models);
     this.pull.element.hidden = !models.isFleet;
+    this.alone.hidden = models.isFleet || models.cards.length === 0;
     if (models.isFleet && !this.looks) this.pull.look();
     this.looks = models.isFleet;
     const focused = document.activeElement?.closest?.(".model [data-act]")?.dataset.act;
     this.list.replaceChildren(...mains(models.cards).map((card) => this.#item(card)));
     // What was pressed is drawn anew; the focus stays on what took its place.
-    if (focused) this.list.querySelector(`[data-act="${CSS.escape(focused)}"]`)?.focus();
+    if (focused) this.#focus(focused);
+  }
+
+  #focus(act) {
+    this.list.querySelector(`[data-act="${CSS.escape(act)}"]`)?.focus();
   }
 
   #summarise({ cards, memory }) {
@@ -128,6 +136,8 @@ export class ModelsView {
     this.asked.delete(id);
     await this.session.models.refresh();
     this.#draw();
+    // A question for the key came in between, and what was pressed is no longer there.
+    if (document.activeElement === document.body) this.#focus(`change ${id}`);
   }
 
   #adapterList({ id }) {

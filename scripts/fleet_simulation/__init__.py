@@ -1,0 +1,1 @@
+"""A simulation of replicas behind a router, in measured steps."""
