@@ -1,0 +1,63 @@
+"""AskedPicture: a picture as a request names it, before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlx_parallm.models.vision.picture import DETAILS, Detail
+from mlx_parallm.server.schemas.base import wrong
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPicture:
+    """Where a picture is to be had.
+
+    Attributes:
+        url: of the scheme data or https.
+        detail: how finely to look at it.
+        param: its place in the client's body; empty where the messages are the client's own.
+    """
+
+    url: str
+    detail: Detail = "auto"
+    param: str = ""
+
+    def at(self, param: str) -> AskedPicture:
+        """The same, with a place unless it has one."""
+        return self if self.param else replace(self, param=param)
+
+
+def asked_picture(value: Any, path: str) -> AskedPicture:
+    """The value of `image_url`, as OpenAI's chats have it: an object, or the URL alone.
+
+    Args:
+        path: of the value below the validated field, for errors.
+
+    Raises:
+        PydanticCustomError: it is something else.
+    """
+    if isinstance(value, str):
+        return AskedPicture(value)
+    if not isinstance(value, dict) or not isinstance(value.get("url"), str):
+        raise wrong("expected an object with a url", path)
+    return AskedPicture(value["url"], detail_of(value.get("detail"), f"{path}.detail"))
+
+
+def detail_of(value: Any, path: str) -> Detail:
+    """A `detail`; null is "auto".
+
+    Raises:
+        PydanticCustomError: none of them.
+    """
+    if value is None:
+        return "auto"
+    if value not in DETAILS:
+        raise wrong(f"expected one of {', '.join(DETAILS)}", path)
+    detail: Detail = value
+    return detail
+
+
+def data_url(encoded: str, media_type: str = "image/png") -> str:
+    """The URL of base64 that came without one; its type is read from the bytes later."""
+    return f"data:{media_type};base64,{encoded}"
