@@ -276,6 +276,24 @@ class Settings:
     max_body_size: int = _option(
         16 * 1024**2, parse_bytes, "largest request body; more get a 413", metavar="SIZE"
     )
+    allow_image_hosts: tuple[str, ...] = _option(
+        (),
+        filled,
+        "host from which pictures of requests are fetched over https; by default they come as "
+        "data: URLs only",
+        many=True,
+        metavar="HOST",
+    )
+    image_fetch_timeout: float = _option(
+        10.0, number(0, above=True), "seconds in which a picture must have been fetched"
+    )
+    max_images: int = _option(16, integer(1, 4096), "pictures that a request may have")
+    max_image_bytes: int = _option(
+        16 * 1024**2, parse_bytes, "largest file of a picture", metavar="SIZE"
+    )
+    max_image_pixels: int = _option(
+        24_000_000, integer(1, 2**31 - 1), "pixels that a picture may have, by its header"
+    )
     chat_template: str | None = _option(
         None,
         filled,

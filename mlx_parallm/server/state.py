@@ -19,6 +19,7 @@ from mlx_parallm.server.flow.dispatch import Dispatcher
 from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.flow.registry import Registry
 from mlx_parallm.server.gate.turnstile import Turnstile
+from mlx_parallm.server.input.pictures.pictures import PictureLimits, Pictures
 from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.observing.metrics import Metrics
 from mlx_parallm.server.response_store import ResponseStore
@@ -94,8 +95,16 @@ class ServerState:
                 self.settings.max_tokens,
                 self.settings.max_logprobs,
                 self.settings.logprobs_mode,
+                self._pictures(),
             )
         return self._prompts
+
+    def _pictures(self) -> Pictures:
+        settings = self.settings
+        limits = PictureLimits(
+            settings.max_images, settings.max_image_bytes, settings.max_image_pixels
+        )
+        return Pictures(limits, settings.allow_image_hosts, settings.image_fetch_timeout)
 
     def predictions(self) -> PredictionQueue:
         """The way to plain networks."""

@@ -52,6 +52,14 @@ class Media:
         made.__dict__.update(self.__dict__, features=[None] * len(self.spans))
         return made
 
+    def before(self, ids: Sequence[int]) -> Media:
+        """The same for a sequence whose prompt goes on behind this one's.
+
+        Args:
+            ids: the whole of it.
+        """
+        return Media(ids, self.spans, axes=self.positions is not None)
+
     @property
     def num_placeholders(self) -> int:
         """Tokens that only stand for pictures."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlx_parallm.server.compat.translation import translated
-from mlx_parallm.server.compat.turns import Turn, in_order
+from mlx_parallm.server.compat.turns import Turn, content_of, in_order
 from mlx_parallm.server.flow.generation import Track
 from mlx_parallm.server.flow.tracks import chat_tracks
 from mlx_parallm.server.input.chat_template import NO_EFFORT, effort_variables
+from mlx_parallm.server.input.pictures.asked import AskedPicture
 from mlx_parallm.server.input.prefix_namespace import Namespace
 from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.input.request_defaults import with_defaults
@@ -86,7 +87,7 @@ def chat_messages(system: list[Block], messages: list[Message]) -> Iterator[Turn
     if prompt:
         yield {"role": "system", "content": prompt}
     names: dict[str, str] = {}
-    for message in messages:
+    for place, message in enumerate(messages):
         if message.role == "assistant":
             turn = _assistant(message.content)
             names |= {call["id"]: call["function"]["name"] for call in turn["tool_calls"]}
@@ -94,7 +95,7 @@ def chat_messages(system: list[Block], messages: list[Message]) -> Iterator[Turn
         elif message.role == "system":
             yield {"role": "system", "content": _joined(_only_texts(message.content))}
         else:
-            yield from _user(message.content, names)
+            yield from _user(message.content, names, f"messages.{place}.content")
 
 
 def _assistant(blocks: list[Block]) -> Turn:
@@ -115,25 +116,33 @@ def _assistant(blocks: list[Block]) -> Turn:
     return {**turn, "reasoning_content": thought} if thought else turn
 
 
-def _user(blocks: list[Block], names: dict[str, str]) -> Iterator[Turn]:
-    texts: list[Block] = []
-    for block in blocks:
-        if block["type"] == "text":
-            texts.append(block)
+def _user(blocks: list[Block], names: dict[str, str], path: str) -> Iterator[Turn]:
+    parts: list[str | AskedPicture] = []
+    for place, block in enumerate(blocks):
+        if block["type"] in ("text", "image"):
+            parts.append(_part(block, f"{path}.{place}"))
         if block["type"] == "tool_result":
-            if texts:
-                yield {"role": "user", "content": _joined(texts)}
-                texts = []
-            yield _tool_result(block, names)
-    if texts:
-        yield {"role": "user", "content": _joined(texts)}
+            if parts:
+                yield {"role": "user", "content": content_of(parts)}
+                parts = []
+            yield _tool_result(block, names, f"{path}.{place}.content")
+    if parts:
+        yield {"role": "user", "content": content_of(parts)}
 
 
-def _tool_result(block: Block, names: dict[str, str]) -> Turn:
+def _part(block: Block, path: str) -> str | AskedPicture:
+    if block["type"] == "text":
+        return str(block["text"])
+    picture: AskedPicture = block["picture"]
+    return picture.at(f"{path}.source")
+
+
+def _tool_result(block: Block, names: dict[str, str], path: str) -> Turn:
+    parts = [_part(shown, f"{path}.{place}") for place, shown in enumerate(block["content"])]
     shown = {
         "role": "tool",
         "tool_call_id": block["tool_use_id"],
-        "content": _joined(block["content"]),
+        "content": content_of(parts),
     }
     name = names.get(block["tool_use_id"])
     return {**shown, "name": name} if name else shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
@@ -13,9 +13,11 @@ from mlx_parallm.server.compat.translation import (
     seed_of,
     translated,
 )
+from mlx_parallm.server.compat.turns import Content, content_of
 from mlx_parallm.server.flow.generation import Track
 from mlx_parallm.server.flow.tracks import chat_tracks, completion_tracks
 from mlx_parallm.server.input.chat_template import NO_EFFORT, thinking_variables
+from mlx_parallm.server.input.pictures.asked import listed_pictures
 from mlx_parallm.server.input.prefix_namespace import Namespace
 from mlx_parallm.server.input.prompts import Prompts
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest
@@ -41,7 +43,9 @@ async def chat(body: OllamaChatRequest, prompts: Prompts, namespace: Namespace) 
     Raises:
         InvalidRequestError, ContextLengthError: the request cannot be served.
     """
-    request = _chat_request(body, prompts, [_message(message) for message in body.messages])
+    request = _chat_request(
+        body, prompts, [_message(message, place) for place, message in enumerate(body.messages)]
+    )
     lengths = _lengths(body, prompts)
     with named(_NAMES):
         return await chat_tracks(
@@ -59,6 +63,8 @@ async def generate(
     """
     if not body.raw and prompts.tokenizer.has_chat_template:
         return await _turn(body, prompts, namespace)
+    if body.images:
+        raise UnsupportedError("Without a template there is no place for pictures.", param="images")
     if body.system:
         raise InvalidRequestError("There is no template for a system message.", param="system")
     if body.think:
@@ -85,7 +91,8 @@ async def generate(
 
 
 async def _turn(body: OllamaGenerateRequest, prompts: Prompts, namespace: Namespace) -> list[Track]:
-    messages = [{"role": "user", "content": body.prompt}]
+    content = _with_images(body.prompt, body.images, "")
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
     request = _chat_request(body, prompts, messages)
@@ -115,8 +122,14 @@ def _chat_request(
     return translated(ChatCompletionRequest, fields, _NAMES)
 
 
-def _message(message: OllamaMessage) -> dict[str, Any]:
-    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+def _with_images(text: str, images: Sequence[str], path: str) -> Content:
+    """What a turn says: pictures first, as Ollama has it."""
+    return content_of([*listed_pictures(images, f"{path}images"), text])
+
+
+def _message(message: OllamaMessage, place: int) -> dict[str, Any]:
+    content = _with_images(message.content, message.images, f"messages.{place}.")
+    shown: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
         shown["tool_calls"] = [
             {"id": call.id, "type": "function", "function": call.function.model_dump()}

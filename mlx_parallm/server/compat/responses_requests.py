@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlx_parallm.server.compat.responses_tools import flat_name, functions_of, tool_choice
 from mlx_parallm.server.compat.translation import translated
-from mlx_parallm.server.compat.turns import Turn, in_order
+from mlx_parallm.server.compat.turns import Turn, content_of, in_order
 from mlx_parallm.server.flow.generation import Track
 from mlx_parallm.server.flow.tracks import chat_tracks
 from mlx_parallm.server.input.chat_template import effort_variables
@@ -21,6 +21,7 @@ from mlx_parallm.server.schemas.compat.openai_responses import (
     Item,
     ResponsesRequest,
     SamplingExtras,
+    parts_of,
 )
 from mlx_parallm.settings import Settings
 
@@ -62,7 +63,7 @@ def _chat(
     tools = functions_of(body)
     with_logprobs = wants_logprobs(body)
     fields: dict[str, Any] = {
-        "messages": list(in_order(_turns(body.instructions, [*earlier, *body.input]))),
+        "messages": list(in_order(_turns(body.instructions, earlier, body.input))),
         "tools": tools,
         "tool_choice": tool_choice(body.tool_choice) if tools else None,
         "parallel_tool_calls": body.parallel_tool_calls,
@@ -91,12 +92,15 @@ def wants_logprobs(body: ResponsesRequest) -> bool:
     return WITH_LOGPROBS in body.include or bool(body.top_logprobs)
 
 
-def _turns(instructions: str | None, items: Iterable[Item]) -> Iterator[Turn]:
+def _turns(
+    instructions: str | None, earlier: Sequence[Item], items: Sequence[Item]
+) -> Iterator[Turn]:
     if instructions:
         yield {"role": "system", "content": instructions}
     waiting: Turn | None = None
     names: dict[str, str] = {}
-    for item in items:
+    paths = ["previous_response_id"] * len(earlier) + [f"input.{n}" for n in range(len(items))]
+    for item, path in zip([*earlier, *items], paths, strict=True):
         if _is_of_assistant(item):
             waiting = waiting or {"role": "assistant", "content": "", "tool_calls": []}
             _add(waiting, item, names)
@@ -104,7 +108,7 @@ def _turns(instructions: str | None, items: Iterable[Item]) -> Iterator[Turn]:
         if waiting is not None:
             yield waiting
             waiting = None
-        yield _tool_output(item, names) if item["type"] != "message" else _said(item)
+        yield _tool_output(item, names, path) if item["type"] != "message" else _said(item, path)
     if waiting is not None:
         yield waiting
 
@@ -127,12 +131,14 @@ def _add(turn: Turn, item: Item, names: dict[str, str]) -> None:
         turn["tool_calls"].append({"id": item["call_id"], "type": "function", "function": function})
 
 
-def _said(item: Item) -> Turn:
-    return {"role": item["role"], "content": item["content"]}
+def _said(item: Item, path: str) -> Turn:
+    parts = parts_of(item["content"], f"{path}.content")
+    return {"role": item["role"], "content": content_of(parts)}
 
 
-def _tool_output(item: Item, names: dict[str, str]) -> Turn:
-    turn = {"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]}
+def _tool_output(item: Item, names: dict[str, str], path: str) -> Turn:
+    content = content_of(parts_of(item["output"], f"{path}.output"))
+    turn = {"role": "tool", "tool_call_id": item["call_id"], "content": content}
     name = names.get(item["call_id"])
     return {**turn, "name": name} if name else turn
 

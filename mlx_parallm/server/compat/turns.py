@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from mlx_parallm.server.input.pictures.asked import AskedPicture
+from mlx_parallm.server.input.pictures.messages import said_of
+
 Turn = dict[str, Any]
+# A text, or parts as chats of ours have them, of which some are pictures.
+Content = str | list[Any]
 
 _SYSTEM_ROLES = ("system", "developer")
 
@@ -28,7 +33,7 @@ def in_order(turns: Iterable[Turn]) -> Iterator[Turn]:
             if system:
                 yield {"role": "system", "content": "\n".join(system)}
         elif waiting["role"] == turn["role"] == "user":
-            waiting = {**waiting, "content": f"{waiting['content']}\n{turn['content']}"}
+            waiting = {**waiting, "content": _both(waiting["content"], turn["content"])}
             continue
         else:
             yield waiting
@@ -37,3 +42,20 @@ def in_order(turns: Iterable[Turn]) -> Iterator[Turn]:
         yield waiting
     elif system:
         yield {"role": "system", "content": "\n".join(system)}
+
+
+def content_of(parts: Sequence[str | AskedPicture]) -> Content:
+    """Texts, a line each; or parts where there are pictures."""
+    said = said_of(parts)
+    return said if isinstance(said, str) else _as_parts(said)
+
+
+def _both(first: Content, second: Content) -> Content:
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n{second}"
+    return [*_as_parts(first), *_as_parts(second)]
+
+
+def _as_parts(content: Any) -> list[Any]:
+    parts = [content] if isinstance(content, str) else content
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]

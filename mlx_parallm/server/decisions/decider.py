@@ -10,12 +10,15 @@ from typing import Any
 from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
-from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.errors import InvalidRequestError, UnsupportedError
+from mlx_parallm.models.vision.prepared import PreparedPicture
+from mlx_parallm.server.compat.turns import content_of
 from mlx_parallm.server.decisions.labels import Labels, Place
 from mlx_parallm.server.decisions.option_tree import OptionTree, Prefix, probabilities
 from mlx_parallm.server.decisions.question import Question, about
 from mlx_parallm.server.decisions.told import Decision, Told, key_of
 from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.input.pictures.asked import AskedPicture
 from mlx_parallm.server.input.prefix_namespace import Namespace
 from mlx_parallm.server.input.prompts import Prompt, Prompts
 from mlx_parallm.server.schemas.chat import ChatTemplateFields
@@ -67,8 +70,17 @@ class Decider:
         self._asked: list[_Asked] = []
         self.tracks: list[Track] = []
 
-    async def ask(self, state: str, questions: Sequence[Question], instructions: str = "") -> None:
+    async def ask(
+        self,
+        state: str,
+        questions: Sequence[Question],
+        instructions: str = "",
+        pictures: Sequence[AskedPicture] = (),
+    ) -> None:
         """Make the rows; they are to be collected before decisions() is called.
+
+        Args:
+            pictures: that belong to what is asked about.
 
         Raises:
             InvalidRequestError, ContextLengthError: a question cannot be asked.
@@ -82,8 +94,10 @@ class Decider:
                 "send fewer of them in a request.",
                 param="questions",
             )
+        prepared = await self._prompts.prepared(pictures)
         for question, tree in zip(questions, trees, strict=True):
-            prompt = await self._prompt(about(state, question, instructions))
+            text = about(state, question, instructions)
+            prompt = await self._prompt(text, pictures, prepared)
             self._add(prompt, tree)
 
     def decisions(self) -> list[Decision]:
@@ -98,7 +112,9 @@ class Decider:
         likeliest = root.logprobs[0].token_id
         fresh = Decision(tuple(probabilities(logprobs)), mass, likeliest in found[()])
         # The sequence's own namespace: it has the adapter and its version.
-        key = key_of(root.sequence.namespace, asked.prompt.ids, asked.tree.options)
+        media = asked.prompt.media
+        shown = asked.prompt.ids if media is None else media.keys
+        key = key_of(root.sequence.namespace, shown, asked.tree.options)
         return self._told.settled(key, fresh, self._noise)
 
     def usage(self) -> dict[str, Any]:
@@ -127,8 +143,13 @@ class Decider:
             )
             ids = [*prompt.ids, *tokens]
             self._prompts.max_tokens(1, None, Prompt(ids, None))
+            media = prompt.media
             sequence = EngineSequence(
-                ids, params, priority=self._priority, namespace=self._namespace
+                ids,
+                params,
+                priority=self._priority,
+                namespace=self._namespace,
+                media=None if media is None else media.before(ids),
             )
             stream = TextStream(self._prompts.tokenizer, params)
             track = Track(sequence, stream, len(self.tracks), prompt)
@@ -142,14 +163,24 @@ class Decider:
         place = Place(made.text or "", tuple(made.ids), spaced)
         return Labels(self._prompts, place, self._prompts.tokenizer.eos_token_id)
 
-    async def _prompt(self, text: str) -> Prompt:
+    async def _prompt(
+        self,
+        text: str,
+        pictures: Sequence[AskedPicture] = (),
+        prepared: Sequence[PreparedPicture] = (),
+    ) -> Prompt:
         if not self._prompts.tokenizer.has_chat_template:
+            if pictures:
+                raise UnsupportedError(
+                    "Without a chat template there is no place for pictures.",
+                    param=pictures[0].param,
+                )
             ids = await self._prompts.tokenize(text + _ANSWER, False)
             return Prompt(ids, text + _ANSWER)
         body = ChatTemplateFields.model_validate(
             {
-                "messages": [{"role": "user", "content": text}],
+                "messages": [{"role": "user", "content": content_of([*pictures, text])}],
                 "chat_template_kwargs": self._variables,
             }
         )
-        return await self._prompts.conversation(body, [], False, limited=True)
+        return await self._prompts.conversation(body, [], False, limited=True, prepared=prepared)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,15 +10,14 @@ from typing import TYPE_CHECKING
 from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.models.vision.families import family_of
 from mlx_parallm.models.vision.media import Media
-from mlx_parallm.models.vision.picture import Picture
 from mlx_parallm.models.vision.prepared import PreparedPicture
 from mlx_parallm.server.input.chat_template import Conversation
 from mlx_parallm.server.input.content_shape import ContentShape
+from mlx_parallm.server.input.pictures.asked import AskedPicture
+from mlx_parallm.server.input.pictures.pictures import Pictures
 
 if TYPE_CHECKING:
     from mlx_parallm.models.loader import LoadedModel
-
-_THREADS = 2
 
 
 class ChatPictures:
@@ -28,35 +25,30 @@ class ChatPictures:
 
     Args:
         loaded: which may not see; conversations without pictures are then left as they are.
+        pictures: how those that requests name are had.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, pictures: Pictures) -> None:
         self._loaded = loaded
-        self._executor: ThreadPoolExecutor | None = None
+        self._pictures = pictures
 
     def close(self) -> None:
         """End the threads."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pictures.close()
 
-    async def prepare(self, pictures: Sequence[Picture]) -> list[PreparedPicture]:
+    async def prepare(self, asked: Sequence[AskedPicture]) -> list[PreparedPicture]:
         """What the model's processor makes of pictures.
 
         Raises:
             UnsupportedError: the model does not see, or this server has not what it sees with.
-            InvalidRequestError: the processor refuses one.
+            InvalidRequestError: one cannot be had, or the processor refuses it.
         """
-        if not pictures:
+        if not asked:
             return []
         vision = self._loaded.vision
         if vision is None:
-            raise UnsupportedError(self._loaded.blindness, param="messages")
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")
-        run = asyncio.get_running_loop().run_in_executor
-        return list(
-            await asyncio.gather(*(run(self._executor, vision.prepare, p) for p in pictures))
-        )
+            raise UnsupportedError(self._loaded.blindness, param=asked[0].param)
+        return await self._pictures.gather(asked, vision.prepare)
 
     def fitted(self, conversation: Conversation) -> Conversation:
         """The conversation with contents that the chat template takes."""

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
 from mlx_parallm.server.answer import Dialect
+from mlx_parallm.server.input.pictures.messages import for_template
 from mlx_parallm.server.schemas.chat import ChatMessage, ChatTemplateFields, Tool
 
 # The reasoning effort of an answer without thinking.
@@ -179,7 +180,7 @@ def _reserved_names() -> frozenset[str]:
 
 def _message(message: ChatMessage) -> dict[str, Any]:
     """A message as templates know it."""
-    fields = message.model_dump(exclude_none=True)
+    fields = message.model_dump(exclude={"content"}, exclude_none=True)
     # Templates know the older name of the developer's role.
     if message.role == "developer":
         fields["role"] = "system"
@@ -191,7 +192,7 @@ def _message(message: ChatMessage) -> dict[str, Any]:
         # gpt-oss's name of it.
         fields.setdefault("thinking", fields["reasoning_content"])
     # Many templates test content without asking whether it is there.
-    fields.setdefault("content", "")
+    fields["content"] = for_template(message.content or "")
     if not message.tool_calls:
         fields.pop("tool_calls", None)
     return fields

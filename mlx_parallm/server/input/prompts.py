@@ -17,12 +17,14 @@ from mlx_parallm.engine.grammar import Compiler, Constraint, Gate
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from mlx_parallm.models.vision.media import Media
-from mlx_parallm.models.vision.picture import Picture
 from mlx_parallm.models.vision.prepared import PreparedPicture
 from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.input.chat_pictures import ChatPictures
 from mlx_parallm.server.input.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.input.custom_roles import refuse_lost_roles
+from mlx_parallm.server.input.pictures.asked import AskedPicture
+from mlx_parallm.server.input.pictures.messages import pictures_of, text_of
+from mlx_parallm.server.input.pictures.pictures import PictureLimits, Pictures
 from mlx_parallm.server.input.special_text import SpecialText
 from mlx_parallm.server.input.structured import Structure, structure_of
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
@@ -69,6 +71,7 @@ class Prompts:
         default_max_tokens: the server's own, for requests that give none.
         max_logprobs: alternatives that a request may ask for; -1 is the whole vocabulary.
         logprobs_mode: for requests that give none.
+        pictures: how those of requests are had.
     """
 
     def __init__(
@@ -79,11 +82,12 @@ class Prompts:
         default_max_tokens: int | None = None,
         max_logprobs: int = MAX_LOGPROBS,
         logprobs_mode: str = "raw_logprobs",
+        pictures: Pictures | None = None,
     ) -> None:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._executor = executor
-        self._pictures = ChatPictures(loaded)
+        self._pictures = ChatPictures(loaded, pictures or Pictures(PictureLimits()))
         self._special = SpecialText(loaded.tokenizer) if special_text_is_text else None
         self._default_max_tokens = default_max_tokens
         self._max_logprobs = loaded.vocab_size if max_logprobs == -1 else max_logprobs
@@ -189,20 +193,18 @@ class Prompts:
         self,
         body: ChatCompletionRequest,
         before: Sequence[int] = (),
-        pictures: Sequence[Picture] = (),
     ) -> Prompt:
         """The one prompt that the chat template makes of the messages.
 
         Args:
             before: token ids to put before them.
-            pictures: of the messages' parts {"type": "image"}, in their order.
 
         Raises:
             InvalidRequestError: the template refuses the messages, or there is none; an id
                 that is not the model's.
             ContextLengthError: longer than the context.
         """
-        if pictures and body.truncate_prompt_tokens is not None:
+        if pictures_of(body.messages) and body.truncate_prompt_tokens is not None:
             raise UnsupportedError(
                 "A prompt with pictures cannot be cut.", param="truncate_prompt_tokens"
             )
@@ -214,10 +216,18 @@ class Prompts:
             body.reasoning_effort,
             limited=True,
             before=before,
-            pictures=pictures,
         )
         ids = self._truncated(made.ids, body)
         return replace(made, ids=self._checked(ids, "messages"))
+
+    async def prepared(self, asked: Sequence[AskedPicture]) -> list[PreparedPicture]:
+        """Pictures as prompts need them.
+
+        Raises:
+            UnsupportedError: the model does not see.
+            InvalidRequestError: one cannot be had.
+        """
+        return await self._pictures.prepare(asked)
 
     async def conversation(
         self,
@@ -228,7 +238,7 @@ class Prompts:
         *,
         limited: bool = False,
         before: Sequence[int] = (),
-        pictures: Sequence[Picture] = (),
+        prepared: Sequence[PreparedPicture] | None = None,
     ) -> Prompt:
         """What the chat template makes of messages.
 
@@ -236,14 +246,16 @@ class Prompts:
             tools: those to show.
             limited: refuse what is far too long for the context before the work is done.
             before: token ids to put before it.
-            pictures: of the messages' parts {"type": "image"}, in their order.
+            prepared: the pictures of its messages, where they have been prepared.
 
         Raises:
             UnsupportedError: the model does not see, and there are pictures.
+            InvalidRequestError: a picture cannot be had; others as of chat().
         """
         if self._loaded.is_encoder:
             raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
-        prepared = await self._pictures.prepare(pictures)
+        if prepared is None:
+            prepared = await self.prepared(pictures_of(body.messages))
         asked = conversation_of(self._tokenizer, self.dialect, body, tools, reasoning_effort)
         fitted = self._pictures.fitted(asked)
         refuse_lost_roles(self._tokenizer, fitted)
@@ -252,7 +264,7 @@ class Prompts:
             special = None
         # The first such conversation copies the tokenizer, which is not for the event loop.
         at_least = 0 if special is None else _INLINE_CHARACTERS + 1
-        size = sum(len(message.content or "") for message in body.messages)
+        size = sum(len(text_of(message.content)) for message in body.messages)
         text = await self._maybe_in_thread(
             max(size, at_least), lambda: render(self._tokenizer, fitted)
         )

@@ -40,8 +40,8 @@ class ChatFormat:
         self._places: dict[int, dict[int, int]] = {}
         last = body.messages[-1]
         self._role = "assistant" if body.writes_new_message else last.role
-        is_same = last.role == self._role and isinstance(last.content, str)
-        self._echoed = (last.content or "") if body.echo and is_same else ""
+        said = last.content if last.role == self._role else None
+        self._echoed = said if body.echo and isinstance(said, str) else ""
         self._opening = compact({"role": self._role, "content": self._echoed})
 
     def follow(self, tracks: Sequence[Track]) -> None:

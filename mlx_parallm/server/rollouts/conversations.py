@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.server.compat.translation import named
 from mlx_parallm.server.input.body import validate
+from mlx_parallm.server.input.pictures.messages import pictures_of
 from mlx_parallm.server.input.request_defaults import with_defaults
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, Tool
 from mlx_parallm.server.state import ServerState
@@ -32,6 +34,13 @@ async def conversation_ids(
         with named({"messages": f"messages.{place}"}):
             fields = {"messages": messages, **shared}
             given = with_defaults(fields, ChatCompletionRequest, state.settings)
-            prompt = await state.prompts().chat(validate(ChatCompletionRequest, given))
+            body = validate(ChatCompletionRequest, given)
+            pictures = pictures_of(body.messages)
+            if pictures:
+                raise UnsupportedError(
+                    "Pictures are not supported here: this endpoint's prompts are token ids.",
+                    param=pictures[0].param,
+                )
+            prompt = await state.prompts().chat(body)
         found.append(prompt.ids)
     return found

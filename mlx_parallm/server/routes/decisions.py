@@ -15,6 +15,7 @@ from mlx_parallm.server.decisions.told import FLOAT32_NOISE, SHORT_FLOAT_NOISE
 from mlx_parallm.server.flow.generation import Collected
 from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.input.chat_template import has_variable
+from mlx_parallm.server.input.pictures.asked import listed_pictures
 from mlx_parallm.server.input.prefix_namespace import prefix_namespace
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
 from mlx_parallm.server.output.responses import whole_answer
@@ -43,7 +44,10 @@ async def decisions(request: Request) -> Response:
     body = await read_body(request, DecisionsRequest, state.settings.max_body_size)
     model, adapter = await state.model_of(body.model)
     decider = _decider(request, state, body.cache_salt, {})
-    await decider.ask(openai_format.state_of(body), openai_format.questions_of(body))
+    pictures = listed_pictures(body.images, "images")
+    await decider.ask(
+        openai_format.state_of(body), openai_format.questions_of(body), pictures=pictures
+    )
     use_adapter(decider.tracks, adapter)
 
     def answer() -> dict[str, Any]:
@@ -68,7 +72,8 @@ async def system_one(request: Request) -> Response:
     model, adapter = await state.model_of(body.model)
     decider = _decider(request, state, body.cache_salt, body.chat_template_kwargs, body.priority)
     questions = system_one_format.questions_of(body)
-    await decider.ask(as_text(body.state), questions, body.instructions)
+    pictures = listed_pictures(body.images, "images")
+    await decider.ask(as_text(body.state), questions, body.instructions, pictures)
     use_adapter(decider.tracks, adapter)
 
     def answer() -> dict[str, Any]:

@@ -16,6 +16,9 @@ from pydantic import (
     model_validator,
 )
 
+from mlx_parallm.models.vision.picture import DETAILS
+from mlx_parallm.server.input.pictures.asked import AskedPicture, asked_picture
+from mlx_parallm.server.input.pictures.messages import Said, said_of, text_of
 from mlx_parallm.server.schemas.base import (
     MAX_TOKEN_ID,
     FalseOnly,
@@ -29,21 +32,28 @@ from mlx_parallm.server.schemas.sampling import NumLogprobs, ReportFields
 from mlx_parallm.server.schemas.usage import Receipt, RequestMetrics, Usage
 
 _TEXT_PARTS = {"text": "text", "refusal": "refusal"}
+_PICTURE_PART = "image_url"
 
 
-def _content_text(value: Any) -> str:
-    """Message content as one string; the texts of several parts are joined by newlines."""
+def _said(value: Any) -> Said:
+    """Message content: the texts of several parts are joined by newlines, unless there are
+    pictures among them."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise wrong("expected a string or a list of content parts")
-    return "\n".join(_part_text(part, index) for index, part in enumerate(value))
+    return said_of([_part(part, index) for index, part in enumerate(value)])
 
 
-def _part_text(part: Any, index: int) -> str:
+def _part(part: Any, index: int) -> str | AskedPicture:
+    if isinstance(part, AskedPicture):
+        # Of another API's request, which has become one of ours.
+        return part
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise wrong("expected an object with a type", f"{index}")
+    if kind == _PICTURE_PART:
+        return asked_picture(part.get(_PICTURE_PART), f"{index}.{_PICTURE_PART}")
     if kind not in _TEXT_PARTS:
         raise unsupported(f"content of type {kind[:40]!r} is not supported", f"{index}.type")
     text = part.get(_TEXT_PARTS[kind])
@@ -116,20 +126,40 @@ def _verbosity(value: Any) -> Any:
     return only("medium", '"medium"')(value)
 
 
+_TEXT_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_PICTURE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": _PICTURE_PART},
+        _PICTURE_PART: {
+            "type": "object",
+            "properties": {
+                "url": {
+                    "type": "string",
+                    "description": "data:image/png;base64,..., or https: of a host that is allowed",
+                },
+                "detail": {"enum": list(DETAILS)},
+            },
+            "required": ["url"],
+        },
+    },
+    "required": ["type", _PICTURE_PART],
+}
+
 Content = Annotated[
-    str,
-    PlainValidator(_content_text),
+    Said,
+    PlainValidator(_said),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "string"},
                 {
                     "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
-                    },
+                    "items": {"anyOf": [_TEXT_SCHEMA, _PICTURE_SCHEMA]},
                 },
             ]
         }
@@ -235,7 +265,8 @@ class ChatTemplateFields(RequestModel):
     @property
     def continued(self) -> str | None:
         """The message that the answer goes on with; None for one of its own."""
-        return None if self.writes_new_message else self.messages[-1].content
+        content = self.messages[-1].content
+        return None if self.writes_new_message or content is None else text_of(content)
 
     @model_validator(mode="after")
     def _one_ending(self) -> ChatTemplateFields:
@@ -246,6 +277,8 @@ class ChatTemplateFields(RequestModel):
                 "continue_final_message and add_generation_prompt exclude each other",
                 "continue_final_message",
             )
+        if self.continue_final_message and isinstance(self.messages[-1].content, list):
+            raise wrong("a message with pictures cannot be continued", "continue_final_message")
         return self
 
 

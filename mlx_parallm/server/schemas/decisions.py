@@ -51,6 +51,13 @@ def _by_type(*names: str) -> Discriminator:
 _TEXT_OR_LIST = Discriminator(lambda value: "list" if isinstance(value, list) else "text")
 
 
+# Pictures that belong to what is asked about.
+Images = Annotated[
+    list[StrictStr],
+    Field(description="Pictures: data: URLs, https: URLs of hosts that are allowed, or base64."),
+]
+
+
 class InputText(RequestModel):
     """A part of a message."""
 
@@ -147,6 +154,7 @@ class DecisionsRequest(RequestModel):
         | Annotated[list[InputMessage], Field(min_length=1), Tag("list")],
         _TEXT_OR_LIST,
     ]
+    images: Images = Field(default_factory=list)
     questions: list[DecisionQuestion] = Field(min_length=1, max_length=MAX_QUESTIONS)
     safety_identifier: str = Field("", description="Accepted; has no effect.")
     cache_salt: CacheSalt = None
@@ -248,6 +256,7 @@ class SystemOneRequest(RequestModel):
 
     model: str = Field("", description="A name from /v1/models; empty means the served model.")
     state: JsonValue = Field(description="A text or any JSON.")
+    images: Images = Field(default_factory=list)
     questions: dict[str, SystemOneQuestion] = Field(
         min_length=1, max_length=MAX_SYSTEM_ONE_QUESTIONS
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_parallm.models.vision.picture import DETAILS, Detail
 from mlx_parallm.server.schemas.base import wrong
+
+# Base64 has no colon.
+_MAX_SCHEME = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +65,15 @@ def detail_of(value: Any, path: str) -> Detail:
 def data_url(encoded: str, media_type: str = "image/png") -> str:
     """The URL of base64 that came without one; its type is read from the bytes later."""
     return f"data:{media_type};base64,{encoded}"
+
+
+def listed_pictures(images: Sequence[str], path: str) -> list[AskedPicture]:
+    """Those of a list of URLs, or of base64 without one.
+
+    Args:
+        path: of the list in the client's body.
+    """
+    return [
+        AskedPicture(image if ":" in image[:_MAX_SCHEME] else data_url(image), param=f"{path}.{at}")
+        for at, image in enumerate(images)
+    ]

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlx_parallm.server.input.content_shape import PICTURE
 from mlx_parallm.server.input.pictures.asked import AskedPicture
 
 if TYPE_CHECKING:
     from mlx_parallm.server.schemas.chat import ChatMessage
 
-# One text, or texts and pictures in their order.
+# What a message says: one text, or texts and pictures in their order.
 Said = str | list[str | AskedPicture]
+
+
+def said_of(parts: Sequence[str | AskedPicture]) -> Said:
+    """Texts without pictures between them are one text, a line each."""
+    texts = [part for part in parts if isinstance(part, str)]
+    return "\n".join(texts) if len(texts) == len(parts) else list(parts)
 
 
 def pictures_of(messages: Sequence[ChatMessage]) -> list[AskedPicture]:
@@ -19,14 +26,14 @@ def pictures_of(messages: Sequence[ChatMessage]) -> list[AskedPicture]:
     return [
         part.at(f"messages.{place}.content.{number}.image_url")
         for place, message in enumerate(messages)
-        for number, part in _parts(message.content)
+        for number, part in enumerate(_parts(message.content))
         if isinstance(part, AskedPicture)
     ]
 
 
 def text_of(said: Said | None) -> str:
     """What is said without the pictures."""
-    return "\n".join(part for _, part in _parts(said) if isinstance(part, str))
+    return "\n".join(part for part in _parts(said) if isinstance(part, str))
 
 
 def for_template(said: Said) -> str | list[dict[str, Any]]:
@@ -34,11 +41,10 @@ def for_template(said: Said) -> str | list[dict[str, Any]]:
     if isinstance(said, str):
         return said
     return [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-        for part in said
+        {"type": "text", "text": part} if isinstance(part, str) else dict(PICTURE) for part in said
     ]
 
 
-def _parts(said: Said | None) -> Iterator[tuple[int, str | AskedPicture]]:
+def _parts(said: Said | None) -> Iterator[str | AskedPicture]:
     if said is not None:
-        yield from enumerate([said] if isinstance(said, str) else said)
+        yield from [said] if isinstance(said, str) else said

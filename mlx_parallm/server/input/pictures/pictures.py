@@ -27,9 +27,9 @@ _FETCHES = 16
 class PictureLimits:
     """count: of one request; num_bytes, num_pixels: of one picture."""
 
-    count: int
-    num_bytes: int
-    num_pixels: int
+    count: int = 16
+    num_bytes: int = 16 * 1024**2
+    num_pixels: int = 24_000_000
 
 
 class Pictures:
@@ -45,6 +45,7 @@ class Pictures:
     ) -> None:
         self._limits = limits
         self._fetcher = Fetcher(hosts, fetch_timeout_s, limits.num_bytes)
+        # Their threads begin with the first picture.
         self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="pictures")
         self._fetches = asyncio.Semaphore(_FETCHES)
 
@@ -87,6 +88,9 @@ class Pictures:
             picture = decode(
                 data, detail=asked.detail, max_pixels=self._limits.num_pixels, param=asked.param
             )
-            return use(picture)
+            try:
+                return use(picture)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(error.message, param=asked.param) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, made)

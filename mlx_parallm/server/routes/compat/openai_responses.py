@@ -206,5 +206,7 @@ def _as_item(item: Item) -> Item:
     """An item as clients know it: texts are parts again."""
     if item["type"] != "message":
         return item
+    if not isinstance(item["content"], str):
+        return item
     kind = "output_text" if item["role"] == "assistant" else "input_text"
     return {**item, "content": [{"type": kind, "text": item["content"]}]}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, model_validator
 
+from mlx_parallm.server.input.pictures.asked import AskedPicture, data_url
+from mlx_parallm.server.input.pictures.data_urls import MEDIA_TYPES
 from mlx_parallm.server.schemas.base import MAX_TOKEN_ID, LenientModel, unsupported, wrong
 from mlx_parallm.server.schemas.sampling import StopStrings
 
@@ -22,6 +24,7 @@ _KINDS: dict[str, tuple[str, type]] = {
     "redacted_thinking": ("data", str),
     "tool_use": ("input", dict),
     "tool_result": ("tool_use_id", str),
+    "image": ("source", dict),
 }
 
 
@@ -47,8 +50,36 @@ def _block(block: Any, path: str) -> Block:
     if kind == "tool_result":
         if not block["tool_use_id"]:
             raise wrong("expected an id", f"{path}.tool_use_id")
-        return {**block, "content": _texts(block.get("content") or "")}
+        return {**block, "content": _shown(block.get("content") or "", f"{path}.content")}
+    if kind == "image":
+        return {"type": "image", "picture": _picture(block["source"], f"{path}.source")}
     return dict(block)
+
+
+def _picture(source: dict[str, Any], path: str) -> AskedPicture:
+    kind = source.get("type")
+    if kind not in _SOURCES:
+        raise unsupported(f"expected one of {', '.join(_SOURCES)}", f"{path}.type")
+    fields = _SOURCES[kind]
+    for field in fields:
+        if not isinstance(source.get(field), str):
+            raise wrong("expected a string", f"{path}.{field}")
+    if kind == "url":
+        return AskedPicture(source["url"])
+    return AskedPicture(data_url(source["data"], source["media_type"]))
+
+
+def _shown(value: Any, path: str) -> list[Block]:
+    """A string, or a list of texts and pictures."""
+    if isinstance(value, str):
+        return _blocks(value)
+    if not isinstance(value, list):
+        raise wrong("expected a string or a list of content blocks", path)
+    blocks = [_block(block, f"{path}.{place}") for place, block in enumerate(value)]
+    for place, block in enumerate(blocks):
+        if block["type"] not in ("text", "image"):
+            raise unsupported("only text and images are supported here", f"{path}.{place}.type")
+    return blocks
 
 
 def _texts(value: Any) -> list[Block]:
@@ -60,16 +91,40 @@ def _texts(value: Any) -> list[Block]:
     return blocks
 
 
+# Where a picture comes from -> the fields that say so.
+_SOURCES: dict[str, tuple[str, ...]] = {"base64": ("media_type", "data"), "url": ("url",)}
 _NAMES: dict[type, str] = {str: "a string", dict: "an object"}
 _TEXT_SCHEMA = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_SCHEMA}]}
+_IMAGE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "image"},
+        "source": {
+            "type": "object",
+            "properties": {
+                "type": {"const": "base64"},
+                "media_type": {"enum": list(MEDIA_TYPES)},
+                "data": {"type": "string"},
+            },
+            "required": ["type", "media_type", "data"],
+        },
+    },
+    "required": ["type", "source"],
+}
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_SCHEMA}]}
+_CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"anyOf": [_TEXT_SCHEMA, _IMAGE_SCHEMA]}},
+    ]
+}
 
 Blocks = Annotated[list[Block], PlainValidator(_blocks), WithJsonSchema(_CONTENT_SCHEMA)]
-Texts = Annotated[list[Block], PlainValidator(_texts), WithJsonSchema(_CONTENT_SCHEMA)]
+Texts = Annotated[list[Block], PlainValidator(_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 
 
 class Message(LenientModel):
@@ -77,6 +132,15 @@ class Message(LenientModel):
 
     role: Literal["user", "assistant", "system"]
     content: Blocks
+
+    @model_validator(mode="after")
+    def _only_users_show_pictures(self) -> Message:
+        for place, block in enumerate(self.content):
+            if block["type"] == "image" and self.role != "user":
+                raise unsupported(
+                    f"a message of role {self.role!r} has no images", f"content.{place}.type"
+                )
+        return self
 
 
 class MessageTool(LenientModel):

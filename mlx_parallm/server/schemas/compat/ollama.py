@@ -153,6 +153,22 @@ class OllamaFields(RequestModel):
     shift: FalseOnly = False
 
 
+def _image_list(value: Any) -> list[str]:
+    images = value or []
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise wrong("expected a list of pictures in base64")
+    return images
+
+
+Images = Annotated[
+    list[str],
+    PlainValidator(_image_list),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "string"}, "description": "Pictures in base64."}
+    ),
+]
+
+
 class OllamaFunction(RequestModel):
     """The name and arguments of an earlier call."""
 
@@ -180,7 +196,7 @@ class OllamaMessage(RequestModel):
     ]
     content: str = ""
     thinking: str = ""
-    images: EmptyOnly = ""
+    images: Images = Field(default_factory=list)
     tool_calls: list[OllamaToolCall] = Field(default_factory=list)
     tool_name: str = ""
     tool_call_id: str = ""
@@ -204,7 +220,7 @@ class OllamaGenerateRequest(OllamaFields):
     )
     suffix: EmptyOnly = ""
     template: EmptyOnly = ""
-    images: EmptyOnly = ""
+    images: Images = Field(default_factory=list)
 
 
 def _input_list(value: Any) -> list[str]:

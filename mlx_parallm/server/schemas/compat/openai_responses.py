@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
+from mlx_parallm.server.input.pictures.asked import AskedPicture, detail_of
 from mlx_parallm.server.schemas.base import (
     MAX_TOKEN_ID,
     CacheSalt,
@@ -24,6 +25,7 @@ Item = dict[str, Any]
 
 # An item of a stored response, by its id.
 REFERENCE = "item_reference"
+PICTURE_PART = "input_image"
 _MAX_TOOLS = 1024
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = {
@@ -56,7 +58,8 @@ def _item(item: Any, path: str) -> Item:
 def _message(item: Item, path: str) -> Item:
     if item.get("role") not in _ROLES:
         raise wrong(f"expected one of {', '.join(_ROLES)}", f"{path}.role")
-    return {"content": _text(item.get("content"), f"{path}.content")}
+    shows = item["role"] == "user"
+    return {"content": _said(item.get("content"), f"{path}.content", shows=shows)}
 
 
 def _call(item: Item, path: str) -> Item:
@@ -69,7 +72,7 @@ def _call(item: Item, path: str) -> Item:
 def _call_output(item: Item, path: str) -> Item:
     if not isinstance(item.get("call_id"), str):
         raise wrong("expected a string", f"{path}.call_id")
-    return {"output": _text(item.get("output"), f"{path}.output")}
+    return {"output": _said(item.get("output"), f"{path}.output", shows=True)}
 
 
 def _reference(item: Item, path: str) -> Item:
@@ -89,6 +92,48 @@ _READERS = {
     "reasoning": _reasoning,
     REFERENCE: _reference,
 }
+
+
+def _said(value: Any, path: str, *, shows: bool) -> str | list[Item]:
+    """A text, or, where there are pictures, all parts as they came: they are stored as JSON.
+
+    Args:
+        shows: whether pictures may be among them.
+    """
+    has_pictures = isinstance(value, list) and any(
+        isinstance(part, dict) and part.get("type") == PICTURE_PART for part in value
+    )
+    if not (shows and has_pictures):
+        return _text(value, path)
+    for place, part in enumerate(value):
+        _check_part(part, f"{path}.{place}")
+    parts: list[Item] = value
+    return parts
+
+
+def _check_part(part: Any, path: str) -> None:
+    if not isinstance(part, dict) or part.get("type") != PICTURE_PART:
+        _part(part, path)
+        return
+    if not isinstance(part.get("image_url"), str):
+        raise unsupported("expected a URL; stored files are not supported", f"{path}.image_url")
+    detail_of(part.get("detail"), f"{path}.detail")
+
+
+def parts_of(content: str | list[Item], path: str) -> list[str | AskedPicture]:
+    """What a validated message, or the output of a call, says.
+
+    Args:
+        path: of the content in the client's body.
+    """
+    if isinstance(content, str):
+        return [content]
+    return [
+        AskedPicture(part["image_url"], part.get("detail") or "auto", f"{path}.{place}.image_url")
+        if part["type"] == PICTURE_PART
+        else str(part[_TEXT_PARTS[part["type"]]])
+        for place, part in enumerate(content)
+    ]
 
 
 def _text(value: Any, path: str) -> str:
@@ -147,6 +192,15 @@ def _not_in_background(value: Any) -> Any:
     return value
 
 
+_PART_SCHEMAS = [
+    {
+        "type": "object",
+        "properties": {"type": {"const": kind}, field: {"type": "string"}},
+        "required": ["type", field],
+    }
+    for kind, field in (("input_text", "text"), (PICTURE_PART, "image_url"))
+]
+
 Input = Annotated[
     list[Item],
     PlainValidator(_input),
@@ -161,7 +215,12 @@ Input = Annotated[
                         "type": "object",
                         "properties": {
                             "role": {"enum": list(_ROLES)},
-                            "content": {"type": "string"},
+                            "content": {
+                                "anyOf": [
+                                    {"type": "string"},
+                                    {"type": "array", "items": {"anyOf": _PART_SCHEMAS}},
+                                ]
+                            },
                         },
                         "required": ["role", "content"],
                         "additionalProperties": False,
