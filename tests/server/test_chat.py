@@ -221,9 +221,10 @@ def test_what_is_known_and_not_supported_is_named(server: Any, name: str, value:
     assert error["code"] == "unsupported_parameter"
 
 
-def test_images_are_refused_by_their_path(server: Any) -> None:
+def test_a_model_that_reads_text_refuses_images_by_their_path(server: Any) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]
     response = server.post(PATH, messages=user(parts))
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "messages.0.content.1.type"
+    assert response.json()["error"]["param"] == "messages.0.content.1.image_url"
+    assert "does not see pictures" in response.json()["error"]["message"]
     assert response.json()["error"]["code"] == "unsupported_parameter"

@@ -47,7 +47,7 @@ class ChatPictures:
             return []
         vision = self._loaded.vision
         if vision is None:
-            raise UnsupportedError(self._loaded.blindness, param=asked[0].param)
+            raise asked[0].refused(self._loaded.blindness, UnsupportedError)
         return await self._pictures.gather(asked, vision.prepare)
 
     def fitted(self, conversation: Conversation) -> Conversation:

@@ -215,7 +215,7 @@ def test_an_error_is_the_sdks(client: Any) -> None:
         client.messages.create(**says("x" * 600))
     source = {"type": "url", "url": "https://a.example/b.png"}
     image = [{"type": "image", "source": source}]
-    with pytest.raises(anthropic.BadRequestError, match=r"content\.0\.type"):
+    with pytest.raises(anthropic.BadRequestError, match=r"content\.0\.source.*does not see"):
         client.messages.create(**says("x", messages=[{"role": "user", "content": image}]))
 
 

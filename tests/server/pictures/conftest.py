@@ -6,10 +6,16 @@ import base64
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+from mlx_parallm.engine.engine import Engine, EngineConfig
+from mlx_parallm.models.loader import load_model
+from mlx_parallm.server.main import create_app
+from mlx_parallm.settings import Settings
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -59,3 +65,26 @@ class Files:
 @pytest.fixture
 def files() -> Files:
     return Files()
+
+
+@pytest.fixture(scope="session")
+def seeing(helpers: Any) -> Iterator[Any]:
+    """A server with a tiny model that sees; its weights are random."""
+    pytest.importorskip("mlx_vlm")
+    from tests.models.vision.tiny_vision import folder_of
+
+    path = str(folder_of("idefics3"))
+    config = EngineConfig(max_batch_size=8, kv_cache_memory=64 << 20)
+    engine = Engine(lambda: load_model(path), config)
+    settings = Settings(
+        served_model_name=("tiny",),
+        max_images=4,
+        max_image_pixels=1_000_000,
+        max_image_bytes=2_000_000,
+        allow_image_hosts=("pictures.example", "inside.example", "2130706433", "0x7f.1"),
+    )
+    server = helpers.Served(create_app(settings, engine), engine, 0.5)
+    server.wait_ready()
+    yield server
+    server.stop()
+    server.join()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.vision.picture import DETAILS, Detail
 from mlx_parallm.server.schemas.base import wrong
 
@@ -30,6 +31,12 @@ class AskedPicture:
     def at(self, param: str) -> AskedPicture:
         """The same, with a place unless it has one."""
         return self if self.param else replace(self, param=param)
+
+    def refused(
+        self, message: str, kind: type[InvalidRequestError] = InvalidRequestError
+    ) -> InvalidRequestError:
+        """The error that says why; with the place, since not every envelope has a field for it."""
+        return kind(f"Invalid value for '{self.param}': {message}", param=self.param)
 
 
 def asked_picture(value: Any, path: str) -> AskedPicture:

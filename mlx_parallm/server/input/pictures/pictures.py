@@ -59,10 +59,9 @@ class Pictures:
             InvalidRequestError: the first that is wrong; or there are too many.
         """
         if len(asked) > self._limits.count:
-            raise InvalidRequestError(
+            raise asked[self._limits.count].refused(
                 f"There are {len(asked)} pictures in the request, and this server takes "
-                f"{self._limits.count} (--max-images).",
-                param=asked[self._limits.count].param,
+                f"{self._limits.count} (--max-images)."
             )
         tasks = [asyncio.ensure_future(self._one(one, use)) for one in asked]
         try:
@@ -76,6 +75,12 @@ class Pictures:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _one(self, asked: AskedPicture, use: Callable[[Picture], _T]) -> _T:
+        try:
+            return await self._used(asked, use)
+        except InvalidRequestError as error:
+            raise asked.refused(error.message) from None
+
+    async def _used(self, asked: AskedPicture, use: Callable[[Picture], _T]) -> _T:
         fetched: bytes | None = None
         if not is_data_url(asked.url):
             async with self._fetches:
@@ -88,9 +93,6 @@ class Pictures:
             picture = decode(
                 data, detail=asked.detail, max_pixels=self._limits.num_pixels, param=asked.param
             )
-            try:
-                return use(picture)
-            except InvalidRequestError as error:
-                raise InvalidRequestError(error.message, param=asked.param) from None
+            return use(picture)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, made)
