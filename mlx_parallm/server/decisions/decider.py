@@ -94,7 +94,7 @@ class Decider:
                 "send fewer of them in a request.",
                 param="questions",
             )
-        prepared = await self._prompts.prepared(pictures)
+        prepared = await self._prompts.pictures.prepare(pictures)
         for question, tree in zip(questions, trees, strict=True):
             text = about(state, question, instructions)
             prompt = await self._prompt(text, pictures, prepared)

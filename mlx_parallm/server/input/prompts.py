@@ -22,7 +22,6 @@ from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.input.chat_pictures import ChatPictures
 from mlx_parallm.server.input.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.input.custom_roles import refuse_lost_roles
-from mlx_parallm.server.input.pictures.asked import AskedPicture
 from mlx_parallm.server.input.pictures.messages import pictures_of, text_of
 from mlx_parallm.server.input.pictures.pictures import PictureLimits, Pictures
 from mlx_parallm.server.input.special_text import SpecialText
@@ -72,6 +71,9 @@ class Prompts:
         max_logprobs: alternatives that a request may ask for; -1 is the whole vocabulary.
         logprobs_mode: for requests that give none.
         pictures: how those of requests are had.
+
+    Attributes:
+        pictures: in its prompts.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Prompts:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._executor = executor
-        self._pictures = ChatPictures(loaded, pictures or Pictures(PictureLimits()))
+        self.pictures = ChatPictures(loaded, pictures or Pictures(PictureLimits()))
         self._special = SpecialText(loaded.tokenizer) if special_text_is_text else None
         self._default_max_tokens = default_max_tokens
         self._max_logprobs = loaded.vocab_size if max_logprobs == -1 else max_logprobs
@@ -106,7 +108,7 @@ class Prompts:
 
     def close(self) -> None:
         """End the compiler, if there is one."""
-        self._pictures.close()
+        self.pictures.close()
         if "compiler" in self.__dict__:
             self.compiler.close()
 
@@ -220,15 +222,6 @@ class Prompts:
         ids = self._truncated(made.ids, body)
         return replace(made, ids=self._checked(ids, "messages"))
 
-    async def prepared(self, asked: Sequence[AskedPicture]) -> list[PreparedPicture]:
-        """Pictures as prompts need them.
-
-        Raises:
-            UnsupportedError: the model does not see.
-            InvalidRequestError: one cannot be had.
-        """
-        return await self._pictures.prepare(asked)
-
     async def conversation(
         self,
         body: ChatTemplateFields,
@@ -255,9 +248,9 @@ class Prompts:
         if self._loaded.is_encoder:
             raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
         if prepared is None:
-            prepared = await self.prepared(pictures_of(body.messages))
+            prepared = await self.pictures.prepare(pictures_of(body.messages))
         asked = conversation_of(self._tokenizer, self.dialect, body, tools, reasoning_effort)
-        fitted = self._pictures.fitted(asked)
+        fitted = self.pictures.fitted(asked)
         refuse_lost_roles(self._tokenizer, fitted)
         special = self._special
         if special is not None and not special.may_be_in(asked.said):
@@ -275,7 +268,7 @@ class Prompts:
             lambda: self._conversation_ids(asked, text, add_special_tokens, special, prepared),
         )
         ids = [*before, *ids]
-        return Prompt(ids, text, self._pictures.media(ids, prepared))
+        return Prompt(ids, text, self.pictures.media(ids, prepared))
 
     def _conversation_ids(
         self,
@@ -285,10 +278,10 @@ class Prompts:
         special: SpecialText | None,
         pictures: Sequence[PreparedPicture],
     ) -> list[int]:
-        expand = partial(self._pictures.expand, pictures=pictures)
+        expand = partial(self.pictures.expand, pictures=pictures)
         found = None
         if special is not None:
-            masked = self._pictures.fitted(asked.changed(special.masked))
+            masked = self.pictures.fitted(asked.changed(special.masked))
             masked_text = render(self._tokenizer, masked)
             found = special.ids(text, masked_text, add_special_tokens, expand)
         return self._ids_of(expand(text), add_special_tokens) if found is None else found

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mlx_parallm.server.input.content_shape import PICTURE
 from mlx_parallm.server.input.pictures.asked import AskedPicture
 
-if TYPE_CHECKING:
-    from mlx_parallm.server.schemas.chat import ChatMessage
-
 # What a message says: one text, or texts and pictures in their order.
 Said = str | list[str | AskedPicture]
+
+
+class Spoken(Protocol):
+    """A message."""
+
+    @property
+    def content(self) -> Said | None:
+        """What it says."""
 
 
 def said_of(parts: Sequence[str | AskedPicture]) -> Said:
@@ -21,7 +26,7 @@ def said_of(parts: Sequence[str | AskedPicture]) -> Said:
     return "\n".join(texts) if len(texts) == len(parts) else list(parts)
 
 
-def pictures_of(messages: Sequence[ChatMessage]) -> list[AskedPicture]:
+def pictures_of(messages: Sequence[Spoken]) -> list[AskedPicture]:
     """Those of a chat in their order, each with its place."""
     return [
         part.at(f"messages.{place}.content.{number}.image_url")
