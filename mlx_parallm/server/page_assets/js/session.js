@@ -116,9 +116,9 @@ export class Session extends EventTarget {
 
   // Messages
 
-  say(text) {
+  say(text, pictures = []) {
     const last = this.path.at(-1);
-    const node = add(this.current, last?.id ?? "", newNode("user", text));
+    const node = add(this.current, last?.id ?? "", newNode("user", text, { pictures }));
     return this.#answer(node);
   }
 
@@ -128,8 +128,8 @@ export class Session extends EventTarget {
   }
 
   /** The same question in other words, and its answer; the old ones are another branch. */
-  reword(node, text) {
-    return this.#answer(add(this.current, node.parent, newNode("user", text)));
+  reword(node, text, pictures = []) {
+    return this.#answer(add(this.current, node.parent, newNode("user", text, { pictures })));
   }
 
   /** Go on where an answer ended. */
@@ -171,7 +171,8 @@ export class Session extends EventTarget {
     if (begun) path.push({ ...node, content: node.begun, calls: [] });
     const made = chatBody(this.model, this.sampling, this.current.purpose, path, begun);
     const body = node?.request ? { ...node.request, messages: made.messages } : made;
-    return curlOf("v1/chat/completions", body, key() !== "");
+    const pictures = path.flatMap((shown) => shown.pictures ?? []);
+    return curlOf("v1/chat/completions", body, key() !== "", pictures);
   }
 
   async #answer(parent, node = newNode("assistant", "")) {

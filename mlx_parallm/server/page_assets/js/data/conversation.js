@@ -19,7 +19,7 @@ export function newConversation() {
   };
 }
 
-/** A message. role: "user", "assistant" or "tool". */
+/** A message. role: "user", "assistant" or "tool". pictures: of a user's; see pictures.js. */
 export function newNode(role, content, more = {}) {
   const node = { id: randomId(), parent: "", role, content, created: Date.now() };
   if (role === "assistant") {
@@ -28,6 +28,7 @@ export function newNode(role, content, more = {}) {
     // The text that it was made to begin with.
     node.begun = "";
   }
+  if (role === "user") node.pictures = [];
   return { ...node, ...more };
 }
 
@@ -43,12 +44,12 @@ export function add(conversation, parent, node) {
   conversation.nodes[node.id] = node;
   conversation.chosen[parent] = node.id;
   conversation.updated = Date.now();
-  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content);
+  if (!conversation.title && node.role === "user") conversation.title = titleOf(node);
   return node;
 }
 
-export function titleOf(text) {
-  const line = text.trim().replaceAll(/\s+/g, " ");
+function titleOf({ content, pictures = [] }) {
+  const line = (content.trim() || pictures.map(({ name }) => name).join(", ")).replaceAll(/\s+/g, " ");
   return line.length > 60 ? `${line.slice(0, 57)}...` : line;
 }
 

@@ -1,6 +1,7 @@
 // Conversations to a file and back.
 
 import { add, newConversation, newNode, newPurpose } from "./conversation.js";
+import { isPicture } from "./pictures.js";
 
 const FORMAT = "mlx_parallm conversations";
 
@@ -65,17 +66,30 @@ function checkedNode(id, node, { nodes }) {
   if (!known || !placed || typeof node.content !== "string") {
     throw new Error("A message in the file is damaged.");
   }
+  if (!(node.pictures ?? []).every?.(isPicture)) throw new Error("A picture in the file is damaged.");
   return { ...newNode(node.role, node.content), ...node };
+}
+
+// A text, or parts as the API has them.
+function readContent(content) {
+  if (typeof content === "string") return { content, pictures: [] };
+  if (!Array.isArray(content)) throw new Error("A message in the file has no text.");
+  const texts = content.filter(({ type }) => type === "text").map(({ text }) => String(text));
+  const urls = content.filter(({ type }) => type === "image_url").map(({ image_url: { url } }) => url);
+  const pictures = urls.map((url, index) => ({ name: `picture ${index + 1}`, url }));
+  if (texts.length + urls.length < content.length) throw new Error("A message in the file has parts that cannot be shown.");
+  if (!pictures.every(isPicture)) throw new Error("A picture in the file is no data: URL.");
+  return { content: texts.join("\n"), pictures };
 }
 
 function fromMessages(messages) {
   const conversation = newConversation();
   let parent = "";
-  for (const { role, content } of messages) {
-    if (typeof content !== "string") throw new Error("A message in the file has no text.");
+  for (const { role, content: given } of messages) {
+    const { content, pictures } = readContent(given);
     if (role === "system") conversation.purpose.system = content;
     else if (role === "user" || role === "assistant") {
-      parent = add(conversation, parent, newNode(role, content)).id;
+      parent = add(conversation, parent, newNode(role, content, role === "user" ? { pictures } : {})).id;
     } else throw new Error(`A message in the file has the role ${role}.`);
   }
   return conversation;

@@ -57,7 +57,7 @@ function messageOf(node) {
   if (node.role === "tool") {
     return { role: "tool", tool_call_id: node.callId, content: node.content };
   }
-  if (node.role === "user") return { role: "user", content: node.content };
+  if (node.role === "user") return { role: "user", content: contentOf(node) };
   const content = splitThinking(node.content).answer;
   if (node.calls.length === 0) return content ? { role: "assistant", content } : null;
   const calls = node.calls.map(({ id, name, arguments: given }) => {
@@ -66,13 +66,48 @@ function messageOf(node) {
   return { role: "assistant", content: content || null, tool_calls: calls };
 }
 
-/** A command for a shell that sends the body to a path of this server. */
-export function curlOf(path, body, locked) {
+function contentOf({ content, pictures = [] }) {
+  if (pictures.length === 0) return content;
+  const shown = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return content.trim() ? [...shown, { type: "text", text: content }] : shown;
+}
+
+// One argument of a program holds 128 KiB on Linux.
+const LONGEST_ARGUMENT = 100_000;
+
+/**
+ * A command for a shell that sends the body to a path of this server.
+ *
+ * pictures: those in the body. Where they are too long for a command it reads them from files of
+ * their names, and says so.
+ */
+export function curlOf(path, body, locked, pictures = []) {
   const address = new URL(path, document.baseURI).href;
   const parts = [`curl -sN ${quoted(address)}`, "-H 'Content-Type: application/json'"];
   if (locked) parts.push('-H "Authorization: Bearer $API_KEY"');
-  return [...parts, `-d ${quoted(JSON.stringify(body, null, 1))}`].join(" \\\n  ");
+  const text = JSON.stringify(body, null, 1);
+  if (text.length <= LONGEST_ARGUMENT) return [...parts, `-d ${quoted(text)}`].join(" \\\n  ");
+  return piped(text, pictures, [...parts, "-d @-"].join(" \\\n  "));
 }
+
+// The body in pieces, each written by a command of its own.
+function piped(text, pictures, command) {
+  const files = new Map(pictures.map(({ url, name }) => [dataOf(url), name]));
+  let pieces = [text];
+  for (const data of files.keys()) {
+    pieces = pieces.flatMap((piece) => (files.has(piece) ? [piece] : between(piece.split(data), data)));
+  }
+  const written = pieces.map((piece) => {
+    return files.has(piece) ? `base64 < ${quoted(files.get(piece))} | tr -d '\\n'` : `printf %s ${quoted(piece)}`;
+  });
+  const names = [...new Set(files.values())].join(", ");
+  const note = files.size > 0 ? `# Pictures are read from files of this folder: ${names.replaceAll(/\s+/g, " ")}\n` : "";
+  return `${note}{ ${written.join("\n  ")}\n} | ${command}`;
+}
+
+const dataOf = (url) => url.slice(url.indexOf(",") + 1);
+
+const between = (parts, separator) => parts.flatMap((part, index) => (index === 0 ? [part] : [separator, part]));
 
 function quoted(text) {
   return `'${text.replaceAll("'", "'\\''")}'`;

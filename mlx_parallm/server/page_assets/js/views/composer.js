@@ -3,6 +3,7 @@
 import { isReady, stateOf } from "../data/models.js";
 import { bytes } from "../data/units.js";
 import { element, icon } from "../dom.js";
+import { PictureTray } from "./picture_tray.js";
 
 export class Composer {
   constructor(session, box, openPanel, editLast) {
@@ -19,7 +20,9 @@ export class Composer {
     this.note = element("p", { class: "note", role: "status" });
     const hint = element("p", { id: "composer-hint", class: "hint" });
     hint.textContent = "Enter sends, Shift+Enter is a new line, Esc stops, ? shows all keys";
-    const form = element("form", { class: "box" }, this.text, this.button);
+    this.tray = new PictureTray(session, document.getElementById("chat"), () => this.#note());
+    const line = element("div", { class: "line" }, this.tray.button, this.tray.file, this.text, this.button);
+    const form = element("form", { class: "box" }, this.tray.list, line);
     form.addEventListener("submit", (event) => this.#submit(event));
     this.text.addEventListener("keydown", (event) => this.#key(event));
     this.text.addEventListener("input", () => this.#resize());
@@ -27,7 +30,7 @@ export class Composer {
     session.addEventListener("busy", () => this.#busy());
     session.addEventListener("purpose", () => this.#purpose());
     session.addEventListener("open", () => this.text.focus());
-    session.addEventListener("models", () => this.#model());
+    session.addEventListener("models", () => this.#note());
     this.#busy();
     this.#purpose();
   }
@@ -39,10 +42,11 @@ export class Composer {
       return;
     }
     const text = this.text.value;
-    if (!text.trim()) return;
+    const pictures = this.tray.pictures.length > 0;
+    if ((!text.trim() && !pictures) || (pictures && this.tray.refusal)) return;
     this.text.value = "";
     this.#resize();
-    this.session.say(text);
+    this.session.say(text, this.tray.take());
   }
 
   #key(event) {
@@ -61,12 +65,13 @@ export class Composer {
     this.text.style.height = `${Math.min(this.text.scrollHeight, 260)}px`;
   }
 
-  // That an answer waits for its model is known before it is asked for.
-  #model() {
+  // That an answer waits for its model, or cannot be had, is known before it is asked for.
+  #note() {
     const { card } = this.session;
-    const text = card === null ? "" : loadingNote(card);
+    const blind = this.tray.pictures.length > 0 && this.tray.refusal;
+    const text = blind ? `${blind} Take the pictures away, or choose another model.` : card === null ? "" : loadingNote(card);
     if (this.note.textContent !== text) this.note.textContent = text;
-    this.note.classList.toggle("bad", card?.status === "failed");
+    this.note.classList.toggle("bad", Boolean(blind) || card?.status === "failed");
   }
 
   #busy() {

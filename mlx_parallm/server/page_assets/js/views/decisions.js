@@ -3,6 +3,7 @@
 import { copy, element, iconButton } from "../dom.js";
 import { explain, json, key } from "../server/api.js";
 import { curlOf } from "../server/request.js";
+import { PictureTray } from "./picture_tray.js";
 
 const KINDS = {
   predicate: { label: "Yes or no", options: null },
@@ -28,10 +29,12 @@ export class Decisions {
     const more = element("button", { type: "button", class: "plain", text: "Add a question" });
     more.addEventListener("click", () => this.#add({ kind: "predicate", text: "", options: "" }));
     const curl = iconButton("terminal", "Copy the questions as curl", (event) => {
-      copy(curlOf("v1/decisions", this.#body(), key() !== ""), event.currentTarget);
+      copy(curlOf("v1/decisions", this.#body(), key() !== "", this.tray.pictures), event.currentTarget);
     });
     const decide = element("button", { type: "submit", class: "primary", text: "Decide" });
-    const form = element("form", {}, this.input, this.questions, element("div", { class: "row" }, more, curl, element("span", { class: "space" }), decide));
+    this.tray = new PictureTray(session, box);
+    const row = element("div", { class: "row" }, more, this.tray.button, curl, element("span", { class: "space" }), decide);
+    const form = element("form", {}, this.input, this.tray.list, this.tray.file, this.questions, row);
     form.addEventListener("submit", (event) => this.#decide(event));
     const about = element("p", { class: "quiet", text: "Each answer is a probability that is read from the model, not text that it writes." });
     box.append(element("div", { class: "width" }, element("h1", { text: "Decisions" }), about, form, this.answers));
@@ -53,7 +56,9 @@ export class Decisions {
 
   #body() {
     const rows = [...this.questions.children];
-    return { model: this.session.model, input: this.input.value, questions: rows.map(questionOf) };
+    const images = this.tray.pictures.map(({ url }) => url);
+    const asked = { model: this.session.model, input: this.input.value, questions: rows.map(questionOf) };
+    return images.length > 0 ? { ...asked, images } : asked;
   }
 
   async #decide(event) {

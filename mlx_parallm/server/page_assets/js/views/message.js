@@ -6,6 +6,7 @@ import { isReady, stateOf } from "../data/models.js";
 import { splitThinking } from "../data/thinking.js";
 import { copy, element, icon, iconButton } from "../dom.js";
 import { MARK_END, MARK_START, codeBlock, markNumber, rendered } from "../markdown.js";
+import { thumbnail } from "./thumbnail.js";
 import { tokenView } from "./token_view.js";
 import { toolCalls } from "./tool_calls.js";
 
@@ -36,16 +37,24 @@ export class MessageView {
   // Of the user, and of a tool
 
   #user() {
-    const text = element("div", { class: "bubble", text: this.node.content });
+    const text = this.node.content ? element("div", { class: "bubble", text: this.node.content }) : null;
     const edit = iconButton("edit", "Edit", () => this.edit());
     const copying = iconButton("copy", "Copy", (event) => copy(this.node.content, event.currentTarget));
-    return [text, element("div", { class: "actions" }, this.#versions(), copying, edit)];
+    return [pictureList(this.node.pictures ?? []), text, element("div", { class: "actions" }, this.#versions(), copying, edit)];
   }
 
   /** Replace the text by a box to write another one in. */
   edit() {
     const box = element("textarea", { "aria-label": "Edit the message", value: this.node.content, rows: "3" });
-    const send = () => box.value.trim() && this.session.reword(this.node, box.value);
+    let pictures = this.node.pictures ?? [];
+    const shown = element("div");
+    const draw = () => shown.replaceChildren(pictureList(pictures, (gone) => {
+      pictures = pictures.filter((picture) => picture !== gone);
+      draw();
+      box.focus();
+    }) ?? "");
+    draw();
+    const send = () => (box.value.trim() || pictures.length > 0) && this.session.reword(this.node, box.value, pictures);
     box.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
         event.preventDefault();
@@ -62,7 +71,7 @@ export class MessageView {
       element("button", { type: "button", class: "plain", text: "Cancel", onclick: () => this.render() }),
       element("button", { type: "button", class: "primary", text: "Send", onclick: send }),
     );
-    this.element.replaceChildren(element("div", { class: "edit" }, box, buttons));
+    this.element.replaceChildren(element("div", { class: "edit" }, shown, box, buttons));
     box.focus();
   }
 
@@ -210,6 +219,13 @@ export class MessageView {
       iconButton("right", "Later version", go(1), { disabled: at === all.length - 1 }),
     );
   }
+}
+
+// remove: called with a picture that is to go.
+function pictureList(pictures, remove = null) {
+  if (pictures.length === 0) return null;
+  const items = pictures.map((picture) => thumbnail(picture, remove && (() => remove(picture))));
+  return element("ul", { class: "thumbnails", "aria-label": "Pictures" }, items);
 }
 
 const dot = () => element("i");
