@@ -347,7 +347,7 @@ def test_each_event_of_a_response_closes_what_was_opened(scripted: openai.OpenAI
         ({"type": "tool_use", "id": "a", "name": "f"}, "input"),
         ({"type": "tool_result"}, "tool_use_id"),
         ({"type": "tool_result", "tool_use_id": ""}, "tool_use_id"),
-        ({"type": "image", "source": {"type": "url", "url": "x"}}, "type"),
+        ({"type": "image", "source": {"type": "url", "url": "x"}}, "source"),
     ],
 )
 def test_a_wrong_block_is_named(scripted_url: str, block: Any, param: str) -> None:
