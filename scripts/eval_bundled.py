@@ -34,6 +34,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "mlx_parallm/models/bundled"
 _MAX_TOKENS = 200
 _AT_ONCE = 32
 # What a thought may have; the longest that is taught has 31.
@@ -44,12 +45,15 @@ Scores = dict[str, list[bool]]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "mlx_parallm/models/bundled")
+    parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--url", help="a running server with the model; default: start one")
     parser.add_argument("--draft-url", help="a running server with the draft; default: start one")
     parser.add_argument("--short", action="store_true", help="20 prompts of each kind")
     parser.add_argument("--count", type=int, default=200, help="prompts of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--vision", action="store_true", help="the model that sees, on held-out pictures"
+    )
     parser.add_argument("--wrong", action="store_true", help="show the answers that were wrong")
     return parser.parse_args()
 
@@ -164,9 +168,23 @@ def table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
+def look(options: argparse.Namespace, count: int) -> None:
+    """Print what the model that sees makes of pictures."""
+    # It draws with Pillow, which comes with the extra for pictures.
+    from bundled_vision.evaluation import evaluate
+
+    seeing = options.model if options.model != BUNDLED else BUNDLED / "vision"
+    with ExitStack() as stack:
+        client = Client(options.url or stack.enter_context(serve(seeing)))
+        print(evaluate(client, count, show_wrong=options.wrong))
+
+
 def main() -> None:
     options = arguments()
     count = 20 if options.short else options.count
+    if options.vision:
+        look(options, count)
+        return
     tokenizer = AutoTokenizer.from_pretrained(str(options.model))
     checks = chats(count)
     with ExitStack() as stack:
