@@ -133,6 +133,11 @@ def loaded() -> list[ctypes.CDLL]:
     return [library for library in (_products and _products.library, _library) if library]
 
 
+def own_products() -> products.Products | None:
+    """Our own library, where MLX calls it."""
+    return _products
+
+
 def set_num_threads(n: int) -> bool:
     """Let the loaded BLAS use n threads. False where there is none or it has no such setting."""
     global _info

@@ -1,4 +1,4 @@
-"""Our own `cblas_sgemm`, compiled where there is a C compiler: native/products.c and workers.c.
+"""Our own `cblas_sgemm`, compiled where there is a C compiler: the files of native/.
 
 It computes products of few rows with weights in the time that reading the weights takes, and
 hands all others, in pieces, to the BLAS that was chosen. Its threads do not wait by spinning,
@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 ENVIRONMENT_VARIABLE = "MLX_PARALLM_PRODUCTS"
@@ -76,6 +77,26 @@ class Products:
     def start(self, blas: ctypes.CDLL) -> None:
         """Set the BLAS for all other products; it must compute with one thread."""
         self.library.mlx_parallm_products_start(ctypes.cast(blas.cblas_sgemm, ctypes.c_void_p))
+
+    def packed_room(self) -> int:
+        """Bytes behind the anchor of weights in few bits."""
+        self.library.mlx_parallm_packed_room.restype = ctypes.c_int64
+        return int(self.library.mlx_parallm_packed_room())
+
+    def set_packed_anchor(self, address: int) -> None:
+        """Addresses from here on stand for weights in few bits."""
+        self.library.mlx_parallm_packed_anchor(ctypes.c_void_p(address))
+
+    def put_packed(self, place: int, addresses: tuple[int, int, int], sizes: Sequence[int]) -> None:
+        """What the n-th 64 bytes behind the anchor stand for.
+
+        Args:
+            addresses: of words, scales and biases.
+            sizes: rows, columns, bits, and numbers with one scale.
+        """
+        self.library.mlx_parallm_packed_put(
+            place, *map(ctypes.c_void_p, addresses), *map(ctypes.c_int, sizes)
+        )
 
     @property
     def threads(self) -> int:

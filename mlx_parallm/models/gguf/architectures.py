@@ -61,6 +61,16 @@ _GEMMA2 = _LLAMA | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _GEMMA3 = _GEMMA2 | _QK_NORM
+_GPT_OSS = _ATTENTION | {
+    "attn_sinks": "self_attn.sinks",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+# Arrays of a module's own, which llama.cpp calls its weight.
+_BARE = ("attn_sinks",)
 _BERT = {
     "attn_q": "attention.query",
     "attn_k": "attention.key",
@@ -83,7 +93,7 @@ _TOP = {
     "output": "lm_head",
 }
 # Tables that mlx-lm computes, or that rope_config has read.
-_LEFT_OUT = ("rope_freqs", "attn_rot_embd")
+_LEFT_OUT = ("rope_freqs", "attn_rot_embd", "rope_factors_long", "rope_factors_short")
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,8 @@ class Architecture:
             raise ModelLoadError(
                 f"the tensor {stored} is not known in GGUF files of this architecture"
             )
-        return f"model.layers.{stem.split('.')[1]}.{self.parts[part]}.{suffix}"
+        name = f"model.layers.{stem.split('.')[1]}.{self.parts[part]}"
+        return name if part in _BARE else f"{name}.{suffix}"
 
 
 def _moe(file: GgufFile, prefix: str) -> Config:
@@ -155,14 +166,19 @@ def _qwen2_moe(file: GgufFile, prefix: str) -> Config:
 
 
 def _phi3(file: GgufFile, prefix: str) -> Config:
-    if file.tensor("rope_factors_long.weight") is not None:
-        raise ModelLoadError(
-            f"{file.path}: Phi-3 with a context beyond 4k is not supported; use its safetensors"
-        )
     width = int(file.need(f"{prefix}.embedding_length"))
     head = width // int(file.need(f"{prefix}.attention.head_count"))
     turned = int(file.get(f"{prefix}.rope.dimension_count", head))
     return {"partial_rotary_factor": turned / head}
+
+
+def _gpt_oss(file: GgufFile, prefix: str) -> Config:
+    return {
+        "num_local_experts": file.need(f"{prefix}.expert_count"),
+        "num_experts_per_tok": file.need(f"{prefix}.expert_used_count"),
+        "intermediate_size": file.need(f"{prefix}.expert_feed_forward_length"),
+        "sliding_window": file.need(f"{prefix}.attention.sliding_window"),
+    }
 
 
 def _cohere(file: GgufFile, prefix: str) -> Config:
@@ -239,6 +255,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2moe": Architecture("qwen2_moe", _LLAMA | _EXPERTS | _SHARED_EXPERT, _qwen2_moe),
     "gemma2": Architecture("gemma2", _GEMMA2, _gemma2, norms_plus_one=True, wide_range=True),
     "gemma3": Architecture("gemma3_text", _GEMMA3, _gemma3, norms_plus_one=True, wide_range=True),
+    "gpt-oss": Architecture("gpt_oss", _GPT_OSS, _gpt_oss),
     "phi3": Architecture("phi3", _PHI3, _phi3),
     "smollm3": Architecture("smollm3", more=_llama, permuted=True),
     "starcoder2": Architecture("starcoder2", _STARCODER2),

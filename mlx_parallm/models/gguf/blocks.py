@@ -23,19 +23,21 @@ class Packed:
 
     Attributes:
         weight: (..., N * bits / 32) uint32; scales, biases: (..., N / 32) float16.
+            In the mode "mxfp4" scales are powers of two, uint8, and there are no biases.
         error: of the values, relative, root mean square.
     """
 
     bits: int
     weight: np.ndarray
     scales: np.ndarray
-    biases: np.ndarray
+    biases: np.ndarray | None
     error: float = 0.0
+    mode: str = "affine"
 
 
 def can_pack(kind: Kind) -> bool:
     """Whether a type has an equal in MLX."""
-    return kind in _LAYOUTS or kind in _SUPER_LAYOUTS
+    return kind is Kind.MXFP4 or kind in _LAYOUTS or kind in _SUPER_LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def pack(data: np.ndarray, kind: Kind) -> Packed:
         data: (..., bytes of a row) uint8.
         kind: a type that can_pack.
     """
+    if kind is Kind.MXFP4:
+        return _pack_mxfp4(data)
     if kind in _SUPER_LAYOUTS:
         return _pack_super(data, _SUPER_LAYOUTS[kind])
     layout = _LAYOUTS[kind]
@@ -77,6 +81,13 @@ def pack(data: np.ndarray, kind: Kind) -> Packed:
     biases = _float16(blocks[..., 2:4]) if layout.minimum else scales * np.float16(-layout.zero)
     numbers = _numbers(blocks[..., header:], layout.bits)
     return Packed(layout.bits, _as_words(numbers, layout.bits), scales, biases)
+
+
+def _pack_mxfp4(data: np.ndarray) -> Packed:
+    """The same numbers and exponents; only the order of a block's numbers is another."""
+    blocks = data.reshape(*data.shape[:-1], -1, 1 + GROUP // 2)
+    words = _as_words(_numbers(blocks[..., 1:], 4), 4)
+    return Packed(4, words, np.ascontiguousarray(blocks[..., 0]), None, mode="mxfp4")
 
 
 # Eight blocks with one float16 scale and one minimum, by which each block's own are multiplied;

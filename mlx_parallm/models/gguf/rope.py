@@ -23,6 +23,8 @@ def rope_config(file: GgufFile, prefix: str) -> dict[str, Any]:
     factors = file.tensor("rope_freqs.weight")
     if factors is not None:
         return found | {"rope_scaling": _llama3(file, prefix, base, np.array(factors.data))}
+    if file.tensor("rope_factors_long.weight") is not None:
+        return found | _longrope(file, prefix)
     if kind == "linear":
         factor = float(file.need(f"{prefix}.rope.scaling.factor"))
         return found | {"rope_scaling": {"rope_type": "linear", "factor": factor}}
@@ -31,6 +33,29 @@ def rope_config(file: GgufFile, prefix: str) -> dict[str, Any]:
     if kind != "none":
         raise ModelLoadError(f"{file.path}: rope scaling of the kind {kind} is not supported")
     return found
+
+
+def _longrope(file: GgufFile, prefix: str) -> dict[str, Any]:
+    """Phi-3's beyond 4k: each frequency has a factor, which mlx-lm uses for short texts too."""
+    before = int(file.need(f"{prefix}.rope.scaling.original_context_length"))
+    ratio = int(file.need(f"{prefix}.context_length")) / before
+    scale = math.sqrt(1 + math.log(ratio) / math.log(before)) if ratio > 1 else 1.0
+    stored = float(file.get(f"{prefix}.rope.scaling.attn_factor", scale))
+    if not math.isclose(stored, scale, rel_tol=1e-3):
+        raise ModelLoadError(f"{file.path}: its attn_factor {stored} is not that of longrope")
+    factors = {
+        f"{name}_factor": [float(n) for n in tensor.data]
+        for name in ("long", "short")
+        if (tensor := file.tensor(f"rope_factors_{name}.weight")) is not None
+    }
+    return {
+        "original_max_position_embeddings": before,
+        "rope_scaling": {
+            "type": "longrope",
+            "original_max_position_embeddings": before,
+            **factors,
+        },
+    }
 
 
 def _yarn(file: GgufFile, prefix: str) -> dict[str, Any]:

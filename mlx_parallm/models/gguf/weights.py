@@ -59,13 +59,14 @@ def _packed(
             packed.error, report.rounded.get(tensor.kind.name, 0.0)
         )
     module = name.removesuffix(".weight")
-    entry = {"group_size": GROUP, "bits": packed.bits, "mode": "affine"}
+    entry = {"group_size": GROUP, "bits": packed.bits, "mode": packed.mode}
     report.quantization[module] = entry
     for default, value in entry.items():  # for whoever wants one figure for all
         report.quantization.setdefault(default, value)
     yield name, packed.weight
     yield f"{module}.scales", packed.scales
-    yield f"{module}.biases", packed.biases
+    if packed.biases is not None:
+        yield f"{module}.biases", packed.biases
 
 
 def _plain(
