@@ -42,17 +42,11 @@ def sequence_of(
 ) -> Sequence:
     """A sequence that is to go on with a text and its pictures."""
     assert engine.loaded is not None
-    vision = vision_of(engine)
-    prepared = [vision.prepare(picture) for picture in pictures]
-    expanded = with_placeholders(family, text)
+    expanded, prepared = with_placeholders(family, text), []
     if pictures:
-        expanded = vision.expand(expanded, prepared)
+        prepared = [vision_of(engine).prepare(picture) for picture in pictures]
+        expanded = vision_of(engine).expand(expanded, prepared)
     ids = list(engine.loaded.tokenizer.encode(expanded, add_special_tokens=False))
     params = SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **settings})
-    namespace = settings.pop("namespace", ())
-    return Sequence(
-        ids,
-        params,
-        namespace=namespace,
-        media=vision.media(ids, prepared) if pictures else None,
-    )
+    media = vision_of(engine).media(ids, prepared) if prepared else None
+    return Sequence(ids, params, media=media)
