@@ -21,6 +21,7 @@ from benchlib.table import format_table
 
 sys.path.insert(0, str(in_venv.ROOT))  # the tiny models are the tests' own
 
+from mlx_parallm.engine.sequence import Sequence as Row
 from tests.engine.driver import Driver, copy_of
 from tests.engine.pictures.seeing import (
     PICTURE,
@@ -66,12 +67,13 @@ def mixed_row(family: str, count: int) -> dict[str, object]:
     engine, plain = engine_of(family, max_batch_size=32), engine_of(family, prefix_cache_memory=0)
     rng = np.random.default_rng(0)
     try:
-        asked = []
+        asked: list[Row] = []
         for _ in range(count):
             seeds = rng.integers(0, 20, rng.integers(0, 3)).tolist()
             words = " and ".join([PICTURE] * len(seeds)) + " so" * int(rng.integers(1, 30))
-            text, settings = f"user: {words}\nassistant:", {**SETTINGS, "seed": len(asked)}
-            settings["temperature"] = float(rng.choice([0.0, 0.8]))
+            text = f"user: {words}\nassistant:"
+            drawn = {"seed": len(asked), "temperature": float(rng.choice([0.0, 0.8]))}
+            settings = {**SETTINGS, **drawn}
             asked.append(
                 sequence_of(engine, family, text, [picture(seed) for seed in seeds], **settings)
             )

@@ -1,13 +1,15 @@
 """The Tower: prepared pictures to features, in pieces that fit between two steps.
 
 MLX is lazy: a picture's whole computation is written down at once, which takes no time, and
-then computed block by block, as far as there is time before the next step.
+then computed piece by piece, as far as there is time before the next step. A piece is a block
+of the tower; on a CPU it is one module of a block, or the attention of some of its queries.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.vision.pieces import in_pieces
 from mlx_parallm.models.vision.prepared import PreparedPicture
 
 
@@ -46,11 +49,14 @@ class Encoding:
     _left: deque[mx.array] = field(default_factory=deque)
 
     def advance(self, seconds: float | None = None) -> bool:
-        """Compute for about so long, one block at least; None computes all.
+        """Compute for about so long, one piece at least; None computes all.
 
         Returns:
             whether the features are there.
         """
+        if seconds is None:
+            mx.eval(list(self._left))
+            self._left.clear()
         began = time.perf_counter()
         while self._left:
             mx.eval(self._left.popleft())
@@ -99,8 +105,10 @@ class Tower:
             raise ModelLoadError("the checkpoint has no weights for pictures")
         self._dtype = floats[0].dtype
         model.language_model = _Embeddings(width, self._dtype)
+        self._fine = mx.default_device().type == mx.DeviceType.cpu
         for block in _blocks(model):
-            self._tap(block)
+            for part in block.modules() if self._fine else [block]:
+                self._tap(part)
 
     def begin(self, picture: PreparedPicture) -> Encoding:
         """Write a picture's computation down; nothing is computed yet."""
@@ -108,7 +116,8 @@ class Tower:
         trace: deque[mx.array] = deque()
         self._trace = trace
         try:
-            rows, deeper = self._encode(inputs, picture.num_features)
+            with in_pieces(self.model, trace) if self._fine else nullcontext():
+                rows, deeper = self._encode(inputs, picture.num_features)
         finally:
             self._trace = None
         trace.extend([rows, *deeper])
@@ -132,8 +141,9 @@ class Tower:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             out = kind.__call__(self, *args, **kwargs)
-            if tower._trace is not None:
-                tower._trace.append(out[0] if isinstance(out, tuple) else out)
+            first = out[0] if isinstance(out, tuple) else out
+            if tower._trace is not None and isinstance(first, mx.array):
+                tower._trace.append(first)
             return out
 
         block.__class__ = type(kind.__name__, (kind,), {"__call__": call})

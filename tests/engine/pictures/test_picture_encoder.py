@@ -56,7 +56,7 @@ def test_rows_decode_between_the_pieces_of_a_picture(
     engine: Engine, encoder: PictureEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = sequence_of(engine, FAMILY, "user: Say much.\nassistant:", [], max_tokens=64)
-    text.params = type(text.params)(max_tokens=64, temperature=0.0, ignore_eos=True)
+    text.params = type(text.params)(max_tokens=96, temperature=0.0, ignore_eos=True)
     driver, left, said = Driver(engine), [], []
     begin, work = encoder.tower.begin, encoder.work
 
@@ -74,8 +74,8 @@ def test_rows_decode_between_the_pieces_of_a_picture(
     monkeypatch.setattr(encoder.tower, "begin", seen_begin)
     driver.at_step(3, lambda: driver.submit(asking(engine, 101)))
     driver.run(text)
-    assert left == [6], "three blocks, the features, and those of two layers"
-    assert len(said) == 6, "one piece at a time"
+    assert left[0] > 6, "three blocks, the features, those of two layers, and what is in blocks"
+    assert len(said) == left[0], "one piece at a time"
     assert said == sorted(set(said)), "each step between them gave the text row a token"
 
 
