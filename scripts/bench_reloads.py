@@ -2,7 +2,7 @@
 """What new versions cost the rows that run: how long they stall, and whether memory stays level.
 
     scripts/bench_reloads.py --model-path 27m
-    scripts/bench_reloads.py --model-path FOLDER --reloads 100 --json reloads.json
+    scripts/bench_reloads.py --model-path FOLDER --reloads 500 --weight-reloads 50 --json FILE
 
 Eight rows decode all the time. An adapter of rank 16 for every linear layer, and then the whole
 model's weights, are replaced again and again; a probe after each change must be of the new
@@ -36,6 +36,7 @@ from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.sequence import Output, SamplingParams, Sequence
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.models.lora.modules import Modules, width_of
+from mlx_parallm.models.system_memory import resident_bytes
 from mlx_parallm.server.adapters import Adapters
 from mlx_parallm.server.weights import ModelVersions
 
@@ -111,7 +112,7 @@ async def probe(engine: Engine, adapter: Adapter | None) -> tuple[list[int], set
     return sequence.output, set(sequence.versions)
 
 
-async def measure(folder: Path, reloads: int) -> list[dict[str, Any]]:
+async def measure(folder: Path, reloads: int, whole_reloads: int) -> list[dict[str, Any]]:
     """A row for adapters and one for whole weights."""
     config = EngineConfig(prefix_cache_memory=_PREFIXES)
     engine = Engine(lambda: load_model(str(folder)), config)
@@ -137,7 +138,7 @@ async def measure(folder: Path, reloads: int) -> list[dict[str, Any]]:
 
         rows = [await _changes("adapter, rank 16", engine, load, change_adapter, reloads)]
         load.adapter = None
-        rows.append(await _changes("whole weights", engine, load, change_weights, reloads))
+        rows.append(await _changes("whole weights", engine, load, change_weights, whole_reloads))
         load.stop()
         adapters.close()
         versions.close()
@@ -161,7 +162,7 @@ def _write_weights(engine: Engine, folder: Path) -> list[Path]:
 async def _changes(
     name: str, engine: Engine, load: Load, change: Change, reloads: int
 ) -> dict[str, Any]:
-    stalls, seconds, memory, stale = [], [], [], 0
+    stalls, seconds, memory, resident, stale = [], [], [], [], 0
     texts: dict[int, list[int]] = {}
     await asyncio.sleep(0.5)
     for n in range(reloads):
@@ -174,6 +175,7 @@ async def _changes(
         tokens, seen = await probe(engine, adapter)
         stale += texts.setdefault(n % 2, tokens) != tokens or len(seen) != 1
         memory.append(await asyncio.wrap_future(engine.call(mx.get_active_memory)))
+        resident.append(resident_bytes() or 0)
     return {
         "change": name,
         "reloads": reloads,
@@ -182,9 +184,17 @@ async def _changes(
         "stall ms, 95%": round((percentile(stalls, 0.95) or 0) * 1e3, 1),
         "stall ms, longest": round(max(stalls) * 1e3, 1),
         "stale answers": stale,
-        "MB at first": round(max(memory[: max(2, reloads // 4)]) / 1e6),
-        "MB at last": round(max(memory[-max(2, reloads // 4) :]) / 1e6),
+        "MLX MB at first": _most(memory, first=True),
+        "MLX MB at last": _most(memory, first=False),
+        "resident MB at first": _most(resident, first=True),
+        "resident MB at last": _most(resident, first=False),
     }
+
+
+def _most(sizes: list[int], *, first: bool) -> int:
+    """MB at most in the first or in the last quarter."""
+    quarter = max(2, len(sizes) // 4)
+    return round(max(sizes[:quarter] if first else sizes[-quarter:]) / 1e6)
 
 
 def main() -> None:
@@ -193,10 +203,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model-path", default="27m", help="folder, or a name of bench_models.py")
-    parser.add_argument("--reloads", type=int, default=100, help="changes of each kind")
+    parser.add_argument("--reloads", type=int, default=100, help="changes of the adapter")
+    parser.add_argument("--weight-reloads", type=int, help="of the whole weights; default: as many")
     parser.add_argument("--json", type=Path, help="file for all rows")
     args = parser.parse_args()
-    rows = asyncio.run(measure(bench_models.folder_of(args.model_path), args.reloads))
+    whole = args.reloads if args.weight_reloads is None else args.weight_reloads
+    rows = asyncio.run(measure(bench_models.folder_of(args.model_path), args.reloads, whole))
     print(format_table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
