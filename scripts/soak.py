@@ -236,8 +236,10 @@ class Soak:
         """Make the memories that answers are checked with, where the model takes any."""
         path = f"/v1/models/{self.model}/memories"
         body = {"collection": COLLECTION, "text": "The code of Mira is 57. The code of Tom is 23."}
-        answer = await self.connection.post(path, json.dumps(body).encode())
+        answer, end = await self.connection.post(path, json.dumps(body).encode()), self._rest_end()
         while answer.status in (200, 202) and answer.json()["status"] in ("queued", "running"):
+            if time.monotonic() > end:
+                raise Broken(f"a job of memories does not end: {answer.json()}")
             await asyncio.sleep(0.1)
             answer = await self.connection.get(f"/v1/memories/jobs/{answer.json()['id']}")
         self._has_memories = answer.status == 200 and answer.json()["status"] == "done"
@@ -364,7 +366,7 @@ class Soak:
             Broken: something is still held after `rest_s` without a client.
         """
         engine: dict[str, Any] = {}
-        end = time.monotonic() + self.rest_s
+        end = self._rest_end()
         while time.monotonic() < end:
             await asyncio.sleep(0.1)
             answer = await self.connection.get("/debug/metrics")
@@ -372,6 +374,9 @@ class Soak:
             if not any(engine.get(name) for name in _HELD):
                 return engine
         raise Broken(f"the server does not come to rest: {engine}")
+
+    def _rest_end(self) -> float:
+        return time.monotonic() + self.rest_s
 
 
 def _choices(body: dict[str, Any]) -> int:
@@ -407,7 +412,8 @@ def main() -> None:
         try:
             asyncio.run(soak.run(args.seconds, args.rounds))
         except (Broken, OSError, ValueError, KeyError) as error:
-            sys.exit(f"soak: {type(error).__name__}: {error}\nso far: {dict(soak.counts)}")
+            log = "" if spawned is None else f"\nthe server's log ends with:\n{spawned.tail()}"
+            sys.exit(f"soak: {type(error).__name__}: {error}\nso far: {dict(soak.counts)}{log}")
     levels = "; ".join(map(str, soak.levels)) or "not known"
     print(f"all held: {dict(soak.counts)}; at the rests: {levels}")
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-_TIMEOUT_S = 120
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -36,13 +34,18 @@ class Answer:
 
 
 class Connection:
-    """Requests to one server, a connection for each."""
+    """Requests to one server, a connection for each.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        timeout_s: for a whole answer.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 120) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise ValueError(f"expected an http:// address, got {url!r}")
         self._host, self._port = parts.hostname, parts.port or 80
+        self._timeout_s = timeout_s
 
     async def get(self, path: str) -> Answer:
         """GET; raises OSError or ValueError where there is no complete answer."""
@@ -70,16 +73,24 @@ class Connection:
     async def _exchange(
         self, method: str, path: str, body: bytes, headers: dict[str, str] | None = None
     ) -> Answer:
-        async with asyncio.timeout(_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(self._host, self._port)
-            try:
-                writer.write(self._request(method, path, body, headers))
-                head = await reader.readuntil(b"\r\n\r\n")
-                return await _read(head, reader)
-            except asyncio.IncompleteReadError as error:
-                raise ValueError(f"the answer to {method} {path} was cut off") from error
-            finally:
-                writer.close()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchanged(method, path, body, headers)
+        except TimeoutError:
+            sent = f"{method} {path} {body[:300].decode(errors='replace')}"
+            raise TimeoutError(f"no answer within {self._timeout_s} s to {sent}") from None
+
+    async def _exchanged(
+        self, method: str, path: str, body: bytes, headers: dict[str, str] | None
+    ) -> Answer:
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            writer.write(self._request(method, path, body, headers))
+            return await _read(await reader.readuntil(b"\r\n\r\n"), reader)
+        except asyncio.IncompleteReadError as error:
+            raise ValueError(f"the answer to {method} {path} was cut off") from error
+        finally:
+            writer.close()
 
     def _request(
         self, method: str, path: str, body: bytes, headers: dict[str, str] | None = None

@@ -46,6 +46,10 @@ class SpawnedServer:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def tail(self) -> str:
+        """The end of its log."""
+        return _tail(self.log)
+
     def cpu_seconds(self) -> float | None:
         """CPU time it has used so far, in seconds; None where there is no /proc."""
         try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from tests.conftest import tiny_llama
 from tests.engine.mock import byte_tokenizer
 from tests.faults.conftest import ServeFactory
 from tests.server.conftest import Served
+from tests.waiting import wait_until
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 CURSED = "the one that breaks things, and is long enough for a page or two of the prefix cache"
@@ -218,13 +220,22 @@ def test_a_forward_that_always_fails_answers_everybody(
     assert served.http.get("/health").status_code == 200
 
 
-def test_a_clock_that_jumps_ends_nothing_early(serve: ServeFactory, monkeypatch: Patch) -> None:
-    served = serve(tiny_llama, {"request_timeout": 120}, step_timeout=120)
+def test_a_clock_that_jumps_ends_nothing_early(
+    serve: ServeFactory, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    settings = {"request_timeout": 120, "memory_dir": str(tmp_path / "memories")}
+    kept = {"prefix_cache_dir": tmp_path / "prefixes", "prefix_cache_memory": 1 << 16}
+    served = serve(tiny_llama, settings, step_timeout=120, **kept)
     right = text_of(served, "tick")
     now, jumps = time.time, itertools.cycle([0, 1e7, -1e7, 3e8, -3e8])
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: text_of(served, "tick"), range(8))) == [right] * 8
+    path = "/v1/models/tiny/memories"
+    job = served.post(path, collection="c", text="tick tock " * 30).json()["id"]
+    wait_until(lambda: '"done"' in served.http.get(f"/v1/memories/jobs/{job}").text)
+    remembering = {"prompt": "tick", "max_tokens": 4, "memory": {"collections": ["c"]}}
+    assert served.ok(COMPLETIONS, **remembering)["choices"][0]["finish_reason"]
     answer = served.ok("/v1/responses", input="tick", store=True, max_output_tokens=8)
     assert served.http.get(f"/v1/responses/{answer['id']}").status_code == 200
     assert served.http.get("/health").status_code == 200

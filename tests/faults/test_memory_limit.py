@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlx_parallm.engine.engine import Engine
@@ -147,6 +148,18 @@ def test_limits_of_containers_are_seen(tmp_path: Path, monkeypatch: pytest.Monke
     assert system_memory.available_bytes() is None
     assert system_memory.resident_bytes() is None
     assert system_memory.physical_bytes() > 1 << 28
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="GPUs say it themselves")
+def test_what_other_programs_leave_is_less_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit = 1 << 40
+    monkeypatch.setattr(memory_guard, "available_bytes", lambda: 5 << 20)
+    assert memory_guard.measure(limit).left == 5 << 20
+    monkeypatch.setattr(memory_guard, "available_bytes", lambda: None)  # not known
+    use = memory_guard.measure(limit)
+    assert use.left == limit - use.used
 
 
 def test_it_is_reported(make_engine: EngineFactory) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,41 @@ def test_soak_sees_what_is_left_at_rest() -> None:
         rest(rows=1)
     with pytest.raises(soak.Broken, match="does not come to rest"):
         rest(prefix_pages_held=1)
+
+
+def test_a_rest_ends_in_its_time_however_slow_the_server_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asked = [0.0], list[str]()
+
+    class Slow(Scripted):
+        async def get(self, path: str) -> Answer:
+            now[0] += 50
+            asked.append(path)
+            return await super().get(path)
+
+    monkeypatch.setattr(soak, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with pytest.raises(soak.Broken, match="does not come to rest"):
+        asyncio.run(soak.Soak(Slow(engine(rows=1)), "m", 0, 1)._rest())
+    assert len(asked) == 3
+
+
+def test_a_request_without_an_answer_is_named() -> None:
+    async def run() -> None:
+        goes_on = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await goes_on.wait()
+            writer.close()
+
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            connection = Connection(f"http://127.0.0.1:{port}", timeout_s=0.2)
+            with pytest.raises(TimeoutError, match="POST /v1/completions the body"):
+                await connection.post("/v1/completions", b"the body")
+            goes_on.set()
+
+    asyncio.run(run())
 
 
 def test_soak_sees_a_changed_answer_and_a_kind_reception_of_nonsense() -> None:

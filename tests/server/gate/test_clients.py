@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlx_parallm.errors import RateLimitError
 from mlx_parallm.options.key_file import read_key_file
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.server.gate.allowance import Allowance
+from mlx_parallm.server.gate.clients import Clients
 from mlx_parallm.settings import SettingsError
 
 COMPLETIONS = "/v1/completions"
@@ -48,6 +50,25 @@ def test_keys_of_a_file_open_the_door(serve: Any, key_file: Path) -> None:
         assert server.http.get("/v1/models", headers={"x-api-key": key}).status_code == 200
     assert server.http.get("/v1/models", headers=headers("sk-carol")).status_code == 401
     assert server.http.get("/v1/models").status_code == 401
+
+
+def test_all_keys_are_compared_whichever_it_is(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that it takes tells nothing about a key."""
+    clients = Clients(read_key_file(key_file))
+    compare, compared = hmac.compare_digest, list[bytes]()
+
+    def noting(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", noting)
+    for given in (b"sk-alice", b"sk-bob", b"sk-bo", b"", b"x" * 999):
+        compared.clear()
+        clients.find(given)
+        assert len(set(compared)) == 2
+        assert len({len(digest) for digest in compared}) == 1
 
 
 def test_requests_a_minute(serve: Any, key_file: Path) -> None:
