@@ -17,7 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ray import serve
+try:
+    from ray import serve
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "mlx_parallm.ray_app needs the extra `ray`: pip install 'mlx_parallm[ray]'"
+    ) from None
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from mlx_parallm.on_ray.front import Front

@@ -5,8 +5,8 @@
     scripts/bench_replicas.py --router
     scripts/bench_replicas.py --model-path instant     # no model: what clients and router can do
 
-The first form sends half of the clients to one server and then all of them through the router
-to two; where it can, each server has a processor of its own, so that the second is not slower
+The first form sends all clients through the router to two servers and then half of them to one;
+where it can, each server has a processor of its own, so that the second is not slower
 only because two share what one had. Nothing may be lost, and first tokens should come as they do
 from one. --router puts a server behind smg that answers at once, and says how much of the
 router's own time a request and an event of a stream take: that bounds how many replicas it feeds.
@@ -40,6 +40,7 @@ from benchlib.serving import machine
 from benchlib.serving.comparison import first_model
 from benchlib.table import format_table, percentile
 
+from mlx_parallm.settings import Settings
 from mlx_parallm.tools.router import router_command
 
 _PATH = "/v1/completions"
@@ -71,21 +72,23 @@ def main() -> None:
 
 
 def measure_clients(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Half of the clients on one server, then all of them through the router to two."""
+    """All clients through the router to two servers, then half of them on one server."""
     command = _server_command(args.model_path)
     rows = []
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(_pinned(command, place)) for place in range(2)]
         router = stack.enter_context(_router([server.url for server in servers]))
         for name, server, clients in (
-            ("one server", servers[0], args.clients // 2),
+            # First: the router would still think of what it had not sent.
             ("two behind smg", router, args.clients),
+            ("one server", servers[0], args.clients // 2),
         ):
-            began = {one.url: one.cpu_seconds() or 0.0 for one in (*servers, router)}
+            began = [one.cpu_seconds() or 0.0 for one in servers]
             run = _load(args, server.url, clients)
-            used = {one.url: (one.cpu_seconds() or 0.0) - began[one.url] for one in servers}
+            used = [one.cpu_seconds() or 0.0 for one in servers]
             row = {"what": name, "clients": clients} | _figures(run)
-            row["servers' CPU s"] = " + ".join(f"{seconds:.1f}" for seconds in used.values())
+            each = (after - before for after, before in zip(used, began, strict=True))
+            row["servers' CPU s"] = " + ".join(f"{seconds:.1f}" for seconds in each)
             rows.append(row)
     return rows
 
@@ -99,30 +102,40 @@ def _server_command(model: str) -> list[str]:
 @contextlib.contextmanager
 def _pinned(command: Sequence[str], place: int) -> Iterator[SpawnedServer]:
     """A server on a processor of its own, where the system lets us say so."""
-    with spawn(f"server {place}", command) as server:
-        if hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            core = {cores[place % len(cores)]}
-            for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), core)
+    with contextlib.ExitStack() as stack:
+        with _on_core(place):  # children stay where they were started
+            server = stack.enter_context(spawn(f"server {place}", command))
         yield server
 
 
 @contextlib.contextmanager
+def _on_core(place: int) -> Iterator[None]:
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[place % len(before)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
 def _router(urls: Sequence[str]) -> Iterator[SpawnedServer]:
-    command = router_command("127.0.0.1", "{port}", _POLICY, urls)
+    command = router_command("127.0.0.1", "{port}", _POLICY, urls, Settings().max_queue)
     with spawn("smg", command) as router:
         _wait_until_it_has(router.url, len(urls))
         yield router
 
 
 def _wait_until_it_has(url: str, workers: int) -> None:
+    """Until smg has asked all servers how busy they are; before, one of them gets everything."""
     until = time.monotonic() + _READY_S
     while time.monotonic() < until:
-        with urllib.request.urlopen(f"{url}/workers", timeout=_READY_S) as answer:
-            found = json.load(answer)["workers"]
-        if sum(bool(worker["is_healthy"]) for worker in found) == workers:
-            return
+        with urllib.request.urlopen(f"{url}/get_loads", timeout=_READY_S) as answer:
+            if len(json.load(answer)["loads"]) == workers:
+                return
         time.sleep(0.1)
     raise SpawnError(f"smg did not find {workers} servers in {_READY_S:g} s")
 

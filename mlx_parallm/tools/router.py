@@ -23,17 +23,21 @@ _KEYS = "MLX_PARALLM_ROUTER_KEYS"
 
 def router_of(settings: Settings, host: str, port: int, policy: str, urls: Sequence[str]) -> Child:
     """The router in front of replicas that were started with these settings."""
-    command = router_command(host, port, policy, urls)
+    command = router_command(host, port, policy, urls, settings.max_queue)
     return Child("the router", command, {_KEYS: json.dumps(key_arguments(settings))})
 
 
-def router_command(host: str, port: int | str, policy: str, urls: Sequence[str]) -> list[str]:
+def router_command(
+    host: str, port: int | str, policy: str, urls: Sequence[str], max_queue: int
+) -> list[str]:
     """Starts a router without keys.
 
     Args:
         host, port: where it listens; its own figures for Prometheus are on a free port of
             this machine.
         policy: smg's name of how it chooses a replica.
+        max_queue: of a replica; smg passes one over whose queue is as long. It takes 8 by
+            itself: a burst would go to whoever had a short queue two seconds ago.
     """
     return [
         *(sys.executable, "-m", "mlx_parallm.tools.router"),
@@ -41,7 +45,8 @@ def router_command(host: str, port: int | str, policy: str, urls: Sequence[str])
         *("--worker-urls", *urls),
         *("--policy", policy),
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
-        *("--health-check-interval-secs", "2", "--load-monitor-interval", "2"),
+        *("--health-check-interval-secs", "2", "--load-monitor-interval", "1"),
+        *("--worker-overload-waiting-requests", str(max_queue)),
         *("--log-level", "warn"),
         *("--shutdown-grace-period-secs", "1"),  # it ends last, with nothing in flight
     ]

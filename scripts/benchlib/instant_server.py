@@ -16,6 +16,7 @@ _JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
 _STREAM = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
+_LOAD = {"dp_rank": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "token_usage": 0.0}
 _CHOICE = {"index": 0, "text": " word", "logprobs": None, "finish_reason": None}
 _COMPLETION = {
     "id": "cmpl-1",
@@ -60,6 +61,8 @@ def answer_to(head: bytes, body: bytes) -> bytes:
     """A whole answer."""
     if head.startswith(b"get /v1/models"):
         return _as_json({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+    if head.startswith(b"get /v1/loads"):
+        return _as_json({"dp_rank_count": 1, "loads": [_LOAD], "aggregate": {}})
     if head.startswith(b"get "):
         return _as_json({"status": "healthy"})
     asked = json.loads(body)

@@ -16,7 +16,7 @@ def test_clients_through_two_servers(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     small = ("--clients", "24", "--prompt", "8", "--output", "4")
     succeed("bench_replicas.py", "--model-path", "instant", *small, "--json", str(table))
-    one, two = json.loads(table.read_text())
+    two, one = json.loads(table.read_text())
     assert (one["clients"], one["requests"], one["lost"]) == (12, 12, 0)
     assert (two["clients"], two["requests"], two["lost"]) == (24, 24, 0)
     assert one["tokens/s"] > 0 and two["tokens/s"] > 0
