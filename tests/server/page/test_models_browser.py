@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +53,7 @@ def model(page: Any, name: str) -> Any:
 
 
 def test_models_are_loaded_by_a_message_and_by_clicks(fleet: Any, opened: Open) -> None:
-    page = opened(fleet)
+    page = opened(fleet, permissions=["clipboard-read", "clipboard-write"])
     expect(page.locator("#model option")).to_have_text(
         ["bundled", "bundled/draft (not loaded)", "damaged (not loaded)"]
     )
@@ -69,12 +71,24 @@ def test_models_are_loaded_by_a_message_and_by_clicks(fleet: Any, opened: Open) 
     expect(model(page, "bundled")).to_contain_text("pinned")
     draft = model(page, "bundled/draft")
     expect(draft).to_contain_text("in the chat")
-    draft.get_by_role("button", name="Unload").click()
+    draft.get_by_role("button", name="Unload:").click()
     unlock(page)
     expect(draft).to_contain_text("Not loaded")
     expect(page.get_by_role("button", name="Load: bundled/draft", exact=True)).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Unload: bundled/draft")).to_be_focused()
+    page.get_by_role("button", name="Copy as curl: unload bundled/draft").click()
+    command = page.evaluate("navigator.clipboard.readText()")
+    told = subprocess.run(
+        ["sh", "-c", command], capture_output=True, env=os.environ | {"ADMIN_KEY": KEY}
+    )
+    assert json.loads(told.stdout)["status"] == "unloaded"
+    # To look again is no reason to load it.
+    page.keyboard.press("Alt+m")
+    with page.expect_response("**/v1/adapters"):
+        page.keyboard.press("Alt+m")
+    expect(draft).to_contain_text("Not loaded")
+    assert fleet.http.get("/v1/models/bundled/draft").json()["status"] == "unloaded"
     page.get_by_role("button", name="Chat with bundled", exact=True).click()
     expect(page.get_by_label("Model", exact=True)).to_have_value("bundled")
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
@@ -83,7 +97,7 @@ def test_models_are_loaded_by_a_message_and_by_clicks(fleet: Any, opened: Open) 
 def test_what_cannot_be_loaded_says_why(fleet: Any, opened: Open) -> None:
     page = opened(fleet)
     page.get_by_role("button", name="Models", exact=True).click()
-    model(page, "damaged").get_by_role("button", name="Load", exact=False).first.click()
+    model(page, "damaged").get_by_role("button", name="Load:").click()
     unlock(page)
     expect(model(page, "damaged")).to_contain_text("there is no model_type in it")
     expect(page.get_by_role("button", name="Try again: damaged")).to_be_visible()
@@ -117,7 +131,7 @@ def test_how_far_the_loading_is(
     monkeypatch.setattr(main, "build_engine", held)
     page.keyboard.press("Alt+m")
     draft = model(page, "bundled/draft")
-    draft.get_by_role("button", name="Load").click()
+    draft.get_by_role("button", name="Load:").click()
     unlock(page)
     expect(draft).to_contain_text("Reading 25% · 1.0 MB of 4.0 MB")
     expect(draft.get_by_role("progressbar")).to_have_attribute("aria-valuetext", "25%")

@@ -51,10 +51,10 @@ export class Models extends EventTarget {
     return this.cards.find((card) => card.id === id) ?? null;
   }
 
-  /** Whether the list is in front. */
-  watch(watched) {
+  /** Whether the list is in front, where it is made new at once. */
+  async watch(watched) {
     this.watched = watched;
-    if (watched) this.refresh();
+    if (watched) await this.refresh();
   }
 
   async refresh() {

@@ -26,6 +26,10 @@ export function key() {
   return localStorage.getItem(KEY) ?? "";
 }
 
+export function adminKey() {
+  return sessionStorage.getItem(ADMIN_KEY) ?? "";
+}
+
 export function setAdminKey(value) {
   sessionStorage.setItem(ADMIN_KEY, value);
 }
@@ -46,7 +50,7 @@ export function setKey(value) {
 export async function send(path, { method = "GET", body = null, signal = null, ...more } = {}) {
   const { asks = true, model = "", admin = false } = more;
   for (;;) {
-    const keys = { api: key(), admin: sessionStorage.getItem(ADMIN_KEY) ?? "" };
+    const keys = { api: key(), admin: adminKey() };
     const headers = headersOf(keys.api, admin ? keys.admin : "", model, body);
     const sent = body === null ? null : JSON.stringify(body);
     const response = await fetch(path, { method, signal, headers, body: sent });
@@ -60,7 +64,7 @@ export async function send(path, { method = "GET", body = null, signal = null, .
 async function isUnlocked(error, sent, asks) {
   if (error.status !== 401 || error.code === "not_local") return false;
   const kind = error.code === "invalid_admin_key" ? "admin" : "api";
-  const now = kind === "api" ? key() : (sessionStorage.getItem(ADMIN_KEY) ?? "");
+  const now = kind === "api" ? key() : adminKey();
   return now !== sent[kind] || (asks && askForKey(kind, error));
 }
 

@@ -1,6 +1,7 @@
 // From a conversation to a request's body, and from a body to a curl command.
 
 import { splitThinking } from "../data/thinking.js";
+import { adminKey, key } from "./api.js";
 
 const SAMPLING = [
   "temperature",
@@ -88,6 +89,16 @@ export function curlOf(path, body, locked, pictures = []) {
   const text = JSON.stringify(body, null, 1);
   if (text.length <= LONGEST_ARGUMENT) return [...parts, `-d ${quoted(text)}`].join(" \\\n  ");
   return piped(text, pictures, [...parts, "-d @-"].join(" \\\n  "));
+}
+
+/** A command that changes the server. model: the one that is meant, where the path does not say. */
+export function changeOf(path, { method = "POST", body = null, model = "" } = {}) {
+  const parts = [`curl -sN -X ${method} ${quoted(new URL(path, document.baseURI).href)}`];
+  if (key()) parts.push('-H "Authorization: Bearer $API_KEY"');
+  if (adminKey()) parts.push('-H "X-Admin-Key: $ADMIN_KEY"');
+  if (model) parts.push(`-H ${quoted(`X-Model: ${model}`)}`);
+  if (body !== null) parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
+  return parts.join(" \\\n  ");
 }
 
 // The body in pieces, each written by a command of its own.

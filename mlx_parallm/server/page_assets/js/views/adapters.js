@@ -1,8 +1,9 @@
 // The adapters of one model: their versions, a new one from a folder, an earlier one again.
 
 import { bytes } from "../data/units.js";
-import { element, iconButton, toast } from "../dom.js";
+import { copy, element, iconButton, toast } from "../dom.js";
 import { explain, json } from "../server/api.js";
+import { changeOf } from "../server/request.js";
 import { confirm } from "./dialogs.js";
 
 export class AdapterList {
@@ -79,7 +80,10 @@ export class AdapterList {
     this.add = element("button", { type: "submit", class: "plain" });
     this.name.addEventListener("input", () => this.#fit());
     this.#fit();
-    const form = element("form", { class: "row" }, this.name, this.path, this.add);
+    const curl = iconButton("terminal", `Copy as curl: an adapter of ${this.model}`, (event) => {
+      copy(changeOf("v1/adapters", { body: this.#asked, model: this.model }), event.currentTarget);
+    });
+    const form = element("form", { class: "row" }, this.name, this.path, curl, this.add);
     form.addEventListener("submit", (event) => this.#submit(event));
     return element("details", {}, element("summary", { text: "Load an adapter" }), form);
   }
@@ -88,14 +92,17 @@ export class AdapterList {
     return this.cards.some(({ id }) => id === this.name.value.trim());
   }
 
+  get #asked() {
+    return { name: this.name.value.trim(), path: this.path.value.trim(), replace: this.#isKnown };
+  }
+
   #fit() {
     this.add.textContent = this.#isKnown ? "Load as the next version" : "Load";
   }
 
   async #submit(event) {
     event.preventDefault();
-    const body = { name: this.name.value.trim(), path: this.path.value.trim(), replace: this.#isKnown };
-    if (!(await this.#try("v1/adapters", "POST", body))) return;
+    if (!(await this.#try("v1/adapters", "POST", this.#asked))) return;
     this.name.value = this.path.value = "";
     this.form.open = false;
     this.#fit();

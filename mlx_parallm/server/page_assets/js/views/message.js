@@ -245,14 +245,18 @@ export function figures({ usage, times, finish, tokens, begun }) {
   const parts = [];
   const count = usage?.completion_tokens ?? (begun ? 0 : tokens.length);
   if (count) parts.push(`${count} ${count === 1 ? "token" : "tokens"}`);
-  if (count > 1 && times?.first !== null && times?.total > times?.first) {
-    parts.push(`${rate(((count - 1) / (times.total - times.first)) * 1000)}/s`);
-  }
+  if (count > 1 && times?.first) parts.push(`${rate(perSecond(count, times))}/s`);
   if (times?.first) parts.push(`first after ${seconds(times.first)}`);
   const cached = usage?.prompt_tokens_details?.cached_tokens;
   if (cached) parts.push(`${cached} of ${usage.prompt_tokens} prompt tokens cached`);
   if (ENDS[finish]) parts.push(ENDS[finish]);
   return parts.join(" · ");
+}
+
+// Without the wait for the first token, unless all came at once.
+function perSecond(count, { first, total }) {
+  const writing = total - first;
+  return (writing > total / 10 ? (count - 1) / writing : count / total) * 1000;
 }
 
 const rate = (value) => (value >= 10 ? Math.round(value) : value.toFixed(1));

@@ -2,8 +2,9 @@
 
 import { isReady, share, stateOf } from "../data/models.js";
 import { bytes, percent, whole } from "../data/units.js";
-import { announce, element, icon, toast } from "../dom.js";
+import { announce, copy, element, icon, iconButton, toast } from "../dom.js";
 import { explain, json } from "../server/api.js";
+import { changeOf } from "../server/request.js";
 import { AdapterList } from "./adapters.js";
 import { PullForm } from "./pull_form.js";
 
@@ -23,14 +24,15 @@ export class ModelsView {
     session.addEventListener("models", () => this.#draw());
   }
 
-  show(shown) {
+  async show(shown) {
     const opens = shown && this.box.hidden;
     this.box.hidden = !shown;
-    this.session.models.watch(shown);
-    if (!opens) return;
-    this.looks = false;
-    this.#draw();
-    for (const list of this.adapters.values()) list.refresh();
+    if (opens) {
+      this.looks = false;
+      this.#draw();
+    }
+    await this.session.models.watch(shown);
+    if (opens) for (const list of this.adapters.values()) list.refresh();
   }
 
   #draw() {
@@ -77,7 +79,9 @@ export class ModelsView {
     if (card.status === "loading") parts.push(bar(card));
     if (card.error) parts.push(element("p", { class: "error", text: card.error }));
     const item = element("li", { class: "model", "aria-label": `${card.id}: ${stateOf(card)}` }, parts);
+    // To ask for them would load the model.
     if (isReady(card)) item.append(this.#adapterList(card).element);
+    else this.adapters.delete(card.id);
     return item;
   }
 
@@ -108,7 +112,10 @@ export class ModelsView {
     // Not disabled, which would take the focus away from who uses keys.
     change.setAttribute("aria-disabled", String(moving || this.asked.has(id)));
     if (card.requests && !loads) change.title = "It answers requests now.";
-    return chosen && loads ? [change, use] : [use, change];
+    const curl = iconButton("terminal", `Copy as curl: ${verb} ${id}`, (event) => {
+      copy(changeOf(pathOf(id, verb)), event.currentTarget);
+    });
+    return chosen && loads ? [curl, change, use] : [curl, use, change];
   }
 
   #chat(id) {
@@ -122,7 +129,7 @@ export class ModelsView {
     this.asked.add(id);
     announce(verb === "load" ? `${id} is being loaded.` : `${id} is being unloaded.`);
     this.#draw();
-    const asked = json(`v1/models/${encodeURIComponent(id)}/${verb}`, { method: "POST", admin: true });
+    const asked = json(pathOf(id, verb), { method: "POST", admin: true });
     // Its status has changed when the server has the request; when it answers it is done.
     setTimeout(() => this.session.models.refresh(), 100);
     try {
@@ -148,6 +155,9 @@ export class ModelsView {
     return this.adapters.get(id);
   }
 }
+
+// Slashes stay as they are in commands that people read.
+const pathOf = (id, verb) => `v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`;
 
 // Neither adapters nor other names of a model.
 function mains(cards) {

@@ -1,9 +1,10 @@
 // Bringing models onto the server's machine, and how far each download is.
 
 import { bytes, percent } from "../data/units.js";
-import { announce, element, iconButton, toast } from "../dom.js";
+import { announce, copy, element, iconButton, toast } from "../dom.js";
 import { explain, json, send } from "../server/api.js";
 import { events } from "../server/events.js";
+import { changeOf } from "../server/request.js";
 
 const LOOK_MS = 1000;
 const PATH = "v1/models/pull";
@@ -17,7 +18,11 @@ export class PullForm {
     this.name.setAttribute("aria-label", "Model to pull");
     this.name.setAttribute("aria-describedby", "pull-about");
     const button = element("button", { type: "submit", class: "primary", text: "Pull" });
-    const form = element("form", { class: "row" }, this.name, button);
+    const curl = iconButton("terminal", "Copy the pull as curl", (event) => {
+      const model = this.name.value.trim() || "owner/name";
+      copy(changeOf(PATH, { body: { model } }), event.currentTarget);
+    });
+    const form = element("form", { class: "row" }, this.name, curl, button);
     form.addEventListener("submit", (event) => this.#submit(event));
     const about = element("p", { id: "pull-about", class: "quiet", text: ABOUT });
     this.list = element("ul", { class: "pulls" });
@@ -104,7 +109,7 @@ export class PullForm {
       const again = element("button", { type: "button", class: "plain", text: "Try again" });
       again.addEventListener("click", () => this.#follow(model));
       const close = iconButton("close", `Dismiss: ${model}`, () => this.#dismiss(model));
-      return element("li", { class: "error", role: "alert" }, element("p", { text: problem.includes(model) ? problem : `${model}: ${problem}` }), element("div", { class: "row" }, again, close));
+      return element("li", { class: "error" }, element("p", { role: "alert",  text: problem.includes(model) ? problem : `${model}: ${problem}` }), element("div", { class: "row" }, again, close));
     }
     const far = total > 0 ? completed / total : null;
     const text = far === null ? "asking" : `${bytes(completed)} of ${bytes(total)} · ${percent(far)}`;
