@@ -12,36 +12,13 @@ from __future__ import annotations
 import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
 
 import argparse
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
-from xml.etree import ElementTree
 
+from benchlib.noted import run_tests
 from benchlib.table import format_table
 
-ROOT = Path(__file__).parents[1]
 TESTS = "tests/models/lora"
 COLUMNS = ("adapter", "file", "base", "oracle", "error")
-
-
-def run_tests(report: Path) -> int:
-    """Write the tests' results as JUnit's XML; returns pytest's exit code."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS]
-    done = subprocess.run(
-        [*command, f"--junitxml={report}", "-o", "junit_family=xunit1"],
-        cwd=ROOT,
-        stdout=sys.stderr,
-        check=False,
-    )
-    return done.returncode
-
-
-def lines_of(report: Path) -> list[dict[str, str]]:
-    """What the tests noted, in their order."""
-    found = ElementTree.parse(report).iter("property")
-    noted = [entry.get("value", "") for entry in found if entry.get("name") == "adapter"]
-    return [dict(zip(COLUMNS, line.split("|"), strict=True)) for line in noted]
 
 
 def by_kind(lines: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -63,11 +40,8 @@ def main() -> None:
     )
     parser.add_argument("--all", action="store_true", help="a line for each base")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        code = run_tests(report)
-        lines = lines_of(report)
-        print(format_table(lines if args.all else by_kind(lines)))
+    code, lines = run_tests((TESTS,), "adapter", COLUMNS)
+    print(format_table(lines if args.all else by_kind(lines)))
     sys.exit(code)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import mlx.core as mx
 import numpy as np
 
@@ -15,11 +18,30 @@ def logprobs(loaded: LoadedModel, ids: list[int]) -> np.ndarray:
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
+@dataclass(frozen=True)
+class Note:
+    """Where a test notes what it measured: a line of the table of scripts/gguf_table.py."""
+
+    record: Callable[[str, object], None]
+    model: str
+    kind: str
+
+    def __call__(self, positions: int, share: float, error: float) -> None:
+        same = round(share * positions)
+        line = (self.model, self.kind, str(positions), str(same), f"{error:.1e}")
+        self.record("gguf", "|".join(line))
+
+
 def assert_agrees(
-    loaded: LoadedModel, prompt: list[int], said: llama_cpp.Continuation, within: float
+    loaded: LoadedModel,
+    prompt: list[int],
+    said: llama_cpp.Continuation,
+    within: float,
+    note: Note,
 ) -> float:
     """Share of positions with the same likeliest token; all of the oracle's five are close."""
     share, error = agreement(loaded, prompt, said)
+    note(len(said[0]), share, error)
     assert error < within
     return share
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from gguf import quants
 from mlx_parallm.models.gguf.blocks import GROUP, can_pack, pack
 from mlx_parallm.models.loader import load_as_stored, load_model
 from tests.models import llama_cpp, tiny_gguf
-from tests.models.compare_gguf import assert_agrees
+from tests.models.compare_gguf import Note, assert_agrees
 
 # Each weight of the tiny model has another one; those whose quantisers take long are left out.
 TYPES = (
@@ -31,7 +32,9 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tiny_gguf, name, size)
 
 
-def test_weights_and_logits_are_llama_cpps(tmp_path: Path) -> None:
+def test_weights_and_logits_are_llama_cpps(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     libgguf = pytest.importorskip("libgguf", reason="llama.cpp's quantisers are not installed")
     file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", TYPES)
     stored = [tensor for tensor in llama_cpp.tensors(file) if len(tensor.shape) > 1]
@@ -44,7 +47,8 @@ def test_weights_and_logits_are_llama_cpps(tmp_path: Path) -> None:
     with llama_cpp.serve(llama_cpp.unpacked(file, tmp_path / "plain.gguf")) as oracle:
         said = oracle.continue_greedily(prompt, 24)
     # Two tokens that are nearly as likely may change places.
-    assert assert_agrees(load_model(str(file)), prompt, said, within=0.05) >= 0.9
+    note = Note(record_property, "random", ", ".join(kind.name for kind in TYPES))
+    assert assert_agrees(load_model(str(file)), prompt, said, 0.05, note) >= 0.9
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_K, Kind.Q5_K])

@@ -91,6 +91,14 @@ def test_other_weights_are_mlxs_own_affair() -> None:
     assert mx.allclose(found, right, atol=1e-3).item()
 
 
+def test_weights_that_do_not_lie_row_after_row() -> None:
+    (words, scales, biases), plain = weights(64, 128, 4, 32)
+    parts = tuple(mx.contiguous(part.T).T for part in (words, scales, biases))
+    x = np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)
+    found = product(x, (parts[0], parts[1], parts[2]), group_size=32, bits=4)
+    np.testing.assert_allclose(found, x @ plain.T, atol=1e-4)
+
+
 def test_weights_that_are_replaced_or_gone() -> None:
     x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
     (words, scales, biases), plain = weights(32, 64, 8, 32)

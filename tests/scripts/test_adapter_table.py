@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import adapter_table
+from benchlib.noted import lines_of
 
 REPORT = """<testsuites><testsuite><testcase><properties>
 <property name="adapter" value="lora|PEFT|plain|PEFT on torch|2.6e-05"/>
@@ -17,7 +18,7 @@ REPORT = """<testsuites><testsuite><testcase><properties>
 def test_lines_of_a_kind_are_one(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(REPORT)
-    lines = adapter_table.lines_of(report)
+    lines = lines_of(report, "adapter", adapter_table.COLUMNS)
     assert [line["base"] for line in lines] == ["plain", "packed", "plain"]
     first, second = adapter_table.by_kind(lines)
     assert (first["base"], first["error"]) == ("plain, packed", "4.8e-05")

@@ -66,6 +66,8 @@ def _product(
     if not known or not transpose or biases is None or bits not in BITS or not group_size:
         return _mlx_product(x, w, scales, biases, transpose, group_size, bits, mode, **others)
     stand_in = _stand_ins.get(w, scales, biases, int(bits), int(group_size))
+    if stand_in is None:
+        return _mlx_product(x, w, scales, biases, transpose, group_size, bits, mode, **others)
     # The result keeps the weights until it is computed: MLX holds what a node depends on until
     # all tasks before it have run.
     result: mx.array
@@ -75,9 +77,9 @@ def _product(
 
 @dataclass(frozen=True)
 class _StandIn:
-    """The array, and the weights that it stands for."""
+    """The array, and the weights that it stands for; None where they do not lie row after row."""
 
-    array: mx.array
+    array: mx.array | None
     weights: tuple[weakref.ref[mx.array], ...]
 
     def is_for(self, weights: tuple[mx.array, ...]) -> bool:
@@ -95,8 +97,8 @@ class _StandIns:
 
     def get(
         self, words: mx.array, scales: mx.array, biases: mx.array, bits: int, group: int
-    ) -> mx.array:
-        """The (out, in) array to multiply by."""
+    ) -> mx.array | None:
+        """The (out, in) array to multiply by, if there can be one."""
         known = self._known.get(id(words))
         if known is None or not known.is_for((words, scales, biases)):
             with self._lock:
@@ -109,26 +111,23 @@ class _StandIns:
         assert library is not None
         if self._anchor is None:
             self._anchor = mx.zeros(library.packed_room() // 4)
-            library.set_packed_anchor(_address(self._anchor))
+            library.set_packed_anchor(np.array(self._anchor, copy=False).ctypes.data)
+        views = [np.array(weight, copy=False) for weight in weights]
+        known = tuple(map(weakref.ref, weights))
+        if not all(view.flags.c_contiguous for view in views):
+            return _StandIn(None, known)
         # The oldest place is taken anew once all were used: after hundreds of models.
         place = self._places % (self._anchor.size // _PLACE)
         self._places += 1
         rows, columns = weights[0].shape[0], weights[1].shape[1] * group
-        addresses = (_address(weights[0]), _address(weights[1]), _address(weights[2]))
-        library.put_packed(place, addresses, (rows, columns, bits, group))
+        # Numbers stay where they are while their array lives.
+        words, scales, biases = (view.ctypes.data for view in views)
+        library.put_packed(place, (words, scales, biases), (rows, columns, bits, group))
         array = mx.as_strided(self._anchor, (rows, columns), (columns, 1), offset=place * _PLACE)
         mx.eval(array)
         key = id(weights[0])
-        words = weakref.ref(weights[0], lambda _: self._known.pop(key, None))
-        return _StandIn(array, (words, *map(weakref.ref, weights[1:])))
-
-
-def _address(array: mx.array) -> int:
-    """Of an array's numbers, row after row, which stay where they are while it lives."""
-    view = np.array(array, copy=False)
-    if not view.flags.c_contiguous:
-        raise ValueError("packed weights have to lie row after row")
-    return int(view.ctypes.data)
+        forget = weakref.ref(weights[0], lambda _: self._known.pop(key, None))
+        return _StandIn(array, (forget, *known[1:]))
 
 
 _stand_ins = _StandIns()
