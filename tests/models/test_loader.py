@@ -16,8 +16,10 @@ from mlx_lm.models import qwen3
 
 from mlx_parallm.engine.engine import Engine
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models import loader
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.models.quantize import QUANTIZATIONS, check_cuda_shapes
+from mlx_parallm.models.sources.progress import LoadProgress, watcher
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.settings import SettingsError
 from tests.engine import mock
@@ -186,3 +188,24 @@ def test_packed_layers_that_cuda_cannot_multiply_are_refused(
         return
     with pytest.raises(ModelLoadError, match=f"{width} columns.* no multiple of 64"):
         check_cuda_shapes(model)
+
+
+def test_the_reading_of_weights_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_READ_AT_ONCE", 1_000_000)
+    told: list[tuple[str, int, int]] = []
+
+    class Watch(LoadProgress):
+        def tell(self, step: Any, completed: int, total: int) -> None:
+            super().tell(step, completed, total)
+            told.append((step, completed, total))
+
+    plain = load_model("bundled")
+    token = watcher.set(Watch())
+    watched = load_model("bundled")
+    watcher.reset(token)
+    steps, completed, totals = zip(*told, strict=True)
+    assert set(steps) == {"reading"} and len(set(totals)) == 1
+    one, other = (dict(tree_flatten(found.model.parameters())) for found in (plain, watched))
+    assert completed[0] == 0 and completed[-1] == totals[0] == sum(a.nbytes for a in one.values())
+    assert list(completed) == sorted(completed) and len(told) > 2
+    assert all(mx.array_equal(weight, other[name]) for name, weight in one.items())
