@@ -96,9 +96,9 @@ def assemble(
             runner.curve, first=first, most=most, idle=idle, max_gap=config.max_gap
         )
     if loaded.vision is not None and isinstance(scheduler.budget, TokenBudget):
-        runner.encoder = PictureEncoder(
-            loaded.vision.tower, scheduler.budget.spare, memory // _FEATURES_SHARE
-        )
+        # Ranks compute whole pictures: how far they get in some time is not the same for all.
+        spare = scheduler.budget.spare if ranks.size == 1 else lambda decoding: None
+        runner.encoder = PictureEncoder(loaded.vision.tower, spare, memory // _FEATURES_SHARE)
         scheduler.look = runner.encoder.look
     limit = ranks.agree(min(limit or total_memory(), total_memory()))
     return runner, scheduler, MemoryGuard(limit, scheduler, prefixes, per_token)

@@ -65,7 +65,6 @@ def test_rows_with_pictures_have_adapters(tmp_path: Path) -> None:
     weights = read_folder(folder, modules, 16)
     engine, plain = engine_of(FAMILY), engine_of(FAMILY, prefix_cache_memory=0)
     try:
-
         # Whether an adapter is on the device is kept in it: each engine has its own.
         adapters = {id(one): Adapter("one", 1, weights) for one in (engine, plain)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,11 @@ def test_a_chunk_never_cuts_a_picture_that_is_seen_as_a_whole() -> None:
     assert media.blocks_between(0, 4) == [(2, 8)]
     assert media.blocks_between(8, 12) == [(9, 10)]
     assert media.blocks_between(10, 12) == []
+
+
+def test_other_ranks_get_the_same() -> None:
+    media = Media(IDS, spans_of(IDS, PAD, [WIDE, SMALL]), axes=True)
+    other: Media = pickle.loads(pickle.dumps(media))
+    assert other.keys == media.keys
+    assert (other.positions_between(0, 20) == media.positions_between(0, 20)).all()
+    assert other.spans[0].picture.key == WIDE.key
