@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 sync_api.expect.set_options(timeout=PATIENCE_S * 1000)
@@ -29,3 +29,19 @@ def ended(page: Any) -> Any:
     """The last answer, when it has ended."""
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     return page.locator(".message.assistant").last
+
+
+def remember_toasts(page: Any) -> None:
+    """Notices are gone soon; on a slow machine nobody might see them."""
+    page.evaluate("""() => {
+        window.seen = [];
+        new MutationObserver((records) => {
+            for (const { addedNodes } of records)
+                for (const node of addedNodes) window.seen.push(node.textContent);
+        }).observe(document.getElementById("toasts"), { childList: true });
+    }""")
+
+
+def expect_toast(page: Any, text: str, times: int = 1) -> None:
+    """Wait until notices with this text have been shown so many times."""
+    wait_until(lambda: sum(text in seen for seen in page.evaluate("window.seen")) >= times)

@@ -17,7 +17,7 @@ from mlx_parallm.server.fleet.app import create_fleet_app
 from mlx_parallm.settings import Settings
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
 from tests.models.tiny_hub import TinyHub
-from tests.server.page.clicks import Open, ended, expect, say
+from tests.server.page.clicks import Open, ended, expect, expect_toast, remember_toasts, say
 
 KEY = "secret"
 
@@ -149,6 +149,7 @@ def test_adapters_have_versions(fleet: Any, opened: Open, tmp_path: Path) -> Non
         for seed, name in enumerate(("one", "two"))
     )
     page = opened(fleet)
+    remember_toasts(page)
     page.keyboard.press("Alt+m")
     bundled = model(page, "bundled")
     bundled.get_by_text("Load an adapter").click()
@@ -170,7 +171,7 @@ def test_adapters_have_versions(fleet: Any, opened: Open, tmp_path: Path) -> Non
     bundled.get_by_label("Name").fill("other")
     bundled.get_by_label("Folder on the server").fill(str(tmp_path / "none"))
     bundled.get_by_role("button", name="Load", exact=True).click()
-    expect(page.locator(".toast.error")).to_be_visible()
+    expect_toast(page, "none")
     poet.get_by_role("button", name="Forget the adapter poet").click()
     page.get_by_role("button", name="Forget", exact=True).click()
     expect(poet).to_have_count(0)
@@ -179,6 +180,7 @@ def test_adapters_have_versions(fleet: Any, opened: Open, tmp_path: Path) -> Non
 def test_a_model_is_pulled(fleet: Any, opened: Open, hub: TinyHub) -> None:
     hub.gate["model.safetensors"] = gate = threading.Event()
     page = opened(fleet, viewport={"width": 360, "height": 740})
+    remember_toasts(page)
     page.get_by_role("button", name="Models", exact=True).click()
     name = page.get_by_label("Model to pull")
     name.fill("a/b")
@@ -192,7 +194,7 @@ def test_a_model_is_pulled(fleet: Any, opened: Open, hub: TinyHub) -> None:
     other.keyboard.press("Alt+m")
     expect(other.get_by_role("progressbar", name="Pulling a/b")).to_be_visible()
     page.get_by_role("button", name="Cancel: a/b").click()
-    expect(page.get_by_text("What came so far is kept")).to_be_visible()
+    expect_toast(page, "What came so far is kept")
     expect(page.locator(".pulls li")).to_have_count(0)
     expect(other.locator(".pulls li")).to_have_count(0)
     gate.set()

@@ -16,7 +16,7 @@ import pytest
 
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
-from tests.server.page.clicks import Open, ended, expect, say
+from tests.server.page.clicks import Open, ended, expect, expect_toast, remember_toasts, say
 from tests.waiting import PATIENCE_S
 
 # Files arrive by an event of the browser, as from its clipboard or another window.
@@ -96,6 +96,7 @@ def shown_names(page: Any, place: str) -> Any:
 
 def test_pictures_are_added_sent_and_kept(seeing: Any, opened: Open) -> None:
     page = opened(seeing, permissions=["clipboard-read", "clipboard-write"])
+    remember_toasts(page)
     add(page, file("large.png", png(2000, 1000)))
     give(page, "paste", "#message", "pasted.png", png(30, 20), "image/png")
     give(page, "drop", "#transcript", "dropped.png", png(20, 30), "image/png")
@@ -104,9 +105,9 @@ def test_pictures_are_added_sent_and_kept(seeing: Any, opened: Open) -> None:
     expect(page.locator("#composer .thumbnail")).to_have_count(3)
     assert set(shown_names(page, "#composer")) == {"large.png", "pasted.png", "dropped.png"}
     give(page, "drop", "#transcript", "notes.txt", b"a text", "text/plain")
-    expect(page.get_by_text("Only pictures can be dropped here.")).to_be_visible()
+    expect_toast(page, "Only pictures can be dropped here.")
     give(page, "drop", "#transcript", "broken.png", b"no picture", "image/png")
-    expect(page.get_by_text("broken.png cannot be read as a picture.")).to_be_visible()
+    expect_toast(page, "broken.png cannot be read as a picture.")
     remove.click()
     expect(page.locator("#composer .thumbnail")).to_have_count(2)
     with page.expect_request("**/v1/chat/completions") as sent:
@@ -176,11 +177,11 @@ def run(command: str, folder: Path | None = None) -> str:
 def test_a_model_that_does_not_see_says_so(server: Any, opened: Open, tmp_path: Path) -> None:
     page = opened(server, viewport={"width": 360, "height": 740})
     expect(page.get_by_label("Model", exact=True)).to_have_value("parrot")
+    remember_toasts(page)
     page.get_by_role("button", name="Add pictures").click()
-    refusal = page.locator(".toast.error")
-    expect(refusal).to_contain_text("parrot does not see pictures")
+    expect_toast(page, "parrot does not see pictures")
     give(page, "paste", "#message", "pasted.png", png(3, 2), "image/png")
-    expect(refusal).to_have_count(2)
+    expect_toast(page, "parrot does not see pictures", times=2)
     assert page.locator(".thumbnail").count() == 0
     # Those of a conversation that came from elsewhere are shown; the server says what is wrong.
     url = f"data:image/png;base64,{base64.b64encode(png(3, 2)).decode()}"
@@ -202,6 +203,7 @@ def test_pictures_are_exported_and_checked(server: Any, opened: Open, tmp_path: 
     given.write_text(json.dumps({"messages": [{"role": "user", "content": parts}]}))
     page.get_by_label("File to import").set_input_files(given)
     expect(page.locator(".message.user .thumbnail")).to_have_count(1)
+    remember_toasts(page)
     with page.expect_download() as started:
         page.get_by_role("button", name="Export all conversations").click()
     started.value.save_as(given)
@@ -211,4 +213,4 @@ def test_pictures_are_exported_and_checked(server: Any, opened: Open, tmp_path: 
     node["pictures"][0]["url"] = "https://example.org/a.png"
     given.write_text(json.dumps(whole))
     page.get_by_label("File to import").set_input_files(given)
-    expect(page.get_by_text("A picture in the file is damaged.")).to_be_visible()
+    expect_toast(page, "A picture in the file is damaged.")
