@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING
 # Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
 from mlx_parallm.cpu import blas
 from mlx_parallm.cpu.huge_pages import restart_with_huge_pages
-from mlx_parallm.engine.ranks.launch import LocalRanks, kill_local_ranks, rank_of_environment
+from mlx_parallm.engine.ranks.launch import (
+    LocalRanks,
+    end_with_leader,
+    kill_local_ranks,
+    rank_of_environment,
+    serving_command,
+)
 from mlx_parallm.errors import ParallmError, UnsupportedError
 from mlx_parallm.greeting import Greeting
 from mlx_parallm.open_files import raise_limit
@@ -81,7 +87,7 @@ def _main(argv: Sequence[str]) -> int:
     with listener:
         if settings.tensor_parallel == 1 or rank == 0:
             return _serve(settings, listener)
-        with LocalRanks(argv, settings.tensor_parallel, _end_soon):
+        with LocalRanks(serving_command(argv), settings.tensor_parallel, _end_soon):
             return _serve(settings, listener)
 
 
@@ -91,6 +97,7 @@ def _follow(settings: Settings) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # rank 0 ends when all is answered, then this one
+    end_with_leader()
     engine = build_engine(settings)
     engine.on_failure = _end_now
     engine.start()
@@ -199,11 +206,12 @@ def _greet(greeting: Greeting) -> None:
 
 
 def _greeting(state: ServerState, listener: socket.socket, seconds: float) -> Greeting:
-    from mlx_parallm.models.device_memory import available_kv_bytes, device_name
+    from mlx_parallm.models.device_memory import available_kv_bytes, device_name, total_memory
 
-    loaded, settings = state.loaded(), state.settings
+    loaded, settings, here = state.loaded(), state.settings, state.engine.ranks.here
+    limit = settings.memory_limit or (None if here == 1 else total_memory() // here)
     memory = settings.kv_cache_memory or available_kv_bytes(
-        loaded.nbytes, settings.gpu_memory_utilization, settings.memory_limit
+        loaded.nbytes, settings.gpu_memory_utilization, limit
     )
     return Greeting(
         settings,

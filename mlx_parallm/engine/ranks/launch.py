@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ _LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 # Below what systems give to connections that ask for any port.
 _PORTS = range(20_000, 32_000)
 _END_S = 10.0
+_LOOK_S = 0.25
 
 
 def rank_of_environment() -> int | None:
@@ -51,18 +53,39 @@ def kill_local_ranks() -> None:
         process.kill()
 
 
+def end_with_leader() -> None:
+    """Let this rank end at once when the process that started it does, whatever it waits for.
+
+    Before ranks have met there is no pulse that would tell.
+    """
+    leader = os.environ.get(LEADER, "")
+
+    def watch() -> None:
+        while os.getppid() == int(leader):
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    if leader.isdigit():
+        threading.Thread(target=watch, name="leader-watch", daemon=True).start()
+
+
+def serving_command(argv: Sequence[str]) -> list[str]:
+    """Starts a rank of the server with these options."""
+    return [sys.executable, "-m", "mlx_parallm.cli", *argv]
+
+
 class LocalRanks:
     """Ranks 1 ... size - 1, as children of this process, which becomes rank 0.
 
     At the end of the `with` block they have ended.
 
     Args:
-        argv: options of the server, which are theirs too.
+        command: starts one of them.
         on_end: called with the reason, on a thread of its own, when one has ended with an error.
     """
 
-    def __init__(self, argv: Sequence[str], size: int, on_end: Callable[[str], None]) -> None:
-        self._command = [sys.executable, "-m", "mlx_parallm.cli", *argv]
+    def __init__(self, command: Sequence[str], size: int, on_end: Callable[[str], None]) -> None:
+        self._command = list(command)
         self._size = size
         self._on_end = on_end
         self._ending = False
@@ -70,7 +93,7 @@ class LocalRanks:
     def __enter__(self) -> LocalRanks:
         self._folder = tempfile.TemporaryDirectory(prefix="mlx_parallm-ranks-")
         hosts = Path(self._folder.name) / "hosts.json"
-        ports = _free_ports(self._size)
+        ports = free_ports(self._size)
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
         os.environ.update({"MLX_HOSTFILE": str(hosts), "MLX_RANK": "0"})
         for rank in range(1, self._size):
@@ -100,7 +123,7 @@ class LocalRanks:
             self._on_end(f"rank {rank} has ended with code {code}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens on, at random: two servers take others."""
     found: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):

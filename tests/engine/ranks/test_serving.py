@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,15 @@ def test_what_ranks_cannot_do_is_a_400(
     answer = two.http.post(path, json=body)
     assert answer.status_code == 400
     assert word in answer.json()["error"]["message"]
+
+
+def test_some_architectures() -> None:
+    """One with experts and sinks, one with recurrent layers; all are in every_type.py."""
+    command = [sys.executable, "-m", "tests.engine.ranks.every_type", "gpt_oss", "qwen3_5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["gpt_oss", "qwen3_5"], done.stderr
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
