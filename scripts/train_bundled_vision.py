@@ -55,6 +55,17 @@ _SIZE = TowerSize()
 _WATCHED, _READ = 128, 32
 # Lessons of a step are about equally long: of so many times as many, a piece.
 _PIECES = 3
+# How often each kind of picture is asked about: digits and counts take longest.
+_SHARES = {
+    "one": 14,
+    "several": 32,
+    "two": 11,
+    "digit": 28,
+    "number": 5,
+    "word": 3,
+    "bars": 5,
+    "blank": 2,
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -97,7 +108,7 @@ def read(
     image, vocabulary = picture_token(tokenizer), tokenizer.get_vocab_size()
 
     def draw(rng: random.Random) -> Parts:
-        scenes, pictures = pool.some(rng, _PIECES * _READ)
+        scenes, pictures = pool.some(rng, _PIECES * _READ, _SHARES)
         lessons = [lesson(rng, tokenizer, scene) for scene in scenes]
         chosen = alike(rng, lessons, _PIECES)
         seen = tower.seen(mx.array(patches(pictures[chosen])))

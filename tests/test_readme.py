@@ -42,6 +42,8 @@ from tests.readme.pages import (
 )
 
 FIRST = "./scripts/serve"
+# Its commands and programs are for a server that sees.
+SEEING_PAGE = "vision.md"
 # What stands for a reader's own choice.
 FILLED = {"ORG/NAME": "somebody/model", "REVISION": "main"}
 
@@ -74,6 +76,8 @@ def checkout(hub: TinyHub, tmp_path_factory: pytest.TempPathFactory) -> Checkout
         "HF_DATASETS_CACHE": str(place / "datasets"),
         "MLX_PARALLM_CACHE": str(place / "cache"),
         "NO_PROXY": "127.0.0.1",
+        # Adapters of the pages are the text model's; what is served otherwise, extras decide.
+        "MLX_PARALLM_MODEL_PATH": "bundled",
     }
     if not FRESH:
         (place / "index").mkdir()
@@ -96,9 +100,24 @@ def server(checkout: Checkout) -> Iterator[RunningServer]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def seeing_server(checkout: Checkout) -> Iterator[RunningServer]:
+    """A server with the bundled model that sees."""
+    server = checkout.start(
+        "mlx_parallm_serve --model-path bundled/vision --served-model-name bundled"
+    )
+    yield server
+    server.stop()
+
+
 @pytest.mark.timeout(1.5 * PATIENCE)
 @pytest.mark.parametrize("snippet", every_snippet(), ids=str)
-def test_it_works(snippet: Snippet, checkout: Checkout, server: RunningServer) -> None:
+def test_it_works(
+    snippet: Snippet, checkout: Checkout, server: RunningServer, request: pytest.FixtureRequest
+) -> None:
+    if snippet.page == SEEING_PAGE and needs_eyes(snippet):
+        pytest.importorskip("mlx_vlm")
+        server = request.getfixturevalue("seeing_server")
     text = snippet.text.replace(ADDRESS, server.url)
     if snippet.language == "python":
         program = checkout.folder / "example.py"
@@ -117,6 +136,11 @@ def test_it_works(snippet: Snippet, checkout: Checkout, server: RunningServer) -
         see_its_flags(text, way, checkout)
     else:
         see_it_answer(text, way, checkout, server)
+
+
+def needs_eyes(snippet: Snippet) -> bool:
+    """Whether it asks the server about a picture."""
+    return snippet.language == "python" or snippet.text.startswith("curl ")
 
 
 def see_it_serve(command: str, checkout: Checkout, server: RunningServer) -> None:

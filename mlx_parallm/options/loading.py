@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ ENVIRONMENT_PREFIX = "MLX_PARALLM_"
 # Variables with the prefix that others read: the BLAS, and scripts that start the server.
 _NOT_OPTIONS = ("CONFIG", "BLAS", "SERVE", "LEADER")
 _NO_MEMORIES = "memories hold K and V of all heads, and every process has some of them only"
+_OF_THE_TEXT_MODEL = (
+    *("adapter_path", "lora_modules", "draft_model", "quantize", "tensor_parallel"),
+    *("chat_template", "also_serve", "models_dir", "memory_dir", "memory_store"),
+)
 _SECRETS = ("api_key", "admin_key", "memory_store")
 
 
@@ -63,7 +68,18 @@ def load_settings(argv: Sequence[str], environment: Mapping[str, str] | None = N
         for option in options
         if (value := _value(option, line.options, environment, from_file)) is not MISSING
     }
-    return _checked(Settings(**values))
+    return _checked(Settings(**_default_model(values), **values))
+
+
+def _default_model(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where no model is chosen: the bundled one that sees, if there is what it sees with, and
+    nothing is asked for that belongs to the weights of the one that reads text only."""
+    if any(given.get(name) for name in ("model_path", *_OF_THE_TEXT_MODEL)):
+        return {}
+    if find_spec("mlx_vlm") is None:
+        return {}
+    name = {} if "served_model_name" in given else {"served_model_name": ("bundled",)}
+    return {"model_path": "bundled/vision", **name}
 
 
 def _warn_of_misspelt(environment: Mapping[str, str]) -> None:

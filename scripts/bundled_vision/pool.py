@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,32 @@ class Pool:
     scenes: list[Scene]
     pictures: np.ndarray
 
-    def some(self, rng: random.Random, count: int) -> tuple[list[Scene], np.ndarray]:
+    def some(
+        self, rng: random.Random, count: int, shares: Mapping[str, float] | None = None
+    ) -> tuple[list[Scene], np.ndarray]:
         """`count` of them, each a little brighter or darker than it was drawn, and moved by a
-        pixel or two."""
-        chosen = [rng.randrange(len(self.scenes)) for _ in range(count)]
+        pixel or two.
+
+        Args:
+            shares: of the kinds of scenes; as they were drawn where there are none.
+        """
+        if shares is None:
+            chosen = [rng.randrange(len(self.scenes)) for _ in range(count)]
+        else:
+            kinds = rng.choices(list(shares), list(shares.values()), k=count)
+            chosen = [rng.choice(self._places[kind]) for kind in kinds]
         light = np.array([rng.randint(-8, 8) for _ in chosen])[:, None, None, None]
         pictures = np.clip(self.pictures[chosen].astype(np.int16) + light, 0, 255)
         moved = [_moved(rng, picture) for picture in pictures.astype(np.uint8)]
         return [self.scenes[i] for i in chosen], np.stack(moved)
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """Of the scenes of each kind."""
+        found: dict[str, list[int]] = {}
+        for place, scene in enumerate(self.scenes):
+            found.setdefault(scene.kind, []).append(place)
+        return found
 
 
 def _moved(rng: random.Random, picture: np.ndarray) -> np.ndarray:

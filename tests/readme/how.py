@@ -39,7 +39,7 @@ WAYS = (
     How(r"mlx_parallm serve --help"),
     How(r"\./scripts/serve\b", serves=True),
     How(r"scripts/start-advanced-server\.sh", serves=True),
-    How(r"mlx_parallm_serve ", serves=True),
+    How(r"mlx_parallm_serve( |$)", serves=True),
     How(r"mlx_parallm serve ", serves=True),
     How(r"\./scripts/test\b", more="--version"),  # whoever runs this test runs it
     How(r"mlx_parallm chat ", typed="What is 3 plus 4?\n"),

@@ -13,12 +13,32 @@ from mlx_parallm.settings import Settings, SettingsError
 
 
 def test_defaults() -> None:
-    settings = load_settings([], {})
+    settings = load_settings(["--model-path", "bundled"], {})
     assert settings == Settings()
     assert settings.model_path == "bundled"
     assert settings.model_names == ("bundled",)
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.max_batch_size == 32
+
+
+@pytest.mark.parametrize("found", [None, "here"])
+def test_without_a_model_the_bundled_one_that_can_see(
+    monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    """Where the extra for pictures is installed, and no other weights are asked for."""
+    monkeypatch.setattr("mlx_parallm.options.loading.find_spec", lambda name: found)
+    settings = load_settings([], {})
+    assert settings.model_path == ("bundled" if found is None else "bundled/vision")
+    assert settings.model_names == ("bundled",)
+    named = load_settings(["--served-model-name", "mine"], {})
+    assert (named.model_path, named.model_names) == (settings.model_path, ("mine",))
+    for typed in (
+        ["--model-path", "bundled"],
+        ["--adapter-path", "somewhere"],
+        ["--quantize", "4bit"],
+        ["--memory-dir", "somewhere"],
+    ):
+        assert load_settings(typed, {}).model_path == "bundled"
 
 
 def test_arguments() -> None:

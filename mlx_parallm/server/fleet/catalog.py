@@ -10,7 +10,12 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from mlx_parallm.models.sources.sources import BUNDLED, BUNDLED_DRAFT, BUNDLED_FOLDER
+from mlx_parallm.models.sources.sources import (
+    BUNDLED,
+    BUNDLED_DRAFT,
+    BUNDLED_FOLDER,
+    BUNDLED_VISION,
+)
 from mlx_parallm.settings import Settings, SettingsError
 
 _WEIGHTS = (".safetensors", ".gguf", ".npz", ".bin")
@@ -34,7 +39,7 @@ class Entry:
 
 def _place_of(path: str) -> Path:
     """Where a model's files lie, without asking anybody; nowhere, where that is not known."""
-    if path in (BUNDLED, BUNDLED_DRAFT):
+    if path in (BUNDLED, BUNDLED_DRAFT, BUNDLED_VISION):
         return BUNDLED_FOLDER.parent / path
     place = Path(path).expanduser()
     if place.exists() or path.count("/") != 1 or ":" in path:
