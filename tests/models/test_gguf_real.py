@@ -41,13 +41,14 @@ def fetched(package: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compare(
     loaded: LoadedModel, oracle: llama_cpp.LlamaCpp, prompts: list[list[int]], note: Note
 ) -> None:
-    """Ids of 200 texts, and the likeliest tokens at 200 positions."""
+    """Ids of 200 texts, and the likeliest tokens at about 200 positions."""
     for text in texts():
         assert loaded.tokenizer.encode(text) == oracle.ids(text)
     with ThreadPoolExecutor(8) as rows:  # llama.cpp reads the weights once for all
         said = list(rows.map(lambda ids: oracle.continue_greedily(ids, STEPS), prompts))
     shares = [assert_agrees(loaded, p, s, 0.05, note) for p, s in zip(prompts, said, strict=True)]
-    assert len(shares) * STEPS == 200
+    # Some answers end before.
+    assert 0.9 * 200 < sum(len(tokens) for tokens, _ in said) <= 200
     assert np.mean(shares) >= 0.99
 
 
