@@ -79,6 +79,11 @@ WAYS = (
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),
     How(r"scripts/(eval|bench)_vision\.py", shown_by="tests/test_script_starts.py"),
     How(r"scripts/eval_extended_mind\.py", shown_by="tests/test_eval_extended_mind.py"),
+    How(
+        r"(mlx\.launch|python -m tests\.engine\.ranks\.every_type)\b",
+        elsewhere=True,
+        shown_by="tests/engine/ranks/test_serving.py",
+    ),
     How(r"scripts/serve_many ", shown_by="tests/tools/test_serve_many.py"),
     How(r"scripts/bench_replicas\.py", shown_by="tests/scripts/test_bench_replicas.py"),
     How(r"scripts/simulate_fleet\.py", shown_by="tests/scripts/test_simulate_fleet.py"),
