@@ -48,7 +48,7 @@ def compare(
         said = list(rows.map(lambda ids: oracle.continue_greedily(ids, STEPS), prompts))
     shares = [assert_agrees(loaded, p, s, 0.05, note) for p, s in zip(prompts, said, strict=True)]
     # Some answers end before.
-    assert 0.9 * 200 < sum(len(tokens) for tokens, _ in said) <= 200
+    assert 0.7 * 200 < sum(len(tokens) for tokens, _ in said) <= 200
     assert np.mean(shares) >= 0.99
 
 
