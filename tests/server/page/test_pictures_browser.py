@@ -94,6 +94,32 @@ def shown_names(page: Any, place: str) -> Any:
     return images.evaluate_all("all => all.map((image) => image.alt)")
 
 
+def test_pictures_keep_the_order_in_which_they_came(seeing: Any, opened: Open) -> None:
+    page = opened(seeing)
+    page.evaluate("""() => {
+        const decode = window.createImageBitmap.bind(window);
+        const held = new Promise((goOn) => { window.goOn = goOn; });
+        window.createImageBitmap = async (file) => {
+            if (file.name === "slow.png") await held;
+            return decode(file);
+        };
+        window.quickIsRead = new Promise((read) => {
+            const readAsDataURL = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (blob) {
+                this.addEventListener("loadend", () => setTimeout(read));
+                return readAsDataURL.call(this, blob);
+            };
+        });
+    }""")
+    give(page, "drop", "#transcript", "slow.png", png(30, 20), "image/png")
+    give(page, "drop", "#transcript", "quick.png", png(20, 30), "image/png")
+    page.evaluate("window.quickIsRead")
+    assert shown_names(page, "#composer") == []
+    page.evaluate("window.goOn()")
+    expect(page.locator("#composer .thumbnail")).to_have_count(2)
+    assert shown_names(page, "#composer") == ["slow.png", "quick.png"]
+
+
 def test_pictures_are_added_sent_and_kept(seeing: Any, opened: Open) -> None:
     page = opened(seeing, permissions=["clipboard-read", "clipboard-write"])
     remember_toasts(page)

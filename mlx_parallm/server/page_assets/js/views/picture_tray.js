@@ -8,7 +8,7 @@ import { thumbnail } from "./thumbnail.js";
 export class PictureTray {
   /** zone: where pictures may be dropped. changed: called when there are others. */
   constructor(session, zone, changed = () => {}) {
-    Object.assign(this, { session, changed, pictures: [] });
+    Object.assign(this, { session, changed, pictures: [], added: Promise.resolve() });
     this.list = element("ul", { class: "thumbnails", "aria-label": "Pictures of this message", hidden: true });
     this.file = element("input", { type: "file", accept: ACCEPTED, multiple: true, class: "unseen", tabindex: "-1" });
     this.file.setAttribute("aria-label", "Pictures to add");
@@ -35,14 +35,20 @@ export class PictureTray {
     return pictures;
   }
 
-  /** Take in files, as far as they are pictures. */
+  /** Take in files, as far as they are pictures; in the order in which they came, however long
+   *  each takes to read. */
   async add(files) {
     if (files.length === 0) return;
     if (this.refusal) {
       toast(this.refusal, "error");
       return;
     }
-    const read = await Promise.allSettled(files.map(readPicture));
+    const reading = Promise.allSettled(files.map(readPicture));
+    this.added = this.added.then(async () => this.#show(await reading));
+    await this.added;
+  }
+
+  #show(read) {
     for (const { reason } of read) if (reason) toast(reason.message, "error");
     const found = read.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
     this.#set([...this.pictures, ...found]);
