@@ -79,6 +79,7 @@ WAYS = (
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),
     How(r"scripts/(eval|bench)_vision\.py", shown_by="tests/test_script_starts.py"),
     How(r"scripts/eval_extended_mind\.py", shown_by="tests/test_eval_extended_mind.py"),
+    How(r"scripts/bench_distributed\.py", more="--tokens 2 --rows 1 --added-us 0"),
     How(
         r"(mlx\.launch|python -m tests\.engine\.ranks\.every_type)\b",
         elsewhere=True,

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Measures one model over two processes (--tensor-parallel) beside one: tokens a second.
+
+    scripts/bench_distributed.py                                # the bundled model
+    scripts/bench_distributed.py --model-path FOLDER --rows 1 8 32 --added-us 0 300
+
+For each link: how long a sum over both ranks takes, of 4 KB and of 4 MB, and tokens a second
+with so many rows. `--added-us` lets every byte between the ranks arrive later by that; what a
+sum then takes is measured, not assumed. Both ranks run on this machine and share its cores: the
+table shows what the link costs, not what a second machine brings.
+"""
+
+from __future__ import annotations
+
+import in_venv  # noqa: F401  isort: skip  (starts this script again in .venv)
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchlib.slow_link import SlowLink
+from benchlib.table import format_table
+
+# Opens a fast BLAS (on Linux CPUs), which must come before the first import of mlx.
+from mlx_parallm.cpu import blas  # isort: skip
+
+blas.preload()
+
+import mlx.core as mx  # noqa: E402
+
+from mlx_parallm.engine.engine import Engine  # noqa: E402
+from mlx_parallm.engine.ranks.launch import free_ports  # noqa: E402
+from mlx_parallm.engine.sequence import Output, SamplingParams, Sequence  # noqa: E402
+from mlx_parallm.server.main import build_engine  # noqa: E402
+from mlx_parallm.settings import Settings  # noqa: E402
+
+_SMALL, _LARGE = 1 << 10, 1 << 20  # floats
+_REPEATS = 50
+
+
+def main() -> None:
+    """Print a row for each link."""
+    args = _arguments()
+    if args.part is not None:
+        _compute(args)
+        return
+    rows = [{"ranks": "one process", **_row(_run(args, None))}]
+    for added in args.added_us:
+        link = f"two, {added} us later" if added else "two, loopback"
+        rows.append({"ranks": link, **_row(_run(args, added))})
+    sys.stdout.write(format_table(rows) + "\n")
+
+
+def _row(found: dict[str, str]) -> dict[str, str | None]:
+    return {
+        "sum of 4 KB, us": found.get("small_us"),
+        "sums of 4 MB, GB/s": found.get("large_gb_s"),
+        **{f"{name}, tokens/s": value for name, value in found.items() if "rows" in name},
+    }
+
+
+def _run(args: argparse.Namespace, added_us: int | None) -> dict[str, str]:
+    """What one setting's first process has measured."""
+    command = [sys.executable, __file__, "--model-path", args.model_path]
+    command += ["--tokens", str(args.tokens), "--rows", *map(str, args.rows)]
+    if added_us is None:
+        return _first([subprocess.Popen([*command, "--part", "1"], stdout=subprocess.PIPE)])
+    with _hosts(added_us) as files:
+        ranks = [
+            subprocess.Popen(
+                [*command, "--part", "2"],
+                stdout=subprocess.PIPE,
+                env={**os.environ, "MLX_HOSTFILE": str(file), "MLX_RANK": str(rank)},
+            )
+            for rank, file in enumerate(files)
+        ]
+        return _first(ranks)
+
+
+def _first(processes: list[subprocess.Popen[bytes]]) -> dict[str, str]:
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        sys.exit("a process has failed; it has said why")
+    found: dict[str, str] = json.loads(outputs[0])
+    return found
+
+
+@contextlib.contextmanager
+def _hosts(added_us: int) -> Iterator[list[Path]]:
+    """A file of addresses for each rank; they lead through slow links."""
+    ports = free_ports(2)
+    reached = [SlowLink(port, added_us / 1e6).port for port in ports] if added_us else ports
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for rank in range(2):
+            addresses = [ports[one] if one == rank else reached[one] for one in range(2)]
+            files.append(Path(folder) / f"{rank}.json")
+            files[-1].write_text(json.dumps([[f"127.0.0.1:{port}"] for port in addresses]))
+        yield files
+
+
+def _compute(args: argparse.Namespace) -> None:
+    """One process: load, measure, and print where it is the first."""
+    settings = Settings(
+        model_path=args.model_path,
+        tensor_parallel=args.part,
+        max_batch_size=max(args.rows),
+        prefix_cache_memory=0,
+    )
+    engine = build_engine(settings)
+    engine.start()
+    engine.wait_ready()
+    if not engine.ranks.leads:
+        engine.thread.join()
+        return
+    found = engine.enter(MeasureLink()).result() if args.part > 1 else {}
+    for rows in args.rows:
+        found[f"rows {rows}"] = f"{_decode(engine, rows, args.tokens):.0f}"
+    engine.stop()
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+class MeasureLink:
+    """Every rank adds up the same arrays at the same place."""
+
+    at_rest = True
+
+    def apply(self, engine: Engine) -> dict[str, str]:
+        """What a small and a large sum take."""
+        small, large = _seconds_of_sum(_SMALL), _seconds_of_sum(_LARGE)
+        return {"small_us": f"{small * 1e6:.0f}", "large_gb_s": f"{4 * _LARGE / large / 1e9:.2f}"}
+
+
+def _seconds_of_sum(size: int) -> float:
+    array, times = mx.ones(size), []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        mx.eval(mx.distributed.all_sum(array))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _decode(engine: Engine, rows: int, tokens: int) -> float:
+    """Tokens a second of so many rows that decode together."""
+    params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+    sequences = [Sequence([5 + row] * 8, params) for row in range(rows)]
+    left, began = {one.id for one in sequences}, time.perf_counter()
+    done = threading.Event()
+
+    def take(outputs: list[Output]) -> None:
+        left.difference_update(o.sequence_id for o in outputs if o.finish_reason is not None)
+        if not left:
+            done.set()
+
+    engine.submit(sequences, take)
+    done.wait()
+    return rows * tokens / (time.perf_counter() - began)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", default="bundled", metavar="PATH")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], metavar="N")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="of each row")
+    parser.add_argument("--added-us", type=int, nargs="+", default=[0, 100, 300], metavar="US")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
