@@ -27,6 +27,7 @@ BEGINNINGS = (
     "Der schnellste Weg nach Hamburg",
 )
 STEPS = 25
+pytestmark = pytest.mark.timeout(1200)  # 240 MB are fetched
 
 
 def fetched(package: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
