@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+from transformers.utils import logging as told
 
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.vision.blindness import PROCESSOR_FILES
@@ -69,8 +70,13 @@ def _load_processor(folder: Path, family: Family) -> Any:
     """mlx-vlm's own, which needs no torch."""
     module, _, name = family.processor.partition(":")
     kind = getattr(importlib.import_module(f"mlx_vlm.models.{module}"), name)
-    # An absolute path, or transformers would ask the hub for parts that are not there.
-    return kind.from_pretrained(str(folder.resolve()))
+    level = told.get_verbosity()
+    told.set_verbosity_error()  # mlx-vlm passes on an argument that transformers calls deprecated
+    try:
+        # An absolute path, or transformers would ask the hub for parts that are not there.
+        return kind.from_pretrained(str(folder.resolve()))
+    finally:
+        told.set_verbosity(level)
 
 
 def _feature_id(model: Any, processor: Any) -> int:
