@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--pictures", type=int, default=40_000, help="how many are drawn")
     parser.add_argument("--tower-steps", type=int, default=2400)
-    parser.add_argument("--steps", type=int, default=1200, help="with the language model")
+    parser.add_argument("--steps", type=int, default=2200, help="with the language model")
     options = parser.parse_args()
     if options.quick:
         options.pictures, options.tower_steps, options.steps = 4000, 200, 100

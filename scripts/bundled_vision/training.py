@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable
@@ -111,11 +112,13 @@ def fit(
         share = rate_share(progress)
         optimizer.optimizers[0].learning_rate = plan.matrix_rate * share
         optimizer.optimizers[1].learning_rate = plan.other_rate * share
-        gradients, _ = optim.clip_grad_norm(gradients, 2.0)
-        optimizer.update(model, gradients)
-        _decay(model, plan.matrix_rate * share * _DECAY)
-        mx.eval(model.parameters(), optimizer.state)
-        average = loss if average is None else 0.95 * average + 0.05 * loss
+        gradients, norm = optim.clip_grad_norm(gradients, 2.0)
+        # A rare step is not finite; it changes nothing.
+        if math.isfinite(loss + norm.item()):
+            optimizer.update(model, gradients)
+            _decay(model, plan.matrix_rate * share * _DECAY)
+            mx.eval(model.parameters(), optimizer.state)
+            average = loss if average is None else 0.95 * average + 0.05 * loss
         clock.step += 1
         clock.seconds += time.process_time() - started
         bar.update()

@@ -85,7 +85,7 @@ WAYS = (
         elsewhere=True,
         shown_by="tests/engine/ranks/test_serving.py",
     ),
-    How(r"scripts/serve_many ", shown_by="tests/tools/test_serve_many.py"),
+    How(r"(scripts/serve_many|mlx_parallm serve-many) ", shown_by="tests/tools/test_serve_many.py"),
     How(r"scripts/bench_replicas\.py", shown_by="tests/scripts/test_bench_replicas.py"),
     How(r"scripts/simulate_fleet\.py", shown_by="tests/scripts/test_simulate_fleet.py"),
     How(r"scripts/train_with_trl\.py", shown_by="tests/scripts/test_trainers.py"),
