@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.llama import Model
 from tqdm import tqdm
 
 from .batches import Batch, DocumentCache
+from .checkpoints import flat, restore, store
 from .fast_ops import cross_entropy
 
 _WARM_UP = 0.02
@@ -72,7 +70,7 @@ def is_matrix(name: str, weight: mx.array) -> bool:
 def _decay_matrices(model: Model, share: float) -> None:
     """Shrink the matrices by a share (mlx's Muon adds its weight decay to the gradient, where
     the orthogonalisation takes it away again)."""
-    weights = _flat(model.parameters())
+    weights = flat(model.parameters())
     model.load_weights([(n, w * (1 - share)) for n, w in weights if is_matrix(n, w)], strict=False)
 
 
@@ -113,7 +111,7 @@ def train(
     `checkpoint` is a folder that is continued when it holds an earlier state."""
     optimizer = make_optimizer(plan)
     optimizer.init(model.trainable_parameters())
-    clock = _restore(model, optimizer, checkpoint) or Clock(level=levels[0])
+    clock = restore(model, optimizer, checkpoint, Clock) or Clock(level=levels[0])
     step_function = nn.value_and_grad(model, _objective)
     running = np.full(len(tasks), np.nan)
     bar = tqdm(total=plan.steps, initial=clock.step, desc=label, unit="step", dynamic_ncols=True)
@@ -137,9 +135,9 @@ def train(
         bar.set_postfix(loss=f"{average:.4f}", tokens=batch.inputs.size, refresh=False)
         bar.update()
         if clock.step % _CHECKPOINT_EVERY == 0:
-            _store(model, optimizer, clock, checkpoint)
+            store(model, optimizer, clock, checkpoint)
             bar.write(_summary(clock, average, tasks, running))
-    _store(model, optimizer, clock, checkpoint)
+    store(model, optimizer, clock, checkpoint)
     bar.close()
 
 
@@ -163,36 +161,3 @@ def _summary(clock: Clock, average: float, tasks: list[str], running: np.ndarray
     parts = [f"{name} {value:.3f}" for name, value in zip(tasks, running, strict=True)]
     where = f"step {clock.step}, level {clock.level}, {clock.seconds / 60:.1f} min"
     return f"{where}, loss {average:.4f}: {', '.join(parts)}"
-
-
-def _store(model: Model, optimizer: Any, clock: Clock, folder: Path) -> None:
-    """Write beside and rename, so that an interruption leaves the older state whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    trees: dict[str, Any] = {"model": model.parameters(), "optimizer": optimizer.state}
-    state = {f"{tree}.{name}": value for tree in trees for name, value in _flat(trees[tree])}
-    mx.save_safetensors(
-        str(folder / "new.safetensors"), state, metadata={"clock": json.dumps(asdict(clock))}
-    )
-    (folder / "new.safetensors").replace(folder / "state.safetensors")
-
-
-def _restore(model: Model, optimizer: Any, folder: Path) -> Clock | None:
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return None
-    loaded: Any = mx.load(str(path), return_metadata=True)
-    state, metadata = loaded
-    model.load_weights(_under("model.", state))
-    optimizer.state = tree_unflatten(_under("optimizer.", state))
-    return Clock(**json.loads(metadata["clock"]))
-
-
-def _flat(tree: Any) -> list[tuple[str, mx.array]]:
-    found: Any = tree_flatten(tree)
-    return list(found)
-
-
-def _under(prefix: str, state: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
-    return [
-        (name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix)
-    ]

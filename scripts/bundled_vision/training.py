@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from bundled.batches import DocumentCache
+from bundled.checkpoints import restore, store
 from bundled.fast_ops import cross_entropy
 from bundled.training import Clock, Plan, rate_share
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.models.llama import Model
 from tqdm import tqdm
 
@@ -102,7 +101,7 @@ def fit(
     """
     optimizer = make_optimizer(plan)
     optimizer.init(model.trainable_parameters())
-    clock = _restore(model, optimizer, folder) or Clock()
+    clock = restore(model, optimizer, folder, Clock) or Clock()
     gradients_of = _on_both_cores(model)
     bar = tqdm(total=plan.steps, initial=clock.step, desc=label, unit="step", mininterval=10)
     average: float | None = None
@@ -125,8 +124,8 @@ def fit(
         if clock.step % _LOG_EVERY == 0:
             bar.set_postfix(loss=f"{average:.3f}", minutes=f"{clock.seconds / 60:.1f}")
         if clock.step % _CHECKPOINT_EVERY == 0:
-            _store(model, optimizer, clock, folder)
-    _store(model, optimizer, clock, folder)
+            store(model, optimizer, clock, folder)
+    store(model, optimizer, clock, folder)
     bar.close()
 
 
@@ -154,35 +153,3 @@ def _decay(model: nn.Module, share: float) -> None:
         (name, weight * (1 - share)) for name, weight in flat(model) if is_matrix(name, weight)
     ]
     model.load_weights(shrunk, strict=False)
-
-
-def _store(model: nn.Module, optimizer: Any, clock: Clock, folder: Path) -> None:
-    """Write beside and rename, so that an interruption leaves the older state whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{name}": value for name, value in flat(model)}
-    state |= {f"optimizer.{name}": value for name, value in _flat_tree(optimizer.state)}
-    new = folder / "new.safetensors"
-    mx.save_safetensors(str(new), state, metadata={"clock": json.dumps(asdict(clock))})
-    new.replace(folder / "state.safetensors")
-
-
-def _flat_tree(tree: Any) -> list[tuple[str, mx.array]]:
-    found: Any = tree_flatten(tree)
-    return list(found)
-
-
-def _restore(model: nn.Module, optimizer: Any, folder: Path) -> Clock | None:
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return None
-    loaded: Any = mx.load(str(path), return_metadata=True)
-    state, metadata = loaded
-    model.load_weights(_under("model.", state))
-    optimizer.state = tree_unflatten(_under("optimizer.", state))
-    return Clock(**json.loads(metadata["clock"]))
-
-
-def _under(prefix: str, state: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
-    return [
-        (name[len(prefix) :], value) for name, value in state.items() if name.startswith(prefix)
-    ]

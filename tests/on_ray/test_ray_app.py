@@ -23,6 +23,7 @@ from mlx_parallm.ray_app import app, main
 from mlx_parallm.settings import SettingsError
 from mlx_parallm.tools.replicas import free_port
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
+from tests.streamed import streamed
 from tests.waiting import PATIENCE_S, wait_until
 
 ADAPTERS = 3
@@ -70,14 +71,7 @@ class RayServer:
         return self.http.post("/v1/completions", json=asked)
 
     def stream(self, prompt: str, max_tokens: int, on_start: Any) -> list[str]:
-        asked = {"model": "bundled", "prompt": prompt, "max_tokens": max_tokens}
-        body, events = asked | {"ignore_eos": True, "stream": True}, []
-        with self.http.stream("POST", "/v1/completions", json=body) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: "):
-                    events.append(line.removeprefix("data: "))
-                    on_start()
-        return events
+        return streamed(self.http, prompt, max_tokens, on_start)
 
     def replicas(self) -> list[int]:
         """Their processes."""

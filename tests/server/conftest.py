@@ -333,6 +333,16 @@ def parse_events(text: str, done: bool = True) -> list[dict[str, Any]]:
     return [json.loads(part.removeprefix("data: ")) for part in parts]
 
 
+def until_idle(settings: Settings, engine: Engine) -> Iterator[Served]:
+    """For fixtures: a server on a real engine, in which nothing is left at the end (law 4)."""
+    served = Served(create_app(settings, engine), engine, 0.5)
+    served.wait_ready()
+    yield served
+    wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
+    served.stop()
+    served.join()
+
+
 @pytest.fixture(scope="session")
 def helpers() -> Any:
     """This module, for tests that need its functions."""

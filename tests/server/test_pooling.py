@@ -20,7 +20,6 @@ from mlx_lm.models import qwen3
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import LoadedModel, load_model
-from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.engine import mock
 
@@ -35,12 +34,7 @@ def model(llama_factory: Callable[..., LoadedModel]) -> LoadedModel:
 
 def _serve(helpers: Any, load: Callable[[], LoadedModel]) -> Iterator[Any]:
     engine = Engine(load, EngineConfig(max_batch_size=8, prefill_chunk=16))
-    served = helpers.Served(create_app(Settings(served_model_name=("tiny",)), engine), engine, 0.5)
-    served.wait_ready()
-    yield served
-    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
-    served.stop()
-    served.join()
+    yield from helpers.until_idle(Settings(served_model_name=("tiny",)), engine)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from mlx_parallm.tools.replicas import free_port
+from tests.streamed import streamed
 from tests.waiting import PATIENCE_S, wait_until
 
 ALICE, BOB, ADMIN = "sk-alice", "sk-bob", "sk-admin"
@@ -66,15 +67,7 @@ class Fleet:
 
     def stream(self, prompt: str, max_tokens: int, on_start: Any) -> list[str]:
         """The data of all events of a streamed completion, through the router."""
-        asked = {"model": "bundled", "prompt": prompt, "max_tokens": max_tokens}
-        body = asked | {"ignore_eos": True, "stream": True}
-        events = []
-        with self.http.stream("POST", "/v1/completions", json=body) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: "):
-                    events.append(line.removeprefix("data: "))
-                    on_start()
-        return events
+        return streamed(self.http, prompt, max_tokens, on_start)
 
     @property
     def ports(self) -> list[int]:

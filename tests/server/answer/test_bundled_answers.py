@@ -17,7 +17,7 @@ from bundled.checks import Answer, Check
 from bundled.client import Client
 from bundled.constrained_checks import constrained_checks
 
-from mlx_parallm.server.main import build_engine, create_app
+from mlx_parallm.server.main import build_engine
 from mlx_parallm.settings import Settings
 
 PATH = "/v1/chat/completions"
@@ -33,14 +33,7 @@ Answered = list[tuple[Check, Answer]]
 def real(helpers: Any) -> Iterator[Any]:
     """A server on the bundled model."""
     settings = Settings(served_model_name=("bundled",), log_level="warning")
-    engine = build_engine(settings)
-    served = helpers.Served(create_app(settings, engine), engine, 0.5)
-    served.wait_ready()
-    yield served
-    # Law 4: nothing is left in the engine.
-    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
-    served.stop()
-    served.join()
+    yield from helpers.until_idle(settings, build_engine(settings))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_parallm.server.main import build_engine, create_app
+from mlx_parallm.server.main import build_engine
 from mlx_parallm.settings import Settings
 
 
@@ -15,11 +15,4 @@ from mlx_parallm.settings import Settings
 def bundled(helpers: Any) -> Iterator[Any]:
     """The bundled model behind HTTP."""
     settings = Settings(served_model_name=("bundled",), log_level="warning")
-    engine = build_engine(settings)
-    served = helpers.Served(create_app(settings, engine), engine, 0.5)
-    served.wait_ready()
-    yield served
-    # Law 4: nothing is left in the engine.
-    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
-    served.stop()
-    served.join()
+    yield from helpers.until_idle(settings, build_engine(settings))

@@ -9,7 +9,6 @@ import pytest
 
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.models.loader import LoadedModel
-from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.server.memories.helpers import MEMORIES
 
@@ -25,12 +24,7 @@ def real(
         memory_dir=str(tmp_path_factory.mktemp("memories")),
         use_extended_mind=True,
     )
-    served = helpers.Served(create_app(options, engine), engine, 0.5)
-    served.wait_ready()
-    yield served
-    helpers.wait_until(lambda: engine.num_live == 0 and engine.stats().rows == 0)
-    served.stop()
-    served.join()
+    yield from helpers.until_idle(options, engine)
 
 
 @pytest.fixture(autouse=True)
