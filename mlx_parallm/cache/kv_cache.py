@@ -85,9 +85,11 @@ class BatchedKVCache(LayerCache):
 
         dtype: of a mask to be added to scores; None makes a bool one.
         """
-        if window is not None and span.needed <= window:
+        blocks = span.blocks_of(window)
+        bounds_blocks = span.narrow and blocks is not None
+        if window is not None and span.needed <= window and not bounds_blocks:
             window = None
-        if span.uniform and window is None and not as_array and span.blocks is None:
+        if span.uniform and window is None and not as_array and blocks is None:
             return None if span.width == 1 else "causal"
         columns = self._columns(span)
         ring = self.ring_size is not None and columns == self.ring_size

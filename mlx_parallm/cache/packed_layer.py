@@ -82,6 +82,7 @@ class PackedLayer:
         scale: float,
         mask: Any,
         sinks: mx.array | None,
+        memories: bool = True,
     ) -> mx.array:
         """Attention of every token over its own row; see models/attention.py.
 
@@ -89,6 +90,7 @@ class PackedLayer:
             queries: (N, heads, 1, dim).
             mask: what make_mask gave, or None.
             compute: attention(queries, keys, values, scale=, mask=, sinks=) of one group.
+            memories: rows that have some attend to them, too.
 
         Returns:
             (N, heads, 1, dim).
@@ -97,13 +99,17 @@ class PackedLayer:
         window = self.window if mask is None else packed.window_of(mask)
         how = {"scale": scale, "sinks": sinks}
         parts = [
-            self._attend_group(group, queries[group.tokens], window, compute, how)
+            self._attend_group(group, queries[group.tokens], window, compute, how, memories)
             for group in packed.groups
         ]
         if packed.padded > packed.size:
             rest = packed.padded - packed.size
             parts.append(mx.zeros((rest, *parts[0].shape[1:]), parts[0].dtype))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def reader(self) -> PackedReader:
+        """The cache of a layer that attends to this one's K and V and has none of its own."""
+        return PackedReader(self)
 
     def _attend_group(
         self,
@@ -112,6 +118,7 @@ class PackedLayer:
         window: int | None,
         compute: Callable[..., mx.array],
         how: dict[str, Any],
+        memories: bool,
     ) -> mx.array:
         """(n, heads, 1, dim) of a group's tokens."""
         span, leaf = group.span, self._leaf(group)
@@ -119,7 +126,7 @@ class PackedLayer:
         dtype = queries.dtype if self._additive else None
         mask = leaf.mask_of(span, window, dtype=dtype)
         grid, how = _grid(queries, span), how | {"mask": mask}
-        memory = span.memory
+        memory = span.memory if memories else None
         if memory is None or not memory.uses(self.place):
             return _tokens(compute(grid, keys, values, **how), span)
         output = memory.attend(
@@ -136,6 +143,25 @@ class PackedLayer:
         leaf = group.home.layers[self.place]
         assert isinstance(leaf, BatchedKVCache)
         return leaf
+
+
+class PackedReader:
+    """Reads a PackedLayer's K and V for another layer, which writes none and has no memories.
+
+    Args:
+        layer: whose they are.
+    """
+
+    def __init__(self, layer: PackedLayer) -> None:
+        self._layer = layer
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """As they are: they were written by the layer whose they are."""
+        return keys, values
+
+    def attend(self, *args: Any, **how: Any) -> mx.array:
+        """See PackedLayer."""
+        return self._layer.attend(*args, **how, memories=False)
 
 
 def _grid(tokens: mx.array, span: Span) -> mx.array:

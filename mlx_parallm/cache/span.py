@@ -65,6 +65,7 @@ class Span:
         adapters: (B,) the rows' slots of adapters; None where none has one.
         blocks: (B, T, 2) int32, positions [first, stop) that each new token sees whatever their
             order, as within a picture; None where there are none.
+        narrow: only layers with a window see blocks so, and no farther back than the window.
     """
 
     start: int
@@ -76,6 +77,7 @@ class Span:
     memory: Any = None
     adapters: np.ndarray | None = None
     blocks: np.ndarray | None = None
+    narrow: bool = False
     _arrays: dict[tuple[Any, ...], mx.array] = field(default_factory=dict)
 
     @property
@@ -170,14 +172,16 @@ class Span:
         rows = (rows + self.start)[:, None] * heads + np.arange(heads)[None]
         return mx.array((rows * capacity + columns[:, None]).reshape(-1).astype(np.int32))
 
+    def blocks_of(self, window: int | None) -> np.ndarray | None:
+        """Those that a layer with this window sees, or without one."""
+        return None if self.narrow and window is None else self.blocks
+
     def mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
         """(B, 1, T, columns) bool: which columns each new token may attend to."""
         return self._memo(
-            ("mask", columns, ring, window), lambda: self._mask(columns, ring, window)
+            ("mask", columns, ring, window),
+            lambda: mx.array(self._visible(np, columns, ring, window)),
         )
-
-    def _mask(self, columns: int, ring: bool, window: int | None) -> mx.array:
-        return mx.array(allowed(np, self.lengths, self.width, columns, ring, window, self.blocks))
 
     def additive_mask(
         self, columns: int, ring: bool, window: int | None, dtype: mx.Dtype
@@ -186,12 +190,15 @@ class Span:
         layer."""
 
         def make() -> mx.array:
-            lengths = mx.array(self.lengths)
-            blocks = None if self.blocks is None else mx.array(self.blocks)
-            visible = allowed(mx, lengths, self.width, columns, ring, window, blocks)
+            visible = self._visible(mx, columns, ring, window)
             return mx.where(visible, 0.0, mx.finfo(dtype).min).astype(dtype)
 
         return self._memo(("additive", columns, ring, window, dtype), make)
+
+    def _visible(self, xp: Any, columns: int, ring: bool, window: int | None) -> Any:
+        lengths, blocks = xp.array(self.lengths), self.blocks_of(window)
+        blocks = None if blocks is None else xp.array(blocks)
+        return allowed(xp, lengths, self.width, columns, ring, window, blocks, narrow=self.narrow)
 
     def _memo(self, key: tuple[Any, ...], make: Callable[[], mx.array]) -> mx.array:
         if key not in self._arrays:
@@ -207,6 +214,8 @@ def allowed(
     ring: bool,
     window: int | None,
     blocks: Any = None,
+    *,
+    narrow: bool = False,
 ) -> Any:
     """(B, 1, T, columns) bool: which columns each new token may attend to.
 
@@ -214,7 +223,7 @@ def allowed(
         xp: numpy or mlx.core, which computes it.
         lengths: (B,) tokens held before.
         ring: position p is in column p modulo `columns`.
-        blocks: (B, T, 2), see Span.
+        blocks, narrow: see Span.
     """
     query = lengths[:, None] + xp.arange(width)[None]  # (B, T)
     position = xp.arange(columns)[None]
@@ -224,8 +233,9 @@ def allowed(
         position = newest - (newest - position) % columns  # (B, columns)
     position = position[:, None]
     visible = (position >= 0) & (position <= query[..., None])
-    if window is not None:
-        visible = visible & (position > query[..., None] - window)
-    if blocks is not None:
-        visible = visible | ((position >= blocks[..., :1]) & (position < blocks[..., 1:]))
+    near = True if window is None else position > query[..., None] - window
+    if blocks is None:
+        return (visible & near)[:, None]
+    inside = (position >= blocks[..., :1]) & (position < blocks[..., 1:])
+    visible = (visible | inside) & near if narrow else visible & near | inside
     return visible[:, None]

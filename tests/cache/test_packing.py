@@ -22,7 +22,17 @@ from mlx_parallm.models.adapting.attention import install_attention
 from mlx_parallm.models.body import BodyTap
 from tests.models.architectures import TINY, build, vocab_size
 
-_PACKED = ("llama", "qwen2", "qwen3", "mistral3", "gpt_oss", "qwen3_moe", "phi3", "gemma3_text")
+_PACKED = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral3",
+    "gpt_oss",
+    "qwen3_moe",
+    "phi3",
+    "gemma3_text",
+    "gemma4_text",
+)
 
 
 def hooked(model_type: str) -> Any:

@@ -79,6 +79,7 @@ def set_blocks(span: Span, rows: Items[Row], sequences: Mapping[Row, Sequence]) 
         for first, stop in sequence.media.blocks_between(row.length, row.length + count):
             if span.blocks is None:
                 span.blocks = np.zeros((span.size, span.width, 2), dtype=np.int32)
+                span.narrow = sequence.media.whole == "in windows"
             start = max(0, first - row.length)
             span.blocks[place, start : min(count, stop - row.length)] = (first, stop)
 

@@ -87,6 +87,20 @@ def _gemma2_attention(self: Any, x: mx.array, mask: Any = None, cache: Any = Non
     return self.plain_call(x, mask, cache)
 
 
+# gemma4: the last layers attend to K and V of earlier ones, which are in those layers' caches.
+
+
+def _gemma4_model(self: Any, inputs: Any = None, cache: Any = None, **how: Any) -> Any:
+    if cache is not None:
+        cache = cache + [_reader(cache[source]) for source in self.previous_kvs[len(cache) :]]
+    return self.plain_call(inputs, cache, **how)
+
+
+def _reader(cache: Any) -> Any:
+    """What attends to another layer's K and V; None where these are handed from layer to layer."""
+    return cache.reader() if hasattr(cache, "reader") else None
+
+
 # gpt2, gpt_bigcode: learned positions. Padding may point behind their table.
 
 
@@ -234,6 +248,7 @@ _METHODS: Mapping[str, Methods] = {
     "afm7.AFMModel": {"__call__": _afm7_model},
     "afm7.KVReuseAttention": {"__call__": _afm7_reuse},
     "gemma2.Attention": {"__call__": _gemma2_attention},
+    "gemma4_text.Gemma4TextModel": {"__call__": _gemma4_model},
     "gpt2.GPT2Model": {"__call__": _gpt2_model},
     "gpt_bigcode.GPTBigCodeModel": {"__call__": _gpt2_model},
     "llama4.Attention": {"__call__": _llama4_attention},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Axes = Literal["chunked", "interleaved"]
+Whole = Literal["everywhere", "in windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +16,16 @@ class Family:
 
     Attributes:
         processor: mlx-vlm's class, as "folder.module:name" below mlx_vlm.models.
-        placeholder: what its chat template writes for a picture.
+        placeholder: what its chat template writes for a picture; empty is the token that the
+            tokenizer calls image_token.
         axes: how its rotary embedding divides its frequencies among time, height and width;
             None has one position a token.
         inner: its text model is the one that its text_config names; else mlx-lm knows the
             family itself.
-        whole: tokens of a picture look at all of it, also at what is behind them.
+        whole: tokens of a picture look at all of it, also at what is behind them: in all layers,
+            or in those with a sliding window and no farther back than it.
+        scaled: its text model multiplies what stands for tokens by the root of its width, which
+            its features are not made for.
         bare_call: its processor takes no settings for the tokenizer, which may write a token at
             the beginning of texts.
         towers: model types of its vision_config that are known; empty is any.
@@ -30,13 +35,25 @@ class Family:
     placeholder: str
     axes: Axes | None = None
     inner: bool = False
-    whole: bool = False
+    whole: Whole | None = None
+    scaled: bool = False
     bare_call: bool = False
     towers: tuple[str, ...] = ()
 
 
 FAMILIES: Mapping[str, Family] = {
-    "gemma3": Family("gemma3.processing_gemma3:Gemma3Processor", "<start_of_image>", whole=True),
+    "gemma3": Family(
+        "gemma3.processing_gemma3:Gemma3Processor", "<start_of_image>", whole="everywhere"
+    ),
+    "gemma4": Family(
+        "gemma4.processing_gemma4:Gemma4Processor", "", whole="in windows", scaled=True
+    ),
+    "gemma4_unified": Family(
+        "gemma4_unified.processing_gemma4_unified:Gemma4UnifiedProcessor",
+        "",
+        whole="in windows",
+        scaled=True,
+    ),
     "idefics3": Family("idefics3.processing_idefics3:Idefics3Processor", "<image>", inner=True),
     "internvl": Family(
         "internvl.processing_internvl:InternVLProcessor", "<IMG_CONTEXT>", inner=True
@@ -78,4 +95,15 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
     family, tower = FAMILIES.get(str(config.get("model_type"))), config.get("vision_config")
     if family is None or not tower:
         return None
-    return None if family.towers and tower.get("model_type") not in family.towers else family
+    if family.towers and tower.get("model_type") not in family.towers:
+        return None
+    if family.whole == "in windows" and not _looks_ahead(config):
+        return replace(family, whole=None)
+    return family
+
+
+def _looks_ahead(config: Mapping[str, Any]) -> bool:
+    """Whether tokens of pictures see what is behind them: not in the smaller Gemma 4 models."""
+    default = "vision" if config.get("model_type") == "gemma4_unified" else None
+    text = config.get("text_config") or {}
+    return bool(text.get("use_bidirectional_attention", default) == "vision")

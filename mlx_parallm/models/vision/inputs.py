@@ -47,6 +47,12 @@ class Pictured:
         added = self._rows(lambda f: f.deeper[layer]).astype(hidden.dtype)
         return flat.at[mx.array(self.places)].add(added).reshape(hidden.shape)
 
+    def blank(self, ids: mx.array, blank_id: int) -> mx.array:
+        """(B, T) with another token at the places of features."""
+        flat = mx.flatten(ids)
+        flat[mx.array(self.places)] = blank_id
+        return flat.reshape(ids.shape)
+
     def _rows(self, of: Callable[[Features], mx.array]) -> mx.array:
         parts = [of(features)[mx.array(rows)] for features, rows in self.features]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
@@ -105,6 +111,8 @@ class PictureInputs:
         model: mlx-lm's, as it will run.
         axes, sections: of its rotary embeddings, see Rotation; None where it has one position.
         depth: layers that get deeper features.
+        blank_id: the token whose embeddings by layer those of a picture have, in models with
+            such embeddings.
     """
 
     def __init__(
@@ -113,10 +121,14 @@ class PictureInputs:
         axes: Axes | None = None,
         sections: list[int] | None = None,
         depth: int = 0,
+        blank_id: int = 0,
     ) -> None:
         self._now: Pictured | None = None
+        self._blank_id = blank_id
         body = body_of(model)
         _wrap(body.embed_tokens, self._embed)
+        if getattr(body, "embed_tokens_per_layer", None) is not None:
+            _wrap(body.embed_tokens_per_layer, self._embed_by_layer)
         for layer in range(depth):
             _wrap(body.layers[layer], self._deepen(layer))
         rotations: dict[tuple[int, float], Rotation] = {}
@@ -141,6 +153,9 @@ class PictureInputs:
     def _embed(self, call: Callable[..., mx.array], *args: Any) -> mx.array:
         hidden = call(*args)
         return hidden if self._now is None else self._now.put(hidden)
+
+    def _embed_by_layer(self, call: Callable[..., mx.array], ids: mx.array) -> mx.array:
+        return call(ids if self._now is None else self._now.blank(ids, self._blank_id))
 
     def _deepen(self, layer: int) -> Callable[..., mx.array]:
         def deepen(call: Callable[..., mx.array], *args: Any, **kwargs: Any) -> mx.array:

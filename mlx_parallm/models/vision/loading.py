@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +45,7 @@ def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], N
     text = model.config.text_config
     width = int(text["hidden_size"] if isinstance(text, dict) else text.hidden_size)
     depth = len(config["vision_config"].get("deepstack_visual_indexes") or ())
-    tower = Tower(model, feature_id, width, deepstack=depth > 0)
+    tower = Tower(model, feature_id, width, deepstack=depth > 0, scaled=family.scaled)
     convert(model)
     mx.eval(model.parameters())
     return Vision(
@@ -63,7 +64,11 @@ def _load_model(folder: Path) -> Any:
     from mlx_vlm.utils import load_model
 
     # Lazily: the weights of its language model are never read.
-    return load_model(folder.resolve(), lazy=True)
+    model = load_model(folder.resolve(), lazy=True)
+    for name in ("audio_tower", "embed_audio"):  # its ears
+        if hasattr(model, name):
+            setattr(model, name, None)
+    return model
 
 
 def _load_processor(folder: Path, family: Family) -> Any:
@@ -73,8 +78,11 @@ def _load_processor(folder: Path, family: Family) -> Any:
     level = told.get_verbosity()
     told.set_verbosity_error()  # mlx-vlm passes on an argument that transformers calls deprecated
     try:
-        # An absolute path, or transformers would ask the hub for parts that are not there.
-        return kind.from_pretrained(str(folder.resolve()))
+        with warnings.catch_warnings():
+            # Processors that can hear, too, warn of the settings of their filters.
+            warnings.filterwarnings("ignore", module="transformers.audio_utils")
+            # An absolute path, or transformers would ask the hub for parts that are not there.
+            return kind.from_pretrained(str(folder.resolve()))
     finally:
         told.set_verbosity(level)
 

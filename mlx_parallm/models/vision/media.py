@@ -10,6 +10,7 @@ import numpy as np
 from mlx_parallm.models.vision.prepared import PictureSpan, axis_positions, key_tokens
 
 if TYPE_CHECKING:
+    from mlx_parallm.models.vision.families import Whole
     from mlx_parallm.models.vision.tower import Features
 
 
@@ -20,7 +21,8 @@ class Media:
         ids: the whole prompt.
         spans: in their order there.
         axes: positions are counted in time, height and width.
-        whole: tokens of a picture look at all of it, so that it is computed in one forward.
+        whole: tokens of a picture look at all of it, so that it is computed in one forward: in
+            which layers, see Family.
 
     Attributes:
         features: of each span; None where they are to be computed, or no longer needed.
@@ -34,7 +36,7 @@ class Media:
         spans: Sequence[PictureSpan],
         *,
         axes: bool = False,
-        whole: bool = False,
+        whole: Whole | None = None,
     ) -> None:
         self.whole = whole
         self.spans = tuple(spans)
@@ -58,7 +60,7 @@ class Media:
         Args:
             ids: the whole of it.
         """
-        return Media(ids, self.spans, axes=self.positions is not None)
+        return Media(ids, self.spans, axes=self.positions is not None, whole=self.whole)
 
     @property
     def num_placeholders(self) -> int:

@@ -14,6 +14,7 @@ from mlx import nn
 
 _NAME = "scaled_dot_product_attention"
 _FUSED = "ensure_fused_sdpa"  # mlx-vlm's own around it, which is compiled as a whole
+_BASE = "mlx_vlm.models.base"  # some towers look it up there with every call
 _SCORES = 1 << 18  # of one piece at most
 _writing = threading.Lock()  # the functions are every thread's
 
@@ -43,7 +44,7 @@ def in_pieces(model: nn.Module, trace: deque[mx.array]) -> Iterator[None]:
 
 
 def _modules(model: nn.Module) -> list[Any]:
-    names = {type(part).__module__ for part in model.modules()}
+    names = {_BASE, *(type(part).__module__ for part in model.modules())}
     return [sys.modules[name] for name in sorted(names) if name in sys.modules]
 
 

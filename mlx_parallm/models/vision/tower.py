@@ -72,6 +72,10 @@ class _Embeddings(nn.Module):
         super().__init__()  # type: ignore[no-untyped-call]
         self._width, self._dtype = width, dtype
 
+    # Of gemma4, which wants features as they are.
+    embed_scale = 1.0
+    hidden_size_per_layer_input = 0
+
     @property
     def model(self) -> _Embeddings:
         return self
@@ -91,10 +95,20 @@ class Tower:
         feature_id: the token that stands for one row of features.
         width: D, of the text model.
         deepstack: the tower gives deeper features, too.
+        scaled: features are divided by the root of D, by which the text model multiplies them.
     """
 
-    def __init__(self, model: Any, feature_id: int, width: int, *, deepstack: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        feature_id: int,
+        width: int,
+        *,
+        deepstack: bool = False,
+        scaled: bool = False,
+    ) -> None:
         self.model = model
+        self._divisor = width**0.5 if scaled else 1.0
         self._deepstack = deepstack
         self._feature_id = feature_id
         self._trace: deque[mx.array] | None = None
@@ -133,7 +147,7 @@ class Tower:
         ids = mx.full((1, count), self._feature_id, mx.int32)
         mask = mx.ones(ids.shape, mx.int32)
         found = self.model.get_input_embeddings(ids, pixels, mask=mask, **inputs)
-        return found.inputs_embeds[0], ()
+        return found.inputs_embeds[0] / self._divisor, ()
 
     def _tap(self, block: Any) -> None:
         """Keep what a block gives while a computation is written down."""

@@ -61,6 +61,7 @@ class Vision:
         self._fingerprint = fingerprint
         self._text_config = text_config
         self._merge, self._depth = merge, depth
+        self._placeholder = family.placeholder or str(processor.image_token)
         self.shelf = Shelf(total_memory() // _SHARE)
         # Processors keep settings in attributes while they work.
         self._lock = threading.Lock()
@@ -69,7 +70,8 @@ class Vision:
         """The ways into the text model, as it will run."""
         rope = self._text_config.get("rope_scaling") or self._text_config.get("rope_parameters")
         sections = (rope or {}).get("mrope_section")
-        return PictureInputs(model, self.family.axes, sections, self._depth)
+        blank = int(self._text_config.get("pad_token_id") or 0)
+        return PictureInputs(model, self.family.axes, sections, self._depth, blank)
 
     def media(self, ids: Sequence[int], pictures: Sequence[PreparedPicture]) -> Media:
         """The pictures of a tokenised prompt that `expand` has made.
@@ -143,7 +145,7 @@ class Vision:
         Raises:
             InvalidRequestError: it has more or fewer placeholders than there are pictures.
         """
-        parts = text.split(self.family.placeholder)
+        parts = text.split(self._placeholder)
         if len(parts) != len(pictures) + 1:
             raise InvalidRequestError(
                 f"The chat template writes {len(parts) - 1} placeholders for {len(pictures)} "
@@ -156,7 +158,7 @@ class Vision:
     def _processed(self, image: Image.Image) -> Any:
         """What the processor makes of the family's placeholder and a picture."""
         settings = {} if self.family.bare_call else {"add_special_tokens": False}
-        return self._processor(text=[self.family.placeholder], images=[image], **settings)
+        return self._processor(text=[self._placeholder], images=[image], **settings)
 
     def _bare(self, ids: list[int]) -> list[int]:
         """Without what the tokenizer writes at the beginning of every text."""

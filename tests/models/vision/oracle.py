@@ -55,7 +55,7 @@ def answer(
     images = [Image.fromarray(picture.pixels) for picture in pictures]
     settings = {} if family == "llava" else {"add_special_tokens": False}
     made = dict(processor(text=[text], images=images, **settings))
-    given = {name: mx.array(np.array(value)) for name, value in made.items()}
+    given = {name: _as_array(value) for name, value in made.items()}
     ids, pixels = given["input_ids"], given["pixel_values"]
     more = {k: v for k, v in given.items() if k not in (*_OF_TEXT, "pixel_values")}
     found = model.get_input_embeddings(ids, pixels, mask=mx.ones(ids.shape, mx.int32), **more)
@@ -64,6 +64,8 @@ def answer(
     if family == "gemma3":
         # mlx-vlm's own mask lets text look ahead, too; transformers' does not.
         features["mask"] = _mask(np.array(ids)[0] == model.config.image_token_index)
+    if family.startswith("gemma4"):
+        _look_ahead_in_windows(model, np.array(ids)[0] == model.config.image_token_id)
     features.pop("attention_mask_4d", None)
     rows = _logprobs(model.language_model(ids, cache=held, **features, **more).logits[0])
     prompt = np.array(ids).reshape(-1).tolist()
@@ -76,6 +78,30 @@ def answer(
         step = model.language_model(mx.array([tokens[-1:]]), cache=held, **following)
         row = _logprobs(step.logits[0])[-1]
     return Answer(prompt, scores, tokens, logprobs)
+
+
+def _as_array(value: Any) -> Any:
+    """What a processor made; pictures of different sizes are a list."""
+    if isinstance(value, list) and len({np.shape(item) for item in value}) > 1:
+        return [mx.array(np.array(item)) for item in value]
+    return mx.array(np.array(value))
+
+
+def _look_ahead_in_windows(model: Any, is_picture: np.ndarray) -> None:
+    """Masks as transformers has them: mlx-vlm's own let all layers look ahead, and far back."""
+    text = model.language_model.model
+
+    def masks(hidden: mx.array, held: Any, types: Any = None) -> list[Any]:
+        found: list[Any] = type(text)._make_masks(text, hidden, held, None)
+        if hidden.shape[1] == 1 or text.config.use_bidirectional_attention is None:
+            return found
+        place = mx.arange(hidden.shape[1])
+        seen = _mask(is_picture) & (place > place[:, None] - text.window_size)
+        kinds = [layer.layer_type for layer in text.layers]
+        pairs = zip(kinds, found, strict=True)
+        return [seen if kind == "sliding_attention" else mask for kind, mask in pairs]
+
+    text._make_masks = masks
 
 
 def _mask(is_picture: np.ndarray) -> mx.array:

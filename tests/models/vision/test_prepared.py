@@ -66,7 +66,7 @@ def test_a_chunk_ends_before_a_picture_that_is_not_computed() -> None:
 
 
 def test_a_chunk_never_cuts_a_picture_that_is_seen_as_a_whole() -> None:
-    media = Media(IDS, spans_of(IDS, PAD, [WIDE, SMALL]), whole=True)
+    media = Media(IDS, spans_of(IDS, PAD, [WIDE, SMALL]), whole="everywhere")
     media.features = [object(), object()]  # type: ignore[list-item]
     assert media.computable(0, 12) == 12
     assert media.computable(0, 5) == 2, "ends before it"
@@ -75,6 +75,7 @@ def test_a_chunk_never_cuts_a_picture_that_is_seen_as_a_whole() -> None:
     assert media.blocks_between(0, 4) == [(2, 8)]
     assert media.blocks_between(8, 12) == [(9, 10)]
     assert media.blocks_between(10, 12) == []
+    assert media.before([*IDS, 6, 7]).blocks_between(0, 4) == [(2, 8)], "nor in what goes on"
 
 
 def test_other_ranks_get_the_same() -> None:

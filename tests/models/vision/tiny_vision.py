@@ -306,6 +306,75 @@ SPECS |= {
 }
 
 
+_GEMMA4: Config = {
+    "special": ["<|image|>", "<|image>", "<image|>", "<|video|>"],
+    "named": {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"},
+    "image": "<|image|>",
+    "tied": True,
+    "ids": {"image_token_id": "<|image|>", "video_token_id": "<|video|>"},
+    "text": {
+        **TEXT,
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "sliding_window": 24,
+        "rope_parameters": {
+            "full_attention": {
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+                "rope_type": "proportional",
+            },
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "tie_word_embeddings": True,
+        "use_bidirectional_attention": None,
+    },
+    "vision": {
+        **_CLIP,
+        "model_type": "gemma4_vision",
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "default_output_length": 6,
+        "position_embedding_size": 64,
+        "pooling_kernel_size": 2,
+    },
+    "config": {"audio_config": None, "hidden_size": 32},
+    "processor": {
+        "image_processor": {"patch_size": 8, "max_soft_tokens": 6, "pooling_kernel_size": 2}
+    },
+}
+SPECS |= {
+    "gemma4": _GEMMA4,
+    "gemma4_unified": {
+        **_GEMMA4,
+        "text": {
+            **_GEMMA4["text"],
+            "model_type": "gemma4_unified_text",
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "use_double_wide_mlp": False,
+            "use_bidirectional_attention": "vision",
+            "sliding_window": 5,  # a picture has six tokens
+        },
+        "vision": {
+            "model_type": "gemma4_unified_vision",
+            "patch_size": 8,
+            "pooling_kernel_size": 2,
+            "model_patch_size": 16,
+            "mm_embed_dim": 32,
+            "mm_posemb_size": 16,
+            "output_proj_dims": 32,
+        },
+    },
+}
+
+
 def picture(seed: int = 0, height: int = 50, width: int = 60) -> Picture:
     """Large squares of random colours."""
     rng = np.random.default_rng(seed)
@@ -325,7 +394,7 @@ def folder_of(family: str) -> Path:
         (folder / name).write_text(json.dumps(content))
     weights = dict(tree_flatten(_random_model(family, config).parameters()))
     if spec.get("tied"):
-        del weights["language_model.lm_head.weight"]
+        weights.pop("language_model.lm_head.weight", None)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     return folder
 
