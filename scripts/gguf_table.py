@@ -20,7 +20,7 @@ from benchlib.noted import run_tests
 from benchlib.table import format_table
 
 TESTS = (
-    "tests/models/test_gguf.py",
+    "tests/models/gguf/test_architectures.py",
     "tests/models/test_gguf_types.py",
     "tests/models/test_gguf_real.py",
 )

@@ -73,6 +73,23 @@ def test_byte_pairs_with_scores(tmp_path: Path) -> None:
     assert len(assert_ids(file, own.encode, lambda text: True)) == 200
 
 
+def test_merged_letters(tmp_path: Path) -> None:
+    """Gemma 4's kind."""
+    vocabulary, own = tiny_vocabularies.merged_letters(texts())
+    file = tiny_gguf.write_vocabulary(tmp_path / "gemma4.gguf", vocabulary)
+
+    def encode(text: str) -> list[int]:
+        return list(own.encode(text, add_special_tokens=False).ids)
+
+    assert len(assert_ids(file, encode, lambda text: True)) == 200
+    tokenizer = load_model(str(file)).tokenizer
+    bos = tokenizer.bos_token_id
+    for text in (*texts(), "a  b\n\n\n c   ", "\u2581"):
+        ids = tokenizer.encode(text)
+        assert ids[0] == bos
+        assert tokenizer.decode(ids[1:]) == text.replace("\u2581", " ")
+
+
 def test_word_pieces(tmp_path: Path) -> None:
     vocabulary, own = tiny_vocabularies.word_piece(texts())
     file = tiny_gguf.write_vocabulary(tmp_path / "bert.gguf", vocabulary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,15 @@ def write(
     pre: str = "gpt-2",
     tied: bool = False,
     values: dict[str, Any] | None = None,
+    shapes: Shapes | None = None,
 ) -> Path:
     """One file. `kind`: of all weights, or several that take turns; `values`: metadata below the
-    architecture's name."""
+    architecture's name; `shapes`: of all tensors, where `_shapes` does not know them."""
     # Mixtral's files say that they are a Llama's.
     writer = gguf.GGUFWriter(path, "llama" if architecture == "mixtral" else architecture)
     tokens = _write_byte_pairs(writer, pre)
     _write_metadata(writer, architecture, len(tokens), values or {})
-    _write_weights(writer, architecture, kind, len(tokens), tied)
+    _write_weights(writer, architecture, kind, len(tokens), tied, shapes)
     return path
 
 
@@ -74,7 +75,7 @@ def write_sentence_piece(path: Path, pieces: Sequence[str], *, space_prefix: boo
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> Path:
     """A file with a vocabulary of any kind: an encoder for BERT's and T5's, else a Llama."""
-    encoder = vocabulary.model != "llama"
+    encoder = vocabulary.model in ("bert", "t5")
     architecture = "bert" if encoder else "llama"
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, architecture, len(vocabulary.tokens), {})
@@ -107,10 +108,12 @@ def _write_weights(
     kinds: Kind | Sequence[Kind],
     vocab: int,
     tied: bool,
+    shapes: Shapes | None = None,
 ) -> None:
     random = np.random.default_rng(3)
-    long_rope = f"{writer.arch}.rope.scaling.attn_factor" in writer.kv_data[0]
-    shapes = _shapes(architecture, vocab, tied, long_rope)
+    if shapes is None:
+        long_rope = f"{writer.arch}.rope.scaling.attn_factor" in writer.kv_data[0]
+        shapes = _shapes(architecture, vocab, tied, long_rope)
     turns = itertools.cycle([kinds] if isinstance(kinds, Kind) else kinds)
     for name, shape in shapes.items():
         array = _draw(random, name, shape, architecture)
@@ -137,27 +140,35 @@ def quantized(values: np.ndarray, kind: Kind) -> np.ndarray:
 def _write_metadata(
     writer: gguf.GGUFWriter, architecture: str, vocab: int, values: dict[str, Any]
 ) -> None:
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(512)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS if architecture == "bert" else KV_HEADS)
-    writer.add_key_length(HEAD)
-    writer.add_value_length(HEAD)
-    writer.add_rope_dimension_count(HEAD)
-    if architecture in LAYER_NORM:
-        writer.add_layer_norm_eps(1e-5)
-    else:
-        writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(vocab)
-    for key, value in values.items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        if isinstance(value, str):
-            writer.add_string(f"{writer.arch}.{key}", value)
-        else:
-            add(f"{writer.arch}.{key}", value)
+    epsilon = "layer_norm" if architecture in LAYER_NORM else "layer_norm_rms"
+    common: dict[str, Any] = {
+        "block_count": LAYERS,
+        "context_length": 512,
+        "embedding_length": WIDTH,
+        "feed_forward_length": HIDDEN,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": HEADS if architecture == "bert" else KV_HEADS,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "rope.dimension_count": HEAD,
+        f"attention.{epsilon}_epsilon": 1e-5,
+        "rope.freq_base": 10_000.0,
+        "vocab_size": vocab,
+    }
+    for key, value in (common | values).items():
+        if value is not None:
+            _add(writer, f"{writer.arch}.{key}", value)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    adders: dict[type, Callable[[str, Any], None]] = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    adders[type(value)](key, value)
 
 
 def _bert_shapes(vocab: int) -> Shapes:
@@ -266,8 +277,10 @@ def _experts(up: tuple[int, ...], down: tuple[int, ...]) -> Shapes:
 def _draw(
     random: np.random.Generator, name: str, shape: tuple[int, ...], architecture: str
 ) -> np.ndarray:
+    if name == "rope_freqs.weight":  # Gemma 4's: a quarter of the pairs is turned
+        return np.where(np.arange(*shape) < shape[0] / 4, 1, 1e30).astype(np.float32)
     noise = random.standard_normal(shape)
-    if name.endswith("norm.weight"):
+    if ("norm" in name and name.endswith(".weight")) or "scale" in name:
         noise = 1 + 0.2 * noise
     elif name.startswith("rope_factors"):
         noise = 1 + np.abs(noise)

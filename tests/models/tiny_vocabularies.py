@@ -4,6 +4,7 @@ llama.cpp's converter writes them into a file."""
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ class Vocabulary:
         for name, value in self.more.items():
             if isinstance(value, bytes):
                 writer.add_precompiled_charsmap(value)
+            elif isinstance(value, list):
+                writer.add_token_merges(value)
             else:
                 writer.add_bool(f"tokenizer.ggml.{name}", value)
 
@@ -110,6 +113,50 @@ def sentence_piece(
         ),
         own,
     )
+
+
+def merged_letters(texts: Sequence[str], size: int = 1200) -> tuple[Vocabulary, Tokenizer]:
+    """Gemma 4's kind: merges of letters, spaces among them, with bytes for unknown letters; and
+    the tokenizer that it was trained as, with the steps of Gemma's tokenizer.json."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    # No token of Gemma's goes over the end of a line.
+    words = [
+        pre_tokenizers.Split("\n", "isolated"),
+        pre_tokenizers.Split("\u2581", "merged_with_next"),
+    ]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    letters = [letter for text in texts[::2] for letter in text if letter not in " \n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[*special, "\n", "\n\n"],
+        initial_alphabet=sorted(set(letters)),
+        limit_alphabet=400,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts[::2], trainer)
+    made = json.loads(tokenizer.to_str())["model"]
+    merges = [*(" ".join(pair) for pair in made["merges"]), "\n \n"]
+    own = Tokenizer(
+        models.BPE(
+            made["vocab"],
+            [(left, right) for left, right in (pair.split(" ") for pair in merges)],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    own.normalizer = normalizers.Replace(" ", "\u2581")
+    own.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokens = sorted(made["vocab"], key=made["vocab"].__getitem__)
+    types = [TokenType.CONTROL] * 3 + [TokenType.UNKNOWN] + [TokenType.BYTE] * 256
+    types += [TokenType.NORMAL] * (len(tokens) - len(types))
+    ids = {name: tokens.index(f"<{name}>") for name in ("eos", "bos")}
+    more = {"merges": merges, "add_space_prefix": False, "add_bos_token": True}
+    kinds = [int(kind) for kind in types]
+    ids |= {"unknown": tokens.index("<unk>"), "padding": tokens.index("<pad>")}
+    return Vocabulary("gemma4", tokens, kinds, [0.0] * len(tokens), ids, more), own
 
 
 def _type(own: sentencepiece.SentencePieceProcessor, token: int) -> int:

@@ -59,13 +59,22 @@ def _longrope(file: GgufFile, prefix: str) -> dict[str, Any]:
 
 
 def _yarn(file: GgufFile, prefix: str) -> dict[str, Any]:
-    return {
+    for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        if file.get(f"{prefix}.rope.scaling.{name}", 1.0) != 1:
+            raise ModelLoadError(f"{file.path}: YaRN with its own {name} is not supported")
+    found: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": float(file.need(f"{prefix}.rope.scaling.factor")),
         "original_max_position_embeddings": int(
             file.need(f"{prefix}.rope.scaling.original_context_length")
         ),
     }
+    for name in ("beta_fast", "beta_slow"):
+        if (beta := file.get(f"{prefix}.rope.scaling.yarn_{name}")) is not None:
+            found[name] = float(beta)
+    if scale := file.get(f"{prefix}.rope.scaling.yarn_log_multiplier"):
+        found |= {"mscale": 1.0, "mscale_all_dim": float(scale)}
+    return found
 
 
 def _llama3(file: GgufFile, prefix: str, base: float, factors: np.ndarray) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gguf import TokenType
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from mlx_parallm.models.gguf.reader import GgufFile
@@ -40,6 +40,32 @@ def sentence_piece(file: GgufFile) -> Tokenizer:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return tokenizer
+
+
+def merged_letters(file: GgufFile) -> Tokenizer:
+    """The tokenizer of a file whose model is "gemma4": listed merges, also over spaces."""
+    tokens = file.need("tokenizer.ggml.tokens")
+    tokenizer = Tokenizer(
+        BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[_pair(merge) for merge in file.need("tokenizer.ggml.merges")],
+            unk_token=tokens[file.get("tokenizer.ggml.unknown_token_id", 3)],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    """Both halves; only the first may begin with a space."""
+    middle = merge.index(" ", 1)
+    return merge[:middle], merge[middle + 1 :]
 
 
 def _with_visible_spaces(tokens: Sequence[str], types: Sequence[int]) -> list[str]:

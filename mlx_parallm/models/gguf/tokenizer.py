@@ -13,14 +13,14 @@ from tokenizers.models import BPE
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.gguf.pre_tokenizers import WORD_KINDS
 from mlx_parallm.models.gguf.reader import GgufFile
-from mlx_parallm.models.gguf.sentence_piece import sentence_piece
+from mlx_parallm.models.gguf.sentence_piece import merged_letters, sentence_piece
 from mlx_parallm.models.gguf.unigram import unigram
 from mlx_parallm.models.gguf.word_piece import original_tokens, word_piece
 
 # Tokens that end a turn or a text, whatever the file says; llama-vocab.cpp has the same list.
 _END_TOKENS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> "
-    "<EOT> _<EOT> <|return|> <|call|>".split()
+    "<EOT> _<EOT> <|return|> <|call|> <turn|>".split()
 )
 
 
@@ -90,6 +90,7 @@ _KINDS = {
     "llama": _Kind(sentence_piece, lambda file: True),
     "t5": _Kind(unigram, after=True),
     # What BERT calls [CLS] and [SEP].
+    "gemma4": _Kind(merged_letters, lambda file: True, always=True),
     "bert": _Kind(
         word_piece, lambda file: True, after=True, names=("bos", "seperator"), always=True
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.gguf.architectures import Architecture
+from mlx_parallm.models.gguf.architecture import Architecture, part_of
 from mlx_parallm.models.gguf.blocks import GROUP, can_pack, pack
 from mlx_parallm.models.gguf.reader import GgufFile, GgufTensor
 
@@ -41,19 +41,28 @@ def weights_of(
         ModelLoadError: a tensor or a type of block that is not known.
     """
     for tensor in file.tensors():
-        name = kind.name(tensor.name)
-        if name is None:
-            continue
-        if can_pack(tensor.kind) and name.endswith(".weight"):
-            yield from _packed(tensor, name, kind, config, report)
-        else:
-            yield name, _plain(tensor, kind, config, report)
+        names = kind.names(tensor.name)
+        for name, part in zip(names, _divided(tensor, len(names)), strict=True):
+            if can_pack(tensor.kind) and name.endswith(".weight"):
+                yield from _packed(part, name, kind, config, report)
+            else:
+                yield name, _plain(part, kind, config, report)
+
+
+def _divided(tensor: GgufTensor, count: int) -> list[GgufTensor]:
+    """Its rows in so many equal parts."""
+    if count < 2:
+        return [tensor] * count
+    shape = (*tensor.shape[:-2], tensor.shape[-2] // count, tensor.shape[-1])
+    parts = np.split(np.asarray(tensor.data), count, axis=-2)
+    return [replace(tensor, shape=shape, data=part) for part in parts]
 
 
 def _packed(
     tensor: GgufTensor, name: str, kind: Architecture, config: dict[str, Any], report: Conversion
 ) -> Iterator[tuple[str, np.ndarray]]:
-    packed = pack(_in_order(tensor, np.asarray(tensor.data), kind, config), tensor.kind)
+    rows = kind.rows(part_of(tensor.name), np.asarray(tensor.data), config)
+    packed = pack(rows, tensor.kind)
     if packed.error:
         report.rounded[tensor.kind.name] = max(
             packed.error, report.rounded.get(tensor.kind.name, 0.0)
@@ -76,13 +85,8 @@ def _plain(
         values = dequantize(tensor.data, tensor.kind).reshape(tensor.shape).astype(np.float32)
     except NotImplementedError as error:
         raise ModelLoadError(f"weights of the type {tensor.kind.name} are not supported") from error
-    values = _in_order(tensor, values, kind, config)
-    if kind.norms_plus_one and tensor.name.endswith("norm.weight"):
-        values = values - np.float32(1)
-    if tensor.name.endswith("ffn_gate_inp_shexp.weight"):
-        values = values.reshape(1, -1)  # stored as a vector
-    if tensor.name == "token_types.weight" and values.ndim == 1:
-        values = values.reshape(1, -1)  # of one type only
+    part = part_of(tensor.name)
+    values = kind.values(part, kind.rows(part, values, config), config)
     if tensor.kind is Kind.F32 and values.ndim > 1:
         return values
     return _halved(values, tensor.kind, report)
@@ -99,20 +103,3 @@ def _halved(values: np.ndarray, kind: Kind, report: Conversion) -> np.ndarray:
     if error:
         report.rounded[kind.name] = max(error, report.rounded.get(kind.name, 0.0))
     return half
-
-
-def _in_order(
-    tensor: GgufTensor, rows: np.ndarray, kind: Architecture, config: dict[str, Any]
-) -> np.ndarray:
-    """Rows of q and k as Hugging Face has them.
-
-    llama.cpp has the two numbers of a rotary pair side by side (2i, 2i + 1), Hugging Face and MLX
-    half a head apart (i, i + d/2).
-    """
-    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-    part = tensor.name.split(".")[-2]
-    if not kind.permuted or part not in heads:
-        return rows
-    count = int(config[heads[part]])
-    pairs = rows.reshape(count, rows.shape[0] // count // 2, 2, *rows.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)

@@ -1,0 +1,128 @@
+"""What an architecture of GGUF files is: names of tensors, config.json, and what is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.gguf.names import LLAMA, TOP
+from mlx_parallm.models.gguf.reader import GgufFile
+
+Config = dict[str, Any]
+# Changes of a tensor: llama.cpp's name of it within a layer, its rows or values, config.json.
+Change = Callable[[str, np.ndarray, Config], np.ndarray]
+
+# Tables that mlx-lm computes, or that config.json has.
+_LEFT_OUT = ("rope_freqs", "attn_rot_embd", "rope_factors_long", "rope_factors_short")
+
+
+def unchanged(part: str, array: np.ndarray, config: Config) -> np.ndarray:
+    """The array."""
+    return array
+
+
+def rotary_pairs(part: str, rows: np.ndarray, config: Config) -> np.ndarray:
+    """Rows of q and k as Hugging Face has them.
+
+    llama.cpp has the two numbers of a rotary pair side by side (2i, 2i + 1), Hugging Face and MLX
+    half a head apart (i, i + d/2).
+    """
+    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+    stem = part.rpartition(".")[0]
+    if stem not in heads:
+        return rows
+    count = int(config[heads[stem]])
+    pairs = rows.reshape(count, rows.shape[0] // count // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def norms_minus_one(part: str, values: np.ndarray, config: Config) -> np.ndarray:
+    """Weights of norms as mlx-lm has them, where llama.cpp's converter added 1."""
+    return values - np.float32(1) if part.endswith("norm.weight") else values
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one of llama.cpp's architectures maps to one of mlx-lm's.
+
+    Attributes:
+        model_type: mlx-lm's.
+        parts: modules within a layer, by llama.cpp's name without its suffix; an array that is no
+            module's weight or bias has its whole name.
+        more: entries of config.json beyond the common ones.
+        top: the same outside of layers.
+        rows: puts rows into mlx-lm's order, packed ones too.
+        values: of tensors that are not packed, as mlx-lm has them.
+        halves: parts whose rows are those of two modules, one after the other.
+        rotary: whether rope_config describes its positions.
+        wide_range: activations may exceed float16.
+        body: where mlx-lm has the layers.
+    """
+
+    model_type: str
+    parts: Mapping[str, str] = field(default_factory=lambda: LLAMA)
+    more: Callable[[GgufFile, str], Config] = lambda file, prefix: {}
+    rows: Change = unchanged
+    values: Change = unchanged
+    halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    wide_range: bool = False
+    top: Mapping[str, str] = field(default_factory=lambda: TOP)
+    rotary: bool = True
+    body: str = "model"
+
+    def names(self, stored: str) -> tuple[str, ...]:
+        """mlx-lm's names of a tensor: none if it is not needed, two if it holds two.
+
+        Raises:
+            ModelLoadError: a tensor that this table does not know.
+        """
+        stem, _, suffix = stored.rpartition(".")
+        part = part_of(stored).rpartition(".")[0]
+        if part in _LEFT_OUT:
+            return ()
+        if not stem.startswith("blk."):
+            found: tuple[str, ...] = _found(self.top, stem, suffix)
+        else:
+            names = _found(self.parts, part, suffix) or tuple(
+                f"{half}.{suffix}" for half in self.halves.get(part, ())
+            )
+            found = tuple(f"{self.body}.layers.{stem.split('.')[1]}.{name}" for name in names)
+        if not found:
+            raise ModelLoadError(
+                f"the tensor {stored} is not known in GGUF files of this architecture"
+            )
+        return found
+
+
+def part_of(stored: str) -> str:
+    """A tensor's name within its layer, such as attn_q.weight."""
+    return ".".join(stored.split(".")[-2:])
+
+
+def _found(names: Mapping[str, str], stem: str, suffix: str) -> tuple[str, ...]:
+    whole = f"{stem}.{suffix}"
+    if whole in names:
+        return (names[whole],)
+    return (f"{names[stem]}.{suffix}",) if stem in names else ()
+
+
+def largest(value: Any) -> Any:
+    """Of a figure that may be one for each layer."""
+    return max(value) if isinstance(value, list) else value
+
+
+def each_layer(file: GgufFile, key: str, count: int) -> list[Any]:
+    """A figure for each layer, also where the file has one for all.
+
+    Raises:
+        ModelLoadError: there is none, or not one for each.
+    """
+    value = file.need(key)
+    found = value if isinstance(value, list) else [value] * count
+    if len(found) != count:
+        raise ModelLoadError(f"{file.path}: {key} has {len(found)} entries for {count} layers")
+    return found

@@ -1,0 +1,1 @@
+"""Families of architectures in GGUF files, by what their layers are made of."""

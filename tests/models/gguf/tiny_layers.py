@@ -1,0 +1,94 @@
+"""Shapes of the tensors of tiny models, by llama.cpp's names, for many families."""
+
+from __future__ import annotations
+
+from tests.models.tiny_gguf import EXPERTS, HEAD, HEADS, HIDDEN, KV_HEADS, LAYERS, WIDTH, Shapes
+
+PER_LAYER = 32
+GLOBAL_HEAD = 2 * HEAD
+
+
+def weights(**shapes: tuple[int, ...]) -> Shapes:
+    """Names with .weight behind them."""
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def attention(
+    heads: int = HEADS, kv: int = KV_HEADS, head: int = HEAD, *, norms: bool = False
+) -> Shapes:
+    found = weights(
+        attn_norm=(WIDTH,),
+        attn_q=(heads * head, WIDTH),
+        attn_k=(kv * head, WIDTH),
+        attn_v=(kv * head, WIDTH),
+        attn_output=(WIDTH, heads * head),
+    )
+    return found | (weights(attn_q_norm=(head,), attn_k_norm=(head,)) if norms else {})
+
+
+def mlp(hidden: int = HIDDEN) -> Shapes:
+    return weights(ffn_gate=(hidden, WIDTH), ffn_up=(hidden, WIDTH), ffn_down=(WIDTH, hidden))
+
+
+def whole(vocab: int, layers: list[Shapes], *, tied: bool = False) -> Shapes:
+    """Layers, with what is around them."""
+    found = weights(token_embd=(vocab, WIDTH), output_norm=(WIDTH,))
+    if not tied:
+        found |= weights(output=(vocab, WIDTH))
+    for i, layer in enumerate(layers):
+        found |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
+    return found
+
+
+def _gemma4_layer(full: bool, kv: int) -> Shapes:
+    around = ("ffn_norm", "post_attention_norm", "post_ffw_norm")
+    return (
+        attention(kv=kv, head=GLOBAL_HEAD if full else HEAD, norms=True)
+        | weights(**dict.fromkeys(around, (WIDTH,)))
+        | weights(layer_output_scale=(1,))
+    )
+
+
+def gemma4_small(vocab: int) -> Shapes:
+    """As E2B: inputs for each layer, and three layers that share K and V with wide MLPs."""
+    layers = [
+        _gemma4_layer(i % 3 == 2, KV_HEADS)
+        | mlp(HIDDEN if i < LAYERS // 2 else 2 * HIDDEN)
+        | weights(inp_gate=(PER_LAYER, WIDTH), proj=(WIDTH, PER_LAYER), post_norm=(WIDTH,))
+        for i in range(LAYERS)
+    ]
+    return (
+        whole(vocab, layers, tied=True)
+        | weights(
+            per_layer_token_embd=(vocab, LAYERS * PER_LAYER),
+            per_layer_model_proj=(LAYERS * PER_LAYER, WIDTH),
+            per_layer_proj_norm=(PER_LAYER,),
+        )
+        | weights(rope_freqs=(GLOBAL_HEAD // 2,))
+    )
+
+
+def gemma4_large(vocab: int, *, fused: bool) -> Shapes:
+    """As 26B-A4B: experts beside an MLP, and layers that see all have one head of K and no V."""
+    layers = []
+    for i in range(LAYERS):
+        layer = _gemma4_layer(i % 3 == 2, 1 if i % 3 == 2 else KV_HEADS) | mlp()
+        if i % 3 == 2:
+            del layer["attn_v.weight"]
+        layers.append(layer | _gemma4_experts(fused))
+    return whole(vocab, layers, tied=True) | weights(rope_freqs=(GLOBAL_HEAD // 2,))
+
+
+def _gemma4_experts(fused: bool) -> Shapes:
+    up = (EXPERTS, HIDDEN, WIDTH)
+    norms = ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")
+    return (
+        weights(**dict.fromkeys(norms, (WIDTH,)))
+        | weights(ffn_gate_inp=(EXPERTS, WIDTH), ffn_down_exps=(EXPERTS, WIDTH, HIDDEN))
+        | {"ffn_gate_inp.scale": (WIDTH,), "ffn_down_exps.scale": (EXPERTS,)}
+        | (
+            weights(ffn_gate_up_exps=(EXPERTS, 2 * HIDDEN, WIDTH))
+            if fused
+            else weights(ffn_gate_exps=up, ffn_up_exps=up)
+        )
+    )
