@@ -6,6 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mlx_parallm.models.vision.video_layout import (
+    Frames,
+    TemporalPatches,
+    VideoLayout,
+    numbered,
+    told_with_times,
+)
+
 Axes = Literal["chunked", "interleaved"]
 Whole = Literal["everywhere", "in windows"]
 
@@ -29,6 +37,7 @@ class Family:
         bare_call: its processor takes no settings for the tokenizer, which may write a token at
             the beginning of texts.
         towers: model types of its vision_config that are known; empty is any.
+        video: how it is shown videos; None takes none.
     """
 
     processor: str
@@ -39,7 +48,24 @@ class Family:
     scaled: bool = False
     bare_call: bool = False
     towers: tuple[str, ...] = ()
+    video: VideoLayout | None = None
 
+    @property
+    def video_placeholder(self) -> str:
+        """What stands for a video in a rendered conversation."""
+        if isinstance(self.video, TemporalPatches):
+            return self.video.placeholder
+        return self.placeholder
+
+
+# Frames are never cut into parts.
+_UNDIVIDED = {"do_image_splitting": False}
+_QWEN3 = Family(
+    "qwen3_vl.processing_qwen3_vl:Qwen3VLProcessor",
+    "<|image_pad|>",
+    axes="interleaved",
+    video=TemporalPatches("<|vision_start|><|video_pad|><|vision_end|>", timed=True),
+)
 
 FAMILIES: Mapping[str, Family] = {
     "gemma3": Family(
@@ -54,9 +80,17 @@ FAMILIES: Mapping[str, Family] = {
         whole="in windows",
         scaled=True,
     ),
-    "idefics3": Family("idefics3.processing_idefics3:Idefics3Processor", "<image>", inner=True),
+    "idefics3": Family(
+        "idefics3.processing_idefics3:Idefics3Processor",
+        "<image>",
+        inner=True,
+        video=Frames(numbered, _UNDIVIDED),
+    ),
     "internvl": Family(
-        "internvl.processing_internvl:InternVLProcessor", "<IMG_CONTEXT>", inner=True
+        "internvl.processing_internvl:InternVLProcessor",
+        "<IMG_CONTEXT>",
+        inner=True,
+        video=Frames(numbered, {"do_dynamic_preprocess": False}),
     ),
     "lfm2-vl": Family("lfm2_vl.processing_lfm2_vl:Lfm2VlProcessor", "<image>", inner=True),
     "lfm2_vl": Family("lfm2_vl.processing_lfm2_vl:Lfm2VlProcessor", "<image>", inner=True),
@@ -70,18 +104,25 @@ FAMILIES: Mapping[str, Family] = {
     "mistral3": Family("mistral3.processing_mistral3:Mistral3Processor", "[IMG]"),
     "pixtral": Family("pixtral.processing_pixtral:PixtralProcessor", "[IMG]", inner=True),
     "qwen2_5_vl": Family(
-        "qwen2_5_vl.processing_qwen2_5_vl:Qwen2_5_VLProcessor", "<|image_pad|>", axes="chunked"
+        "qwen2_5_vl.processing_qwen2_5_vl:Qwen2_5_VLProcessor",
+        "<|image_pad|>",
+        axes="chunked",
+        video=TemporalPatches("<|video_pad|>", by_seconds=True),
     ),
     "qwen2_vl": Family(
-        "qwen2_vl.processing_qwen2_vl:Qwen2VLProcessor", "<|image_pad|>", axes="chunked"
+        "qwen2_vl.processing_qwen2_vl:Qwen2VLProcessor",
+        "<|image_pad|>",
+        axes="chunked",
+        video=TemporalPatches("<|video_pad|>"),
     ),
-    "qwen3_vl": Family(
-        "qwen3_vl.processing_qwen3_vl:Qwen3VLProcessor", "<|image_pad|>", axes="interleaved"
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "smolvlm": Family(
+        "smolvlm.processing_smolvlm:SmolVLMProcessor",
+        "<image>",
+        inner=True,
+        video=Frames(told_with_times, _UNDIVIDED),
     ),
-    "qwen3_vl_moe": Family(
-        "qwen3_vl.processing_qwen3_vl:Qwen3VLProcessor", "<|image_pad|>", axes="interleaved"
-    ),
-    "smolvlm": Family("smolvlm.processing_smolvlm:SmolVLMProcessor", "<image>", inner=True),
 }
 
 REFUSED: Mapping[str, str] = {

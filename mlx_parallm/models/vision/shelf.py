@@ -1,4 +1,4 @@
-"""The Shelf: prepared pictures by content, and a bound on what all of them hold."""
+"""The Shelf: prepared pictures and videos by content, and a bound on what all of them hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import OrderedDict
 from weakref import WeakValueDictionary
 
 from mlx_parallm.errors import OutOfMemoryError
-from mlx_parallm.models.vision.prepared import PreparedPicture
+from mlx_parallm.models.vision.prepared import Prepared
 
 _SHARE_KEPT = 8  # of the bytes at most, those of pictures that no request has any more
 
@@ -21,8 +21,8 @@ class Shelf:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._held: WeakValueDictionary[bytes, PreparedPicture] = WeakValueDictionary()
-        self._newest: OrderedDict[bytes, PreparedPicture] = OrderedDict()
+        self._held: WeakValueDictionary[bytes, Prepared] = WeakValueDictionary()
+        self._newest: OrderedDict[bytes, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -30,15 +30,15 @@ class Shelf:
         """Held now."""
         return sum(picture.nbytes for picture in list(self._held.values()))
 
-    def find(self, key: bytes) -> PreparedPicture | None:
-        """A picture that was prepared already."""
+    def find(self, key: bytes) -> Prepared | None:
+        """What was prepared already."""
         with self._lock:
             found = self._held.get(key)
             if key in self._newest:
                 self._newest.move_to_end(key)
             return found
 
-    def put(self, picture: PreparedPicture) -> None:
+    def put(self, picture: Prepared) -> None:
         """Keep a picture as long as somebody holds it, and a while longer.
 
         Raises:

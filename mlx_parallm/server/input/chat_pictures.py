@@ -69,8 +69,10 @@ class ChatPictures:
     @cached_property
     def _shape(self) -> ContentShape | None:
         """Of the template; None for families whose templates know text only."""
-        family = family_of(self._loaded.config)
+        family, vision = family_of(self._loaded.config), self._loaded.vision
         tokenizer = self._loaded.tokenizer
         if family is None or not tokenizer.has_chat_template:
             return None
-        return ContentShape.of(tokenizer, family.placeholder)
+        return ContentShape.of(
+            tokenizer, family.placeholder if vision is None else vision.placeholder
+        )

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_parallm.models.vision.picture import Picture
+from mlx_parallm.models.vision.video import Video
 from tests.models.vision.tiny_vision import folder_of
 
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids")
@@ -41,22 +42,30 @@ def _model(family: str) -> Any:
 
 
 def answer(
-    family: str, processor: Any, text: str, pictures: Sequence[Picture], count: int
+    family: str,
+    processor: Any,
+    text: str,
+    pictures: Sequence[Picture],
+    count: int,
+    videos: Sequence[Video] = (),
 ) -> Answer:
     """Its first `count` tokens.
 
     Args:
         processor: of the family, also mlx-vlm's.
-        text: with a placeholder for each picture.
+        text: with a placeholder for each picture, and each video that is none of pictures.
     """
     from mlx_vlm.models.cache import make_prompt_cache
 
     model = _model(family)
-    images = [Image.fromarray(picture.pixels) for picture in pictures]
-    settings = {} if family == "llava" else {"add_special_tokens": False}
-    made = dict(processor(text=[text], images=images, **settings))
+    settings: dict[str, Any] = {} if family == "llava" else {"add_special_tokens": False}
+    if pictures:
+        settings["images"] = [Image.fromarray(picture.pixels) for picture in pictures]
+    if videos:
+        settings |= _of_videos(family, videos)
+    made = dict(processor(text=[text], **settings))
     given = {name: _as_array(value) for name, value in made.items()}
-    ids, pixels = given["input_ids"], given["pixel_values"]
+    ids, pixels = given["input_ids"], given.get("pixel_values")
     more = {k: v for k, v in given.items() if k not in (*_OF_TEXT, "pixel_values")}
     found = model.get_input_embeddings(ids, pixels, mask=mx.ones(ids.shape, mx.int32), **more)
     features = {k: v for k, v in found.to_dict().items() if v is not None}
@@ -102,6 +111,19 @@ def _look_ahead_in_windows(model: Any, is_picture: np.ndarray) -> None:
         return [seen if kind == "sliding_attention" else mask for kind, mask in pairs]
 
     text._make_masks = masks
+
+
+def _of_videos(family: str, videos: Sequence[Video]) -> dict[str, Any]:
+    """What a processor is given of them."""
+    frames = [np.stack([frame.pixels for frame in video.frames]) for video in videos]
+    if not family.startswith("qwen3"):
+        return {"videos": frames}
+    # A clock of 100 frames a second, which every time of these tests is on.
+    told = [
+        {"frames_indices": [round(100 * time) for time in video.times], "fps": 100.0}
+        for video in videos
+    ]
+    return {"videos": frames, "video_metadata": told}
 
 
 def _mask(is_picture: np.ndarray) -> mx.array:

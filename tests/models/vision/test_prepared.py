@@ -10,6 +10,7 @@ import pytest
 from mlx_parallm.models.vision.media import Media
 from mlx_parallm.models.vision.prepared import (
     PreparedPicture,
+    PreparedVideo,
     axis_positions,
     key_tokens,
     spans_of,
@@ -28,7 +29,7 @@ IDS = [1, 2, *[PAD] * 6, 3, PAD, 4, 5]
 
 def test_positions_are_those_of_qwen2_vl() -> None:
     """Worked out by hand: text, a grid of 2 x 3, text behind its longest side, and so on."""
-    spans = spans_of(IDS, PAD, [WIDE, SMALL])
+    spans = spans_of(IDS, {PAD}, [WIDE, SMALL])
     time = [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 8]
     height = [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8]
     width = [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8]
@@ -40,16 +41,32 @@ def test_positions_are_those_of_qwen2_vl() -> None:
     assert media.positions_between(10, 14).tolist() == [[7, 8, 9, 10]] * 3
 
 
+def test_positions_of_a_video_go_on_in_time() -> None:
+    """Worked out by hand for a step of 2.5, which is rounded down as transformers does."""
+    groups = tuple(_picture(name, (1, 2, 1)) for name in "abc")
+    film = PreparedVideo(b"film", "", groups, step=2.5)
+    ids = [1, 2, *[PAD] * 6, 3, PAD, 4]
+    spans = spans_of(ids, {PAD}, [film, SMALL])
+    time = [0, 1, 2, 2, 4, 4, 7, 7, 8, 9, 10]
+    height = [0, 1, 2, 3, 2, 3, 2, 3, 8, 9, 10]
+    width = [0, 1, 2, 2, 2, 2, 2, 2, 8, 9, 10]
+    assert axis_positions(len(ids), spans).tolist() == [time, height, width]
+    slower = spans_of(ids, {PAD}, [PreparedVideo(b"film", "", groups, step=5.0), SMALL])
+    keys, others = key_tokens(ids, spans), key_tokens(ids, slower)
+    assert keys[:4] == others[:4], "the first group is where it was"
+    assert not set(keys[4:8]) & set(others[4:8])
+
+
 def test_other_numbers_of_placeholders_are_refused() -> None:
     for pictures in ([WIDE], [WIDE, SMALL, SMALL]):
         with pytest.raises(ValueError, match="placeholders"):
-            spans_of(IDS, PAD, pictures)
+            spans_of(IDS, {PAD}, pictures)
 
 
 def test_keys_are_of_the_picture_and_the_place_in_it() -> None:
-    spans = spans_of(IDS, PAD, [WIDE, SMALL])
+    spans = spans_of(IDS, {PAD}, [WIDE, SMALL])
     keys = key_tokens(IDS, spans)
-    others = key_tokens(IDS, spans_of(IDS, PAD, [_picture("other", (1, 2, 3)), SMALL]))
+    others = key_tokens(IDS, spans_of(IDS, {PAD}, [_picture("other", (1, 2, 3)), SMALL]))
     text = [place for place, token in enumerate(IDS) if token != PAD]
     assert [keys[place] for place in text] == [IDS[place] for place in text]
     assert len(set(keys)) == len(keys)
@@ -59,14 +76,14 @@ def test_keys_are_of_the_picture_and_the_place_in_it() -> None:
 
 
 def test_a_chunk_ends_before_a_picture_that_is_not_computed() -> None:
-    media = Media(IDS, spans_of(IDS, PAD, [WIDE, SMALL]))
+    media = Media(IDS, spans_of(IDS, {PAD}, [WIDE, SMALL]))
     assert media.computable(0, 12) == 2
     assert media.computable(2, 1) == 0
     assert media.computable(8, 12) == 1
 
 
 def test_a_chunk_never_cuts_a_picture_that_is_seen_as_a_whole() -> None:
-    media = Media(IDS, spans_of(IDS, PAD, [WIDE, SMALL]), whole="everywhere")
+    media = Media(IDS, spans_of(IDS, {PAD}, [WIDE, SMALL]), whole="everywhere")
     media.features = [object(), object()]  # type: ignore[list-item]
     assert media.computable(0, 12) == 12
     assert media.computable(0, 5) == 2, "ends before it"
@@ -79,7 +96,7 @@ def test_a_chunk_never_cuts_a_picture_that_is_seen_as_a_whole() -> None:
 
 
 def test_other_ranks_get_the_same() -> None:
-    media = Media(IDS, spans_of(IDS, PAD, [WIDE, SMALL]), axes=True)
+    media = Media(IDS, spans_of(IDS, {PAD}, [WIDE, SMALL]), axes=True)
     other: Media = pickle.loads(pickle.dumps(media))
     assert other.keys == media.keys
     assert (other.positions_between(0, 20) == media.positions_between(0, 20)).all()

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from mlx_parallm.models.loader import BUNDLED, resolve
 from mlx_parallm.models.vision.picture import Picture
+from mlx_parallm.models.vision.video import Video
 
 Config = dict[str, Any]
 
@@ -36,7 +37,8 @@ _PARTS = (
     "{%- for m in messages %}{{- m['role'] + ': ' }}"
     "{%- if m['content'] is string %}{{- m['content'] }}"
     "{%- else %}{%- for part in m['content'] %}"
-    "{%- if part['type'] == 'image' %}{{- 'IMAGE' }}{%- else %}{{- part['text'] }}{%- endif %}"
+    "{%- if part['type'] == 'image' %}{{- 'IMAGE' }}"
+    "{%- elif part['type'] == 'video' %}{{- 'VIDEO' }}{%- else %}{{- part['text'] }}{%- endif %}"
     "{%- endfor %}{%- endif %}{{- '\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}"
 )
@@ -47,6 +49,7 @@ _PARTS_ONLY = _PARTS_ONLY.replace("{%- endfor %}{%- endif %}{{- '\n'", "{%- endf
 _QWEN: Config = {
     "special": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
     "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "video": "<|vision_start|><|video_pad|><|vision_end|>",
     "ids": {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
@@ -61,6 +64,17 @@ _QWEN: Config = {
         "temporal_patch_size": 2,
         "merge_size": 2,
         **_HALVES,
+    },
+    # Of all frames together: each of them has 2 x 3 features.
+    "files": {
+        "video_preprocessor_config.json": {
+            "min_pixels": 28 * 28,
+            "max_pixels": 6 * 56 * 84,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            **_HALVES,
+        }
     },
 }
 _QWEN2_TEXT: Config = {**TEXT, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
@@ -136,6 +150,7 @@ SPECS: dict[str, Config] = {
             "patch_size": 14,
             "spatial_patch_size": 14,
             "window_size": 28,
+            "tokens_per_second": 1,
             "fullatt_block_indexes": [1],
         },
     },
@@ -382,6 +397,12 @@ def picture(seed: int = 0, height: int = 50, width: int = 60) -> Picture:
     return Picture(squares.repeat(8, axis=0).repeat(8, axis=1)[:height, :width].copy())
 
 
+def video(seed: int = 0, frames: int = 5, fps: float = 2.0) -> Video:
+    """Frames that have nothing to do with each other."""
+    shown = tuple(picture(1000 * seed + number, 56, 84) for number in range(frames))
+    return Video(shown, tuple(number / fps for number in range(frames)), frames / fps)
+
+
 @cache
 def folder_of(family: str) -> Path:
     """The checkpoint of a family; made once a process."""
@@ -403,7 +424,8 @@ def _write_tokenizer(spec: Config, folder: Path) -> Any:
     named = spec.get("named", {})
     tokenizer = AutoTokenizer.from_pretrained(resolve(BUNDLED), extra_special_tokens=named)
     tokenizer.add_special_tokens({"additional_special_tokens": spec["special"]})
-    tokenizer.chat_template = spec.get("template", _PARTS).replace("IMAGE", spec["image"])
+    template = spec.get("template", _PARTS).replace("IMAGE", spec["image"])
+    tokenizer.chat_template = template.replace("VIDEO", spec.get("video", ""))
     tokenizer.save_pretrained(folder)
     return tokenizer
 
