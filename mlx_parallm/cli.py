@@ -104,7 +104,8 @@ def _follow(settings: Settings) -> int:
     try:
         engine.wait_ready()
     except ParallmError as error:
-        return _complain(str(error), _EXIT_FAILURE)
+        engine.thread.join()  # it tells rank 0 why
+        _end_now(str(error))  # at once: MLX's group aborts a process that exits on its own
     engine.thread.join()
     return 0
 

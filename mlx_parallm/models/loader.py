@@ -162,7 +162,7 @@ def load_model(
         check_cuda_shapes(model)
     whole = _num_parameters(model)
     if group is not None:
-        shard(model, group, config["model_type"])
+        shard(model, group, config)
     read_weights(model)
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.num_parameters = whole

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.adapting.shards import shard
 from mlx_parallm.models.loader import load_model
 from tests.models import architectures, checkpoints
 
@@ -84,6 +85,20 @@ def test_an_architecture_without_a_way_is_refused_by_name(tmp_path: Path) -> Non
         load_model(str(folder), group=group(0, 2))
 
 
-def test_a_number_that_does_not_divide_is_refused(wide: Path) -> None:
-    with pytest.raises(ModelLoadError, match="--tensor-parallel 3: this model cannot be divided"):
-        load_model(str(wide), group=group(0, 3))
+@pytest.mark.parametrize(
+    ("size", "named"),
+    [
+        (3, "num_attention_heads is 8, num_key_value_heads is 4, intermediate_size is 2048"),
+        (8, "num_key_value_heads is 4"),  # its columns could be divided, its heads cannot
+    ],
+)
+def test_a_number_that_does_not_divide_is_refused(wide: Path, size: int, named: str) -> None:
+    reason = f"--tensor-parallel {size}: this model cannot be divided by that number: {named}$"
+    with pytest.raises(ModelLoadError, match=reason):
+        load_model(str(wide), group=group(0, size))
+
+
+def test_layers_that_cannot_be_divided_are_refused_by_name() -> None:
+    name = "prism_hadamard_qwen35"
+    with pytest.raises(ModelLoadError, match=f"'{name}' .* kind HadamardQuantizedLinear"):
+        shard(architectures.build(name), group(0, 2), architectures.config(name))

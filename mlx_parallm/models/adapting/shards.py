@@ -6,155 +6,135 @@ they compute what a plain one does, so that everything else knows them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx.nn.layers import distributed
 from mlx.utils import tree_flatten
+from mlx_lm.models.mla import QuantizedMultiLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.adapting.shard import Shard, noting, shard_of, tag
+from mlx_parallm.models.adapting.summed import SummedLinear, SummedQuantizedLinear
 
-_NAME = "shard_of_layer"
-_PLAIN: dict[type, Any] = {
+_CLASSES: dict[type, Any] = {
     distributed.AllToShardedLinear: nn.Linear,
     distributed.QuantizedAllToShardedLinear: nn.QuantizedLinear,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which part of a layer this rank has.
-
-    Attributes:
-        axis: the outputs are divided, or the inputs, whose products are then added up.
-        in_order: whether the parts lie in the layer in the order of the ranks, and the layer
-            is one of those below.
-    """
-
-    axis: Literal["out", "in"]
-    rank: int
-    size: int
-    in_order: bool
-
-    def part(self, array: Any, axis: int) -> Any:
-        """This rank's part of an array that is divided like the layer."""
-        each = array.shape[axis] // self.size
-        first = self.rank * each
-        places = [slice(None)] * array.ndim
-        places[axis] = slice(first, first + each)
-        return array[tuple(places)]
-
-
-def shard_of(module: Any) -> Shard | None:
-    """Which part of a layer this is; None for a whole one."""
-    return getattr(module, _NAME, None)
-
-
-class SummedLinear(nn.Linear):
-    """A layer whose inputs are divided: the ranks' products are added up."""
-
-    group: Any
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """As nn.Linear."""
-        return self.whole(self.part(x))
-
-    def part(self, x: mx.array) -> mx.array:
-        """This rank's part of the product."""
-        product: mx.array = x @ self.weight.T
-        return product
-
-    def whole(self, part: mx.array) -> mx.array:
-        """The parts of all ranks, and the bias."""
-        return _added_up(self, part)
-
-
-class SummedQuantizedLinear(nn.QuantizedLinear):
-    """The same of packed weights."""
-
-    group: Any
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """As nn.QuantizedLinear."""
-        return self.whole(self.part(x))
-
-    def part(self, x: mx.array) -> mx.array:
-        """See SummedLinear."""
-        product: mx.array = mx.quantized_matmul(
-            x,
-            self.weight,
-            scales=self.scales,
-            biases=self.get("biases"),
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
-        return product
-
-    def whole(self, part: mx.array) -> mx.array:
-        """See SummedLinear."""
-        return _added_up(self, part)
-
-
-def _added_up(layer: Any, part: mx.array) -> mx.array:
-    y = mx.distributed.all_sum(part, group=layer.group)
-    return y + layer.bias if "bias" in layer else y
-
-
-SUMMED = (SummedLinear, SummedQuantizedLinear)
-_SUMMED: dict[type, Any] = {
     distributed.ShardedToAllLinear: SummedLinear,
     distributed.QuantizedShardedToAllLinear: SummedQuantizedLinear,
 }
+_PACKED = (
+    *(nn.QuantizedLinear, nn.QuantizedEmbedding),
+    *(QuantizedSwitchLinear, QuantizedMultiLinear),
+)
+# What ranks share, as config.json has it.
+_COUNTS = (
+    *("num_attention_heads", "num_key_value_heads"),
+    *("linear_num_key_heads", "linear_num_value_heads"),
+    *("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"),
+)
+Shapes = dict[str, tuple[int, ...]]
 
 
-def shard(model: Any, group: mx.distributed.Group, model_type: str) -> None:
+def shard(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) -> None:
     """Keep this rank's part of a model whose weights are still to be read, and read it.
+
+    Args:
+        config: the model's config.json.
 
     Raises:
         ModelLoadError: the architecture cannot be divided, or not among so many ranks.
     """
-    if not hasattr(model, "shard"):
-        raise ModelLoadError(
-            f"--tensor-parallel: the architecture {model_type!r} cannot be divided over ranks: "
-            "mlx-lm does not say how (its model has no `shard`)"
-        )
-    before = {path: _shape(module) for path, module in model.named_modules()}
+    _check_kind(model, str(config.get("model_type")))
+    shapes = {path: _shapes(module) for path, module in model.named_modules()}
+    counts = _counts(model)
     try:
-        model.shard(group)
+        with noting(group):
+            model.shard(group)
     except (ValueError, AssertionError, ZeroDivisionError) as error:
-        raise ModelLoadError(
-            f"--tensor-parallel {group.size()}: this model cannot be divided by that number: "
-            f"{error}"
-        ) from error
+        reason = _uneven(config, group.size())
+        if isinstance(error, AssertionError) or not reason:
+            reason = str(error)
+        raise _indivisible(group.size(), reason) from error
+    _check_counts(counts, _counts(model), config, group.size())
     for path, module in model.named_modules():
-        _settle(path, module, before.get(path), group)
+        _settle(module, shapes.get(path), group)
     weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     for array in weights.values():
         mx.eval(array)  # one after the other: what is cut off is freed before the next is read
         mx.clear_cache()
 
 
-def _settle(
-    path: str, module: Any, before: tuple[int, ...] | None, group: mx.distributed.Group
+def _check_kind(model: Any, model_type: str) -> None:
+    """Refuse architectures that mlx-lm does not divide, or not all of whose layers."""
+    if not hasattr(model, "shard"):
+        raise ModelLoadError(
+            f"--tensor-parallel: the architecture {model_type!r} cannot be divided over ranks: "
+            "mlx-lm does not say how (its model has no `shard`)"
+        )
+    for path, module in model.named_modules():
+        if hasattr(module, "bits") and not isinstance(module, _PACKED):
+            raise ModelLoadError(
+                f"--tensor-parallel: the architecture {model_type!r} cannot be divided over ranks: "
+                f"mlx-lm cannot divide its layers of the kind {type(module).__name__} ({path})"
+            )
+
+
+def _indivisible(size: int, reason: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"--tensor-parallel {size}: this model cannot be divided by that number: {reason}"
+    )
+
+
+def _uneven(config: Mapping[str, Any], size: int) -> str:
+    """What in config.json is no multiple of the number of ranks."""
+    inner = config.get("text_config")
+    text = {**config, **inner} if isinstance(inner, dict) else config
+    wrong = [name for name in _COUNTS if isinstance(text.get(name), int) and text[name] % size]
+    return ", ".join(f"{name} is {text[name]}" for name in wrong)
+
+
+def _counts(model: Any) -> dict[str, int]:
+    """The modules' whole numbers, such as those of their heads, by path and name."""
+    return {
+        f"{path}.{name}": value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) is int
+    }
+
+
+def _check_counts(
+    before: dict[str, int], now: dict[str, int], config: Mapping[str, Any], size: int
 ) -> None:
-    """Give a divided layer a plain class, and say which part it is."""
-    now = _shape(module)
-    divided = type(module) in _PLAIN or type(module) in _SUMMED
-    if before is not None and now is not None and before[-2:] != now[-2:]:
-        axis: Literal["out", "in"] = "out" if before[-1] == now[-1] else "in"
-        place = -2 if axis == "out" else -1
-        equal = now[place] * group.size() == before[place]
-        in_order = divided and equal and "qkv" not in path  # those are several layers in one
-        # Not through nn.Module, which takes only parameters and modules for its own.
-        object.__setattr__(module, _NAME, Shard(axis, group.rank(), group.size(), in_order))
-    if divided:
-        module.__class__ = (_PLAIN | _SUMMED)[type(module)]
+    """Heads are divided by `//`, which would lose some; fewer than ranks may be repeated."""
+    for name, count in now.items():
+        whole = before.get(name, count)
+        repeated = count == 1 and size % whole == 0 if whole else False
+        if count not in (whole, whole / size) and not repeated:
+            raise _indivisible(size, _uneven(config, size) or f"{name} is {whole}")
 
 
-def _shape(module: Any) -> tuple[int, ...] | None:
-    weight = module.get("weight") if isinstance(module, dict) else None
-    return tuple(weight.shape) if isinstance(weight, mx.array) and weight.ndim > 1 else None
+def _settle(module: Any, before: Shapes | None, group: mx.distributed.Group) -> None:
+    """Give a divided layer a plain class, and let it be known as divided."""
+    now, noted = _shapes(module), shard_of(module)
+    if before not in (None, now) and (noted is None or not _divided(before, now, noted)):
+        tag(module, Shard("out", group, known=False))
+    module.__class__ = _CLASSES.get(type(module), type(module))
+
+
+def _divided(before: Shapes | None, now: Shapes, noted: Shard) -> bool:
+    """Whether nothing was done to a layer's weight besides."""
+    if before is None or len(now.get("weight", ())) < 2:
+        return False
+    axis = -2 if noted.axis == "out" else -1
+    return now["weight"][axis] * noted.size == before["weight"][axis]
+
+
+def _shapes(module: Any) -> Shapes:
+    if not isinstance(module, dict):
+        return {}
+    return {name: tuple(a.shape) for name, a in module.items() if isinstance(a, mx.array)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
-from mlx_parallm.models.adapting.shards import shard_of
+from mlx_parallm.models.adapting.shard import shard_of
 from mlx_parallm.models.lora.delta import HEAD, AdapterWeights, Delta
 from mlx_parallm.models.lora.modules import Modules, width_of
 
@@ -22,24 +22,18 @@ def check(weights: AdapterWeights, modules: Modules, max_rank: int) -> None:
             f"The adapter's rank is {weights.rank}; --max-lora-rank is {max_rank}."
         )
     for path, delta in weights.deltas.items():
-        _check_shard(path, delta, modules)
+        _check_shard(path, modules)
         _check_low_rank(path, delta, modules)
         _check_replaced(path, delta, modules)
 
 
-def _check_shard(path: str, delta: Delta, modules: Modules) -> None:
+def _check_shard(path: str, modules: Modules) -> None:
     """Refuse what cannot be divided as the layer is (--tensor-parallel)."""
     shard = shard_of(modules[path])
-    if shard is None:
-        return
-    if not shard.in_order:
+    if shard is not None and not shard.known:
         raise UnsupportedError(
             f"{_shown(path)}: with --tensor-parallel this layer is divided in a way that adapters "
             "cannot follow."
-        )
-    if delta.replaced.keys() - {"bias"}:
-        raise UnsupportedError(
-            f"{_shown(path)}: with --tensor-parallel whole weights of an adapter are not supported."
         )
 
 

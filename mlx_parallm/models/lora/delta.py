@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from mlx_parallm.models.adapting.shards import Shard
+    from mlx_parallm.models.adapting.shard import Shard
 
 HEAD = "#head"
 """Behind a module's path: the embedding where it is the output layer (tied weights)."""
@@ -46,7 +46,7 @@ def part_of(delta: Delta, shard: Shard | None) -> Delta:
     if shard is None:
         return delta
     if shard.axis == "in":
-        return replace(delta, a=None if delta.a is None else shard.part(delta.a, -2))
+        return _part_of_inputs(delta, shard)
     own: dict[str, Any] = {
         name: None if array is None else shard.part(array, -1)
         for name in ("b", "magnitude", "added")
@@ -54,6 +54,20 @@ def part_of(delta: Delta, shard: Shard | None) -> Delta:
     }
     replaced = {name: shard.part(array, 0) for name, array in delta.replaced.items()}
     return replace(delta, **own, replaced=replaced)
+
+
+def _part_of_inputs(delta: Delta, shard: Shard) -> Delta:
+    """Biases are whole, or the ranks' equal parts where these are added up later."""
+    parts = shard.size if shard.partial else 1
+    return replace(
+        delta,
+        a=None if delta.a is None else shard.part(delta.a, -2),
+        added=None if delta.added is None else delta.added / parts,
+        replaced={
+            name: array / parts if name == "bias" else shard.part(array, -1)
+            for name, array in delta.replaced.items()
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
 
-from mlx_parallm.models.adapting.shards import SUMMED
+from mlx_parallm.models.adapting.summed import SUMMED, SummedLinear, SummedQuantizedLinear
 from mlx_parallm.models.lora.delta import HEAD
 from mlx_parallm.models.lora.products import low_rank, low_rank_of_experts, low_rank_of_tokens
 from mlx_parallm.models.lora.routing import Lanes, Routing
@@ -26,6 +26,11 @@ LINEARS = (nn.Linear, nn.QuantizedLinear)
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 _ROUTERS = (SwitchGLU, SwitchMLP)
+_UNPACKED: dict[type, Any] = {
+    nn.QuantizedLinear: nn.Linear,
+    nn.QuantizedEmbedding: nn.Embedding,
+    SummedQuantizedLinear: SummedLinear,
+}
 _SORTED_FROM = 64  # mlx-lm's: so many choices of experts are sorted before they are computed
 
 
@@ -64,10 +69,11 @@ def attach_router(module: Any, routing: Routing) -> None:
 def variant(module: Any, parameters: dict[str, mx.array]) -> Any:
     """A module like this one with some parameters replaced; a packed one's are plain then."""
     kind = getattr(module, "adapted_kind", type(module))
-    if "weight" in parameters and kind in (nn.QuantizedLinear, nn.QuantizedEmbedding):
-        plain: Any = nn.Linear if kind is nn.QuantizedLinear else nn.Embedding
+    plain = _UNPACKED.get(kind)
+    if "weight" in parameters and plain is not None:
         rows, columns = parameters["weight"].shape
-        other = plain(columns, rows, bias=False) if plain is nn.Linear else plain(rows, columns)
+        embeds = plain is nn.Embedding
+        other = plain(rows, columns) if embeds else plain(columns, rows, bias=False)
         kept = {"bias": module.bias} if "bias" in module else {}
     else:
         other = copy(module)
@@ -125,6 +131,7 @@ def _summed(kind: Any) -> Callable[..., Any]:
         lanes = stack.lanes
         if lanes is None:
             return kind.whole(self, y)  # type: ignore[no-any-return]
+        y = _replaced(stack, lanes, y, lambda other: other.part(x))
         y = kind.whole(self, _scaled(stack, lanes, x, y))
         return _shifted(stack, lanes, y)
 

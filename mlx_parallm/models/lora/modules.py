@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from mlx_parallm.models.adapting.shards import shard_of
+from mlx_parallm.models.adapting.shard import shard_of
 from mlx_parallm.models.lora.delta import HEAD
 from mlx_parallm.models.lora.layers import EMBEDDINGS, EXPERTS, LINEARS
 

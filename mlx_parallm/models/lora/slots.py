@@ -7,7 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_parallm.models.adapting.shards import SUMMED, shard_of
+from mlx_parallm.models.adapting.shard import shard_of
+from mlx_parallm.models.adapting.summed import SUMMED
 from mlx_parallm.models.lora.delta import HEAD, AdapterWeights, Delta, part_of
 from mlx_parallm.models.lora.layers import attach, attach_router, variant
 from mlx_parallm.models.lora.modules import Modules
@@ -90,10 +91,12 @@ class AdapterSlots:
                 a, token_gain, gain = a * gain[:, None], gain, None
             else:
                 b = b * gain
-            if gain is not None and "bias" in module:
+            # What is summed over ranks gets its bias behind the gain.
+            if gain is not None and "bias" in module and not isinstance(module, SUMMED):
                 added = _sum(added, module.bias * (1 - gain))
         replaced = {name: mx.array(array) for name, array in delta.replaced.items()}
-        if set(replaced) == {"bias"} and self._modules.is_linear(path):
+        apart = isinstance(module, SUMMED) or set(replaced) == {"bias"}
+        if apart and "bias" in replaced and self._modules.is_linear(path):
             bias = replaced.pop("bias")
             added = _sum(added, bias - module.bias if "bias" in module else bias)
         other = None
@@ -123,8 +126,9 @@ def _gain(
     change = a @ b
     weights = plain_weight(module) + (change if by_dim else change.T)
     along = 0 if by_dim and not by_token else 1
-    if isinstance(module, SUMMED):  # every rank has a part of each row
-        squares = mx.distributed.all_sum(mx.sum(weights**2, axis=along), group=module.group)
+    shard = shard_of(module)
+    if shard is not None and shard.axis == "in":  # every rank has a part of each row
+        squares = mx.distributed.all_sum(mx.sum(weights**2, axis=along), group=shard.group)
         return magnitude / mx.sqrt(squares)
     return magnitude / mx.linalg.norm(weights, axis=along)
 

@@ -1,36 +1,49 @@
 """Every architecture that mlx-lm can divide: two ranks must answer as one process does.
 
-    python -m tests.engine.ranks.every_type              # all, a line each
-    python -m tests.engine.ranks.every_type llama qwen3  # some
+    python -m tests.engine.ranks.every_type                        # all, a line each
+    python -m tests.engine.ranks.every_type llama qwen3            # some
+    python -m tests.engine.ranks.every_type --ranks 4 llama qwen3  # wider ones, over four
 
-Both ranks are processes, and their engines the server's. Ends with 1 where one differs.
+Ranks are processes, and their engines the server's. Prompts are answered with and without an
+adapter of all layers that can have one; those that cannot are named. Ends with 1 where one differs.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.ranks.launch import LocalRanks, end_with_leader
 from mlx_parallm.engine.ranks.meet import meet
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
-from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.errors import ModelLoadError, UnsupportedError
 from mlx_parallm.models.adapting.adapt import NEEDS_METAL, adapt
 from mlx_parallm.models.adapting.shards import shard
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.models.lora.check import check
+from mlx_parallm.models.lora.delta import AdapterWeights, Delta
+from mlx_parallm.models.lora.modules import Modules, width_of
 from tests.engine.driver import Driver
 from tests.models import architectures
 from tests.models.test_architectures import load
 from tests.models.test_shards import group
 
-RANKS = 2
 TOLERANCE = 1e-4
+RANK = 3  # of the adapter
+# What the wider models have more of, so that each of four ranks has one.
+WIDER = (
+    *("num_attention_heads", "num_key_value_heads", "linear_num_key_heads"),
+    *("linear_num_value_heads", "index_n_heads", "vocab_size"),
+)
 Answers = list[tuple[list[int], list[float]]]
 
 
@@ -40,29 +53,37 @@ def divisible() -> list[str]:
     return [name for name in runs if hasattr(architectures.build(name), "shard")]
 
 
-def refused(name: str) -> str | None:
+def widen(config: dict[str, Any]) -> None:
+    """Twice as many heads as the tiny models have."""
+    for place in (config, config.get("text_config") or {}):
+        for name in WIDER:
+            if isinstance(place.get(name), int):
+                place[name] *= 2
+
+
+def refused(name: str, ranks: int) -> str | None:
     """Why the tiny model cannot be divided; None where it can."""
     try:
-        shard(architectures.build(name), group(0, RANKS), name)
+        shard(architectures.build(name), group(0, ranks), architectures.config(name))
     except ModelLoadError as error:
         return str(error)
     return None
 
 
 @contextmanager
-def running(name: str, *, divided: bool) -> Iterator[Engine]:
-    """An engine with a tiny model of this type."""
+def running(name: str, ranks: int = 1) -> Iterator[Engine]:
+    """An engine with a tiny model of this type, or with a rank's part of it."""
 
     def load_part() -> LoadedModel:
         loaded = load(name)
-        if divided:
+        if ranks > 1:
             loaded.model = architectures.build(name)
-            shard(loaded.model, mx.distributed.init(), name)
+            shard(loaded.model, mx.distributed.init(), architectures.config(name))
             adapt(loaded.model)
         return loaded
 
     config = EngineConfig(max_batch_size=8, prefill_chunk=16)
-    join = (lambda on_end: meet(RANKS, name, 0, on_end)) if divided else None
+    join = (lambda on_end: meet(ranks, name, 0, on_end)) if ranks > 1 else None
     engine = Engine(load_part, config, meet=join)
     engine.on_failure = lambda reason: os._exit(1)
     engine.start()
@@ -75,14 +96,49 @@ def running(name: str, *, divided: bool) -> Iterator[Engine]:
         engine.stop()
 
 
-def answers(engine: Engine) -> Answers:
+def adapter_of(modules: Modules) -> tuple[Adapter, list[str]]:
+    """A random adapter of all layers that can have one, and the paths of those that cannot."""
+    rng = np.random.default_rng(4)
+    deltas: dict[str, Delta] = {}
+    without = []
+    for number, path in enumerate(modules.paths):
+        if not (modules.is_linear(path) or modules.is_experts(path)):
+            continue
+        delta = _delta(rng, width_of(modules[path]), number)
+        try:
+            check(AdapterWeights({path: delta}, ""), modules, RANK)
+        except UnsupportedError:
+            without.append(path)
+        else:
+            deltas[path] = delta
+    return Adapter("adapter", 1, AdapterWeights(deltas, "digest")), without
+
+
+def _delta(rng: np.random.Generator, width: tuple[int, ...], number: int) -> Delta:
+    """Of experts low rank; of other layers that, DoRA, or a whole weight, in turn."""
+    *experts, out, inputs = width
+
+    def drawn(*shape: int) -> np.ndarray:
+        noise: np.ndarray = rng.normal(size=shape) / shape[-1] ** 0.5
+        return noise.astype(np.float32)
+
+    if not experts and number % 3 == 0:
+        return Delta(replaced={"weight": drawn(out, inputs)})
+    low = Delta(0.3 * drawn(*experts, inputs, RANK), 0.3 * drawn(*experts, RANK, out))
+    if not experts and number % 3 == 1:
+        low.magnitude = 1 + np.abs(drawn(out))
+        low.added = 0.1 * drawn(out)
+    return low
+
+
+def answers(engine: Engine, adapter: Adapter) -> Answers:
     """Of prompts of several lengths, greedy and drawn, together and again from prefixes."""
     rng = np.random.default_rng(3)
     found: Answers = []
     prompts = [rng.integers(1, architectures.VOCAB, size).tolist() for size in (3, 9, 21, 40)]
-    for temperature in (0.0, 0.8, 0.0):
+    for temperature, added in ((0.0, None), (0.8, None), (0.0, None), (0.0, adapter)):
         params = SamplingParams(max_tokens=8, temperature=temperature, seed=5, logprobs=1)
-        sequences = [Sequence(list(prompt), params) for prompt in prompts]
+        sequences = [Sequence(list(prompt), params, adapter=added) for prompt in prompts]
         driver = Driver(engine).run(*sequences)
         found += [
             (driver.tokens(one), [entry.logprob for entry in driver.logprobs(one)])
@@ -99,43 +155,54 @@ def difference(one: Answers, other: Answers) -> float:
     return max(float(np.abs(np.subtract(a, b)).max()) for (_, a), (_, b) in pairs)
 
 
-def lead(names: list[str]) -> int:
+def lead(names: list[str], ranks: int) -> int:
     """Compare every type as rank 0; returns how many differ."""
     wrong = 0
     for name in names:
-        if (refusal := refused(name)) is not None:
+        if (refusal := refused(name, ranks)) is not None:
             sys.stdout.write(f"{name}: {refusal}\n")
             continue
-        with running(name, divided=False) as engine:
-            expected = answers(engine)
-        with running(name, divided=True) as engine:
-            apart = difference(expected, answers(engine))
+        with running(name, ranks) as engine:
+            adapter, without = adapter_of(engine.adapter_modules())
+            divided = answers(engine, adapter)
+        with running(name) as engine:
+            apart = difference(answers(engine, Adapter("adapter", 1, adapter.weights)), divided)
         wrong += apart > TOLERANCE
-        sys.stdout.write(f"{name}: {apart:.1e}{'' if apart <= TOLERANCE else ' DIFFERS'}\n")
+        names_of = sorted({path.rpartition(".")[2] for path in without})
+        no_adapter = f" (no adapter of {', '.join(names_of)})" if names_of else ""
+        differs = "" if apart <= TOLERANCE else " DIFFERS"
+        sys.stdout.write(f"{name}: {apart:.1e}{differs}{no_adapter}\n")
         sys.stdout.flush()
     return wrong
 
 
-def follow(names: list[str]) -> None:
+def follow(names: list[str], ranks: int) -> None:
     """Compute them as another rank."""
     for name in names:
-        if refused(name) is None:
-            with running(name, divided=True):
+        if refused(name, ranks) is None:
+            with running(name, ranks):
                 pass
 
 
-def main(names: list[str]) -> int:
-    """Start the other rank, and compare."""
+def main() -> int:
+    """Start the other ranks, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--ranks", type=int, default=2)
+    options = parser.parse_args()
     mx.disable_compile()
-    names = names or divisible()
+    names = options.names or divisible()
+    if options.ranks > 2:
+        for name in names:
+            widen(architectures.TINY[name])
     if os.environ.get("MLX_RANK", "0") != "0":
         end_with_leader()
-        follow(names)
+        follow(names, options.ranks)
         return 0
-    command = [sys.executable, "-m", "tests.engine.ranks.every_type", *names]
-    with LocalRanks(command, RANKS, lambda reason: os._exit(1)):
-        return int(lead(names) > 0)
+    command = [sys.executable, "-m", "tests.engine.ranks.every_type", *sys.argv[1:]]
+    with LocalRanks(command, options.ranks, lambda reason: os._exit(1)):
+        return int(lead(names, options.ranks) > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
