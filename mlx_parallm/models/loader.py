@@ -167,7 +167,7 @@ def load_model(
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.num_parameters = whole
     loaded.pooling = _pooling(folder, loaded.is_encoder)
-    _open_eyes(loaded, dtype, alone=group is None)
+    _open_eyes(loaded, dtype, trust_remote_code, alone=group is None)
     if loaded.is_encoder:
         loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
@@ -180,7 +180,7 @@ def load_model(
     return loaded
 
 
-def _open_eyes(loaded: LoadedModel, dtype: str, *, alone: bool) -> None:
+def _open_eyes(loaded: LoadedModel, dtype: str, trust_remote_code: bool, *, alone: bool) -> None:
     """Give a model that sees its tower, or say why it takes no pictures."""
     loaded.blindness = why_blind(loaded.folder, loaded.config)
     if not loaded.blindness and not alone:
@@ -190,7 +190,10 @@ def _open_eyes(loaded: LoadedModel, dtype: str, *, alone: bool) -> None:
     from mlx_parallm.models.vision.loading import load_vision
 
     loaded.vision = load_vision(
-        loaded.folder, loaded.config, lambda model: _convert(model, dtype, loaded.quantization)
+        loaded.folder,
+        loaded.config,
+        lambda model: _convert(model, dtype, loaded.quantization),
+        trust_remote_code=trust_remote_code,
     )
     weights: list[mx.array] = list(
         dict(tree_flatten(loaded.vision.tower.model.parameters())).values()

@@ -38,6 +38,7 @@ class Family:
             the beginning of texts.
         towers: model types of its vision_config that are known; empty is any.
         video: how it is shown videos; None takes none.
+        kind: the folder of mlx-vlm's model, where it is another one than the family's.
     """
 
     processor: str
@@ -49,6 +50,7 @@ class Family:
     bare_call: bool = False
     towers: tuple[str, ...] = ()
     video: VideoLayout | None = None
+    kind: str = ""
 
     @property
     def video_placeholder(self) -> str:
@@ -66,6 +68,8 @@ _QWEN3 = Family(
     axes="interleaved",
     video=TemporalPatches("<|vision_start|><|video_pad|><|vision_end|>", timed=True),
 )
+
+_PIXTRAL = Family("pixtral.processing_pixtral:PixtralProcessor", "[IMG]", inner=True)
 
 FAMILIES: Mapping[str, Family] = {
     "gemma3": Family(
@@ -92,6 +96,9 @@ FAMILIES: Mapping[str, Family] = {
         inner=True,
         video=Frames(numbered, {"do_dynamic_preprocess": False}),
     ),
+    "kimi_vl": Family(
+        "kimi_vl.processing_kimi_vl:KimiVLProcessor", "<|media_pad|>", inner=True, bare_call=True
+    ),
     "lfm2-vl": Family("lfm2_vl.processing_lfm2_vl:Lfm2VlProcessor", "<image>", inner=True),
     "lfm2_vl": Family("lfm2_vl.processing_lfm2_vl:Lfm2VlProcessor", "<image>", inner=True),
     "llava": Family(
@@ -102,7 +109,7 @@ FAMILIES: Mapping[str, Family] = {
         towers=("clip_vision_model", "siglip_vision_model"),
     ),
     "mistral3": Family("mistral3.processing_mistral3:Mistral3Processor", "[IMG]"),
-    "pixtral": Family("pixtral.processing_pixtral:PixtralProcessor", "[IMG]", inner=True),
+    "pixtral": _PIXTRAL,
     "qwen2_5_vl": Family(
         "qwen2_5_vl.processing_qwen2_5_vl:Qwen2_5_VLProcessor",
         "<|image_pad|>",
@@ -125,6 +132,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
+# A family that is named by its text model sees with another one's tower.
+_BY_TOWER: Mapping[tuple[str, str], Family] = {
+    ("llava", "pixtral"): replace(_PIXTRAL, kind="pixtral"),
+}
+
 REFUSED: Mapping[str, str] = {
     "florence2": "its decoder looks at pictures through cross-attention, which no row cache holds",
     "mllama": "its text layers look at pictures through cross-attention, which no row cache holds",
@@ -136,6 +148,9 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
     family, tower = FAMILIES.get(str(config.get("model_type"))), config.get("vision_config")
     if family is None or not tower:
         return None
+    other = _BY_TOWER.get((str(config["model_type"]), str(tower.get("model_type"))))
+    if other is not None:
+        return other
     if family.towers and tower.get("model_type") not in family.towers:
         return None
     if family.whole == "in windows" and not _looks_ahead(config):

@@ -6,14 +6,17 @@ import hashlib
 import importlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+from PIL import Image
 from transformers.utils import logging as told
 
 from mlx_parallm.errors import ModelLoadError
@@ -23,11 +26,18 @@ from mlx_parallm.models.vision.tower import Tower
 from mlx_parallm.models.vision.vision import Vision
 
 
-def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], None]) -> Vision:
+def load_vision(
+    folder: Path,
+    config: dict[str, Any],
+    convert: Callable[[Any], None],
+    *,
+    trust_remote_code: bool = False,
+) -> Vision:
     """The eyes of the model in a folder; see why_blind.
 
     Args:
         convert: gives weights the type that computes.
+        trust_remote_code: the tokenizer may be code in the folder.
 
     Raises:
         ModelLoadError: in one sentence, what is missing or wrong.
@@ -35,8 +45,8 @@ def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], N
     family = family_of(config)
     assert family is not None
     try:
-        model = _load_model(folder)
-        processor = _load_processor(folder, family)
+        model = _load_model(folder, family)
+        processor = _load_processor(folder, family, trust_remote_code)
     except Exception as error:
         raise ModelLoadError(
             f"{folder}: what the model sees with cannot be loaded: {type(error).__name__}: {error}"
@@ -60,18 +70,35 @@ def load_vision(folder: Path, config: dict[str, Any], convert: Callable[[Any], N
     )
 
 
-def _load_model(folder: Path) -> Any:
+def _load_model(folder: Path, family: Family) -> Any:
     from mlx_vlm.utils import load_model
 
-    # Lazily: the weights of its language model are never read.
-    model = load_model(folder.resolve(), lazy=True)
+    with _named(folder.resolve(), family.kind) as place:
+        # Lazily: the weights of its language model are never read.
+        model = load_model(place, lazy=True)
     for name in ("audio_tower", "embed_audio"):  # its ears
         if hasattr(model, name):
             setattr(model, name, None)
     return model
 
 
-def _load_processor(folder: Path, family: Family) -> Any:
+@contextmanager
+def _named(folder: Path, kind: str) -> Iterator[Path]:
+    """The folder, with another model_type in its config.json where that is not empty."""
+    if not kind:
+        yield folder
+        return
+    with TemporaryDirectory() as made:
+        place = Path(made)
+        for file in folder.iterdir():
+            (place / file.name).symlink_to(file)
+        config = json.loads((folder / "config.json").read_text())
+        (place / "config.json").unlink()
+        (place / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+        yield place
+
+
+def _load_processor(folder: Path, family: Family, trust_remote_code: bool) -> Any:
     """mlx-vlm's own, which needs no torch."""
     module, _, name = family.processor.partition(":")
     kind = getattr(importlib.import_module(f"mlx_vlm.models.{module}"), name)
@@ -82,9 +109,19 @@ def _load_processor(folder: Path, family: Family) -> Any:
             # Processors that can hear, too, warn of the settings of their filters.
             warnings.filterwarnings("ignore", module="transformers.audio_utils")
             # An absolute path, or transformers would ask the hub for parts that are not there.
-            return kind.from_pretrained(str(folder.resolve()))
+            processor = kind.from_pretrained(
+                str(folder.resolve()), trust_remote_code=trust_remote_code
+            )
     finally:
         told.set_verbosity(level)
+    if hasattr(processor.image_processor, "to_mlx"):
+        processor.image_processor.to_mlx = _channels
+    return processor
+
+
+def _channels(image: Image.Image) -> mx.array:
+    """(3, height, width) from 0 to 1, as kimi_vl's own, which makes a Python object a pixel."""
+    return mx.array(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).transpose(2, 0, 1)
 
 
 def _feature_id(model: Any, processor: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx_lm.utils import _get_classes
+from transformers import CONFIG_MAPPING
 
 Weights = dict[str, mx.array]
 
@@ -20,6 +21,27 @@ _PREFIXES = re.compile(
 _HEADS = re.compile(r"^(language_model\.|model\.)?lm_head\.")
 
 
+def completed(text_config: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is left out since it is transformers' default, which mlx-lm's may not be.
+
+    Args:
+        text_config: of a model_type that transformers knows; any other stays as it is.
+        config: the whole config.json, which may say whether the head is tied.
+    """
+    kind = str(text_config["model_type"])
+    if kind not in CONFIG_MAPPING:
+        return dict(text_config)
+    full = CONFIG_MAPPING[kind].from_dict(dict(text_config)).to_dict()
+    full["tie_word_embeddings"] = config.get("tie_word_embeddings", full.get("tie_word_embeddings"))
+    rope = full.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        full["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        full["rope_scaling"] = rope
+    missing = {n: v for n, v in full.items() if n not in text_config and v is not None}
+    return {**missing, **text_config}
+
+
 class ModelArgs:
     """The whole config.json; `text_config` is the text model's.
 
@@ -29,7 +51,7 @@ class ModelArgs:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.model_type = str(config["model_type"])
-        self.text_config = dict(config["text_config"])
+        self.text_config = completed(config["text_config"], config)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
@@ -57,6 +79,16 @@ class Model(nn.Module):
     def layers(self) -> Any:
         """The text model's."""
         return self.language_model.layers
+
+    @property
+    def cast_predicate(self) -> Callable[[str], bool]:
+        """Which weights may have another type.
+
+        Raises:
+            AttributeError: all of them.
+        """
+        may: Callable[[str], bool] = self.language_model.cast_predicate
+        return may
 
     @property
     def make_cache(self) -> Callable[[], list[Any]]:

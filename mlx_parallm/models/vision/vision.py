@@ -35,6 +35,7 @@ from mlx_parallm.models.vision.video_layout import Frames, TemporalPatches
 _SHARE = 16  # of the machine's memory, what prepared pictures may take
 LOW_DETAIL = 512  # pixels of the longer side at most, as OpenAI's "low"
 _OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+_OF_PROCESSOR = ("_", "image_token_id")  # how names begin of what it makes for itself
 _TOKENS_PER_SECOND = 4  # transformers' for a config.json without it
 _AS_IT_IS: Mapping[str, Any] = {}
 
@@ -268,7 +269,7 @@ class Vision:
 
     def _bare(self, ids: list[int]) -> list[int]:
         """Without what the tokenizer writes at the beginning of every text."""
-        before = self._processor.tokenizer("")["input_ids"] if self.family.bare_call else []
+        before = self._processor.tokenizer.encode("") if self.family.bare_call else []
         return ids[len(before) :] if before and ids[: len(before)] == before else ids
 
     def _text_of(self, ids: list[int]) -> str:
@@ -286,7 +287,12 @@ class Vision:
 
 
 def _inputs_in(found: Any) -> dict[str, np.ndarray]:
-    return as_inputs({k: v for k, v in dict(found).items() if k not in _OF_TEXT})
+    kept = {
+        name: value
+        for name, value in dict(found).items()
+        if name not in _OF_TEXT and not name.startswith(_OF_PROCESSOR)
+    }
+    return as_inputs(kept)
 
 
 def _fineness(detail: Detail) -> str:

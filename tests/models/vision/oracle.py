@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlx_parallm.models.vision.picture import Picture
 from mlx_parallm.models.vision.video import Video
-from tests.models.vision.tiny_vision import folder_of
+from tests.models.vision.tiny_vision import SPECS, folder_of
 
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -38,7 +38,8 @@ class Answer:
 def _model(family: str) -> Any:
     from mlx_vlm.utils import load_model
 
-    return load_model(folder_of(family))
+    # With the same weights, under the name by which mlx-vlm knows it.
+    return load_model(folder_of(SPECS[family].get("module", family)))
 
 
 def answer(

@@ -390,6 +390,52 @@ SPECS |= {
 }
 
 
+SPECS |= {
+    "kimi_vl": {
+        "special": ["<|media_start|>", "<|media_content|>", "<|media_pad|>", "<|media_end|>"],
+        "image": "<|media_start|>image<|media_content|><|media_pad|><|media_end|>",
+        "ids": {"media_placeholder_token_id": "<|media_pad|>"},
+        "text": {
+            **TEXT,
+            "model_type": "deepseek_v3",
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": None,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5,
+            "moe_intermediate_size": 16,
+            "moe_layer_freq": 1,
+            "first_k_dense_replace": 1,
+        },
+        "vision": {
+            "model_type": "moonvit",
+            "depth": 3,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_patch_size": 8,
+            "init_pos_emb_height": 8,
+            "init_pos_emb_width": 8,
+        },
+        "processor": {},
+    },
+    "llava:pixtral": {**SPECS["pixtral"], "module": "pixtral"},
+}
+
+
 def picture(seed: int = 0, height: int = 50, width: int = 60) -> Picture:
     """Large squares of random colours."""
     rng = np.random.default_rng(seed)
@@ -434,7 +480,7 @@ def _config(family: str, spec: Config, tokenizer: Any) -> Config:
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in spec["ids"].items()}
     text = {**spec["text"], "vocab_size": len(tokenizer)}
     config = {
-        "model_type": family,
+        "model_type": family.partition(":")[0],
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         **ids,
@@ -448,8 +494,9 @@ def _random_model(family: str, config: Config) -> Any:
     """mlx-vlm's model, with weights large enough that pictures decide what is said."""
     from mlx_vlm.utils import get_model_and_args, update_module_configs
 
-    module = importlib.import_module(f"mlx_vlm.models.{family}")
-    copied = json.loads(json.dumps(config))
+    name = SPECS[family].get("module", family)
+    module = importlib.import_module(f"mlx_vlm.models.{name}")
+    copied = {**json.loads(json.dumps(config)), "model_type": name}
     copied.setdefault("text_config", {})
     kind, _ = get_model_and_args(copied)
     made = module.ModelConfig.from_dict(copied)
