@@ -28,7 +28,7 @@ from mlx_parallm.engine.forward.assembly import assemble
 from mlx_parallm.engine.forward.picture_encoder import PictureEncoder
 from mlx_parallm.engine.guard.memory_guard import is_out_of_memory
 from mlx_parallm.engine.guard.room import check_room
-from mlx_parallm.engine.guard.row_faults import unfollowed
+from mlx_parallm.engine.guard.row_faults import fault_for, unfollowed
 from mlx_parallm.engine.guard.watchdog import Watchdog
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
 from mlx_parallm.engine.inbox import Inbox
@@ -42,7 +42,6 @@ from mlx_parallm.errors import (
     ModelLoadError,
     OutOfMemoryError,
     ParallmError,
-    SequenceError,
     UnavailableError,
     UnsupportedError,
 )
@@ -340,7 +339,9 @@ class Engine(LiveModel):
                     self._take(self.runner.collect(earlier))
                 self._inbox.run_at_rest()
             guesses = self.runner.guesses(self.scheduler.decoding)
-            first = guesses or self.runner.must_read_first(self.scheduler.decoding)
+            first = guesses or self.runner.must_read_first(
+                self.scheduler.decoding, predicts=self.scheduler.networks.has_work
+            )
             if launched is not None and (first or launched.guessed is not None):
                 earlier, launched = launched, None
                 self._take(self.runner.collect(earlier))
@@ -352,6 +353,9 @@ class Engine(LiveModel):
                 self._give_up_one()
             plan = self.scheduler.schedule()
             self.ranks.check(plan)
+            if plan.predictions:
+                self._take(self.runner.predict(plan.predictions))
+                self._answers.deliver()
             following = None
             if not plan.empty:
                 begun = self.runner.begin(plan, guesses)
@@ -377,11 +381,8 @@ class Engine(LiveModel):
         began = time.perf_counter()
         for sequence, error in encoder.work(len(self.scheduler.decoding)):
             log.warning("a picture could not be computed", exc_info=error)
-            fault: ParallmError = SequenceError("The server failed on a picture of this request.")
-            if is_out_of_memory(error):
-                fault = OutOfMemoryError("There is not enough memory for this picture now.")
             self.scheduler.finish(sequence, FinishReason.ERROR)
-            self._fail(sequence, fault)
+            self._fail(sequence, fault_for(error, "a picture of this request"))
         self.runner.interrupted(time.perf_counter() - began)
 
     def _recover(self, error: Exception, launched: Launched | None) -> None:
@@ -401,12 +402,9 @@ class Engine(LiveModel):
                 log.warning("the step before it is lost too", exc_info=True)
         self.runner.reset()
         mx.clear_cache()
-        fault: ParallmError = SequenceError("The server failed on this request.")
-        if isinstance(error, ParallmError):
-            fault = error
         if is_out_of_memory(error):
             self._memory.make_room()
-            fault = OutOfMemoryError("There is not enough memory for this request now.")
+        fault = fault_for(error)
         for sequence in self.scheduler.suspect_all():
             self.scheduler.finish(sequence, FinishReason.ERROR)
             self._fail(sequence, fault)

@@ -46,9 +46,9 @@ class Shares:
         least -= bool(served)  # by a token before those that have rows already
         self._served[client] = max(self._served.get(client, least), least)
 
-    def charge_prompt(self, client: Client | None, tokens: int) -> None:
-        """Prompt tokens are computed for a client."""
-        self._charge(client, float(tokens))
+    def charge_prompt(self, client: Client | None, tokens: float) -> None:
+        """Prompt tokens, or what counts as so many, are computed for a client."""
+        self._charge(client, tokens)
 
     def charge_output(self, client: Client | None, tokens: int) -> None:
         """A client got tokens of answers."""

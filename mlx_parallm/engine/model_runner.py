@@ -32,6 +32,7 @@ from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
 from mlx_parallm.engine.guard.row_faults import fault_of, read_faults
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.speculation import Speculation
+from mlx_parallm.engine.networks.network_forwards import NetworkForwards
 from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.pacing.step_clock import StepClock
 from mlx_parallm.engine.pacing.step_curve import StepCurve
@@ -110,6 +111,7 @@ class ModelRunner:
         self.speculation: Speculation | None = None
         self.adapters: AdapterPool | None = None
         self.encoder: PictureEncoder | None = None
+        self.networks = NetworkForwards({}, Measurements())
         self.curve = StepCurve()
         self.measurements = Measurements()
         self.measurements.takers["step"] = self.curve.measured
@@ -155,16 +157,17 @@ class ModelRunner:
             return 0
         return self.speculation.choose(sequences)
 
-    def must_read_first(self, sequences: list[Sequence]) -> bool:
+    def must_read_first(self, sequences: list[Sequence], predicts: bool = False) -> bool:
         """Whether the step before has to be read before these sequences' next one is begun.
 
         A grammar's mask needs every token so far, and a client waits for its first token. A GPU
         computes the next forward while they are read; on a CPU that forward would have to end
-        first.
+        first. So would plain networks (`predicts`), which have a stream of their own on a GPU.
         """
         if mx.default_device().type != mx.DeviceType.cpu:
             return False
-        return is_constrained(sequences) or any(s.in_flight and not s.output for s in sequences)
+        first_tokens = any(s.in_flight and not s.output for s in sequences)
+        return predicts or first_tokens or is_constrained(sequences)
 
     # A step
 
@@ -289,6 +292,13 @@ class ModelRunner:
         # The caches too: a graph that is not evaluated grows from step to step.
         held = [begun.forwards.cache.arrays, *(cache.arrays for cache in drafts)]
         mx.async_eval(arrays, self.riders.arrays, *held)
+
+    def predict(self, predictions: list[tuple[Sequence, int]]) -> list[Result]:
+        """Compute time steps of plain networks; returns those that have ended."""
+        began = time.perf_counter()
+        results = self.networks.compute(predictions)
+        self._clock.interrupted(time.perf_counter() - began)
+        return results
 
     def collect(self, launched: Launched) -> list[Result]:
         """Wait for a step and read what it computed."""

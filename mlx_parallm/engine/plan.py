@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,16 @@ from mlx_parallm.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.weights import Weights
+
+# What a scheduler is given.
+# Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
+Restore = Callable[[tuple[object, ...], list[int], int], int]
+# (sequence, running ones) -> whether its adapter is, or now was put, where forwards find it.
+AdmitAdapter = Callable[[Sequence, Items[Sequence]], bool]
+# (tokens that decode, rows that catch up, seconds of other work) -> prompt tokens of a step.
+Budget = Callable[[int, int, float], int]
+# Gives a running sequence those features of its pictures that are there.
+Look = Callable[[Sequence], None]
 
 
 @dataclass(slots=True)
@@ -26,6 +38,7 @@ class Plan:
         decode: sequences that compute their last token and sample the next.
         complete: sequences that only wanted their prompt computed.
         weights: the version of the model that all of them are computed with.
+        predictions: (sequence, time steps) of plain networks, which need no row.
     """
 
     release: list[Sequence] = field(default_factory=list)
@@ -36,15 +49,16 @@ class Plan:
     decode: list[Sequence] = field(default_factory=list)
     complete: list[Sequence] = field(default_factory=list)
     weights: Weights | None = None
+    predictions: list[tuple[Sequence, int]] = field(default_factory=list)
 
     @property
     def computes(self) -> bool:
-        """Whether there is a forward to run."""
+        """Whether there is a forward of the model to run."""
         return bool(self.prefill or self.decode)
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to do at all."""
+        """Whether there is nothing to do with the model and its rows."""
         return not (self.computes or self.release or self.admit or self.complete)
 
 

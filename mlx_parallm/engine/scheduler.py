@@ -14,7 +14,7 @@ known to be at its max_tokens, and a token sampled past an end is dropped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Any
@@ -23,18 +23,20 @@ from mlx_parallm.cache.length_class import capacity_for
 from mlx_parallm.cache.prefixes.prefix_contract import Match, NaiveCache, PrefixCache
 from mlx_parallm.engine import turns
 from mlx_parallm.engine.fairness import Newcomers, Shares, stands_behind
-from mlx_parallm.engine.plan import Plan, SchedulerConfig, common_pages, rectangle
+from mlx_parallm.engine.networks.network_line import NetworkLine
+from mlx_parallm.engine.pacing.chunks import Chunks
+from mlx_parallm.engine.plan import (
+    AdmitAdapter,
+    Budget,
+    Look,
+    Plan,
+    Restore,
+    SchedulerConfig,
+    common_pages,
+)
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
 from mlx_parallm.engine.waiting_line import WaitingLine
 
-# Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
-Restore = Callable[[tuple[object, ...], list[int], int], int]
-# (sequence, running ones) -> whether its adapter is, or now was put, where forwards find it.
-AdmitAdapter = Callable[[Sequence, Items[Sequence]], bool]
-# (tokens that decode, rows that catch up) -> prompt tokens of the next step.
-Budget = Callable[[int, int], int]
-# Gives a running sequence those features of its pictures that are there.
-Look = Callable[[Sequence], None]
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
 
 
@@ -63,12 +65,14 @@ class ContinuousBatchScheduler:
         self._shares = Shares()
         self._newcomers = Newcomers()
         self._line = WaitingLine(self._shares)
+        self.networks = NetworkLine(self._shares)
+        self._besides = 0.0  # seconds of the step that is planned, for other work
         self._num_waiting = 0
         self._followers: dict[int, list[Sequence]] = {}  # by their leader's id
         self._leaders: dict[Hashable, Sequence] = {}
         self._suspects: set[int] = set()
         self._accused: Sequence | None = None
-        self._passing = False
+        self._chunks = Chunks()
         self._release: list[Sequence] = []
         self._retired: list[Sequence] = []  # their last token is in flight
 
@@ -119,7 +123,8 @@ class ContinuousBatchScheduler:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a row."""
         self._num_waiting += 1
-        served, wait = [s.client for s in self.running], self._line.clients
+        served = [s.client for s in self.running]
+        wait = self._line.clients + self.networks.clients
         if sequence.client not in served + wait:
             self._shares.welcome(sequence.client, served, wait)
         self._push(sequence)
@@ -151,10 +156,19 @@ class ContinuousBatchScheduler:
         self._retire(plan)
         if not self._make_room(plan):
             self._admit(plan)
+        self._predict(plan)
         left_out = {s.id for s in self._catch_up(plan)}
         decoding = turns.decoding(plan.weights, self.running)
         plan.decode = [s for s in decoding if s.params.max_tokens > 0 and s.id not in left_out]
         return plan
+
+    def _predict(self, plan: Plan) -> None:
+        """Plan what plain networks compute."""
+        self._besides = 0.0
+        if self.networks.has_work:
+            decoding = turns.decoding(plan.weights, self.running)
+            behind = len(turns.behind(plan.weights, self.running))
+            plan.predictions, self._besides = self.networks.plan(len(decoding), behind)
 
     def launched(self, plan: Plan) -> None:
         """A plan is on its way: count its tokens as computed."""
@@ -404,7 +418,8 @@ class ContinuousBatchScheduler:
         decoding = turns.decoding(plan.weights, self.running)
         budget = self._budget(len(decoding), len(behind))
         behind, left_out = self._newcomers.first(behind, decoding, budget)
-        for sequence, count in self._chunks(behind, budget):
+        page = self.prefixes.page_size
+        for sequence, count in self._chunks.divide(behind, budget, self.config, page):
             if count:
                 plan.prefill.append((sequence, count))
                 sequence.ledger.chunks += 1
@@ -424,50 +439,9 @@ class ContinuousBatchScheduler:
     def _budget(self, decoding: int, behind: int) -> int:
         """Prompt tokens of the next step."""
         most = self.config.prefill_chunk if decoding else self.config.idle_prefill_tokens
-        return most if self.budget is None else min(most, self.budget(decoding, behind))
-
-    def _chunks(self, behind: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-        """Divide the budget, in the order of arrival.
-
-        Every other step, a long prompt at the front lets the prompts behind it go first.
-        """
-        chunks = [(s, 0) for s in behind if s.num_pending <= 1]
-        line = [s for s in behind if s.num_pending > 1]
-        if len(line) > 1 and line[0].num_pending - 1 > budget:
-            self._passing = not self._passing
-            if self._passing:
-                line = sorted(line[1:], key=lambda s: s.num_pending)
-        lefts = [s.num_pending - 1 for s in line]
-        for sequence, left, width in zip(line, lefts, self._widths(lefts, budget), strict=False):
-            count = min(left, width)
-            if sequence.media is not None:
-                count = sequence.media.computable(sequence.num_computed, count)
-            if self.config.aligned:
-                count = self._align(sequence, count, left)
-            chunks.append((sequence, count))
-        return chunks
-
-    def _widths(self, lefts: list[int], budget: int) -> Iterator[int]:
-        """Tokens of the first rows' chunks, as far as the budget goes."""
-        if not self.config.packs:
-            rows, width = rectangle(lefts, budget, self.config.max_width)
-            yield from [width] * rows
-            return
-        for left in lefts:
-            if budget <= 0:
-                return
-            width = min(left, budget, self.config.max_width)
-            budget -= width
-            yield width
-
-    def _align(self, sequence: Sequence, count: int, left: int) -> int:
-        """Let a chunk end at the last page border within it."""
-        page = self.prefixes.page_size
-        end = sequence.num_computed + count
-        border = end // page * page
-        if border <= sequence.num_computed:
-            return min(count, left)
-        return border - sequence.num_computed
+        if self.budget is None:
+            return most
+        return min(most, self.budget(decoding, behind, self._besides))
 
     def _caught_up(self, sequence: Sequence, plan: Plan) -> None:
         """A prompt is computed: those of its group get a copy of its row."""
@@ -493,7 +467,10 @@ class ContinuousBatchScheduler:
             plan.complete.append(sequence)
 
     def _push(self, sequence: Sequence) -> None:
-        self._line.push(sequence, first=sequence is self._accused)
+        if sequence.prediction is not None:
+            self.networks.push(sequence)
+        else:
+            self._line.push(sequence, first=sequence is self._accused)
 
 
 def _blocks(tokens: int) -> int:

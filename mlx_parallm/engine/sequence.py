@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.adapters.adapter import Adapter
     from mlx_parallm.engine.client import Client
     from mlx_parallm.engine.grammar.constraint import Constraint
+    from mlx_parallm.engine.networks.prediction import Prediction
     from mlx_parallm.engine.weights import Weights
     from mlx_parallm.memory.citations import TokenCitation
     from mlx_parallm.memory.request import MemoryRequest
@@ -181,6 +182,7 @@ class Output:
         error: set when the sequence failed; finish_reason is then ERROR.
         citations: one entry per new token where citations were asked for.
         pooled: (D,) float32, the pooled hidden states of a pooling sequence.
+        predicted: (rows, outputs) float32 of a prediction.
     """
 
     sequence_id: int
@@ -192,6 +194,7 @@ class Output:
     cached_tokens: int = 0
     citations: list[TokenCitation] | None = None
     pooled: np.ndarray | None = None
+    predicted: np.ndarray | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -223,6 +226,8 @@ class Sequence:
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
             of all prompt tokens but the last, which only marks the end (`pooled` makes
             such a sequence).
+        prediction: numbers for a plain network, which has no row in the batch; `prompt` then
+            only counts its time steps (`predicting` makes such a sequence).
         constraint: the grammar that its output keeps to; no other sequence's.
         media: the pictures of its prompt; None where it has none. No other sequence's.
         client: who shares the batch with others; None where nobody is told apart.
@@ -249,6 +254,7 @@ class Sequence:
     weights: Weights | None = None
     switches: list[Switch] = field(default_factory=lambda: [Switch(0)])
     pooling: str | None = None
+    prediction: Prediction | None = None
     constraint: Constraint | None = None
     media: Media | None = None
     client: Client | None = None
@@ -352,6 +358,13 @@ class Sequence:
             adapter=adapter,
             pooling=pooling,
         )
+
+    @classmethod
+    def predicting(cls, prediction: Prediction, priority: int = 0) -> Sequence:
+        """A sequence that a plain network computes, and that samples nothing."""
+        steps = [0] * (prediction.num_steps + 1)
+        params = SamplingParams(max_tokens=0)
+        return cls(steps, params, priority=priority, prediction=prediction)
 
     @property
     def newest(self) -> int:

@@ -45,6 +45,8 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    predicted_rows: int = 0
+    prediction_forwards: int = 0
     accepted: int = 0
     finished: int = 0
     aborted: int = 0
@@ -107,6 +109,7 @@ class Counter:
         use = self._memory.use
         stats.memory_used, stats.memory_limit, stats.memory_left = use.used, use.limit, use.left
         stats.preemptions = scheduler.preemptions
+        stats.prediction_forwards = self._runner.networks.forwards
         self._prefixes()
         self._speculation()
 
@@ -134,6 +137,9 @@ class Counter:
 
     def tokens(self, sequence: Sequence, taken: int, first: bool) -> None:
         """Count what a step gave a sequence."""
+        if sequence.prediction is not None:
+            self.stats.predicted_rows += len(sequence.prediction.rows)
+            return
         self.stats.generated_tokens += taken
         if first:
             self.stats.prompt_tokens += len(sequence.prompt)

@@ -25,6 +25,7 @@ class Result:
         complete: the sequence only wanted its prompt computed, and it is.
         citations: one entry a token, where asked for.
         pooled: (D,) float32 of a pooling sequence.
+        predicted: (rows, outputs) float32 of a prediction.
         error: what is wrong with the sequence behind these tokens; it ends.
     """
 
@@ -33,6 +34,7 @@ class Result:
     logprobs: list[TokenLogprob] | None = None
     complete: bool = False
     pooled: mx.array | None = None
+    predicted: np.ndarray | None = None
     citations: list[TokenCitation] | None = None
     error: ParallmError | None = None
 
@@ -126,6 +128,7 @@ def output_of(result: Result, tokens: list[int], first: bool) -> Output:
         finish_reason=sequence.finish_reason,
         cached_tokens=sequence.num_cached,
         pooled=None if result.pooled is None else np.array(result.pooled),
+        predicted=result.predicted,
         citations=None if cited is None else cited[: len(tokens)],
     )
 

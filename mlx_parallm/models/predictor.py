@@ -80,40 +80,65 @@ class Predictor:
             raise ModelLoadError(f"{folder}: {extra[0]} is not part of the signature")
         self._weights = {name: array.astype(mx.float32) for name, array in weights.items()}
         mx.eval(self._weights)
+        self.size = sum(array.size for array in self._weights.values())
+        is_mlp = self.signature.kind == "mlp"
+        self._layers = [] if is_mlp else [self._layer(n) for n in range(self._depth)]
 
-    def __call__(self, rows: Items[np.ndarray]) -> np.ndarray:
-        """All rows in one forward.
+    @property
+    def _depth(self) -> int:
+        return len(self.signature.hidden_sizes)
+
+    def __call__(
+        self, steps: np.ndarray, counts: np.ndarray, states: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """All rows in one forward, some time steps further.
 
         Args:
-            rows: (input_size,) each for an MLP, (T, input_size) with any T for an LSTM.
+            steps: (B, T, input_size) float32; an MLP reads the first step only.
+            counts: (B,) steps of each row, 0 to T; what follows them does not reach it.
+            states: of the rows before these steps, as returned; None at the beginning.
 
         Returns:
-            (len(rows), output_size) float32.
+            (B, output_size) float32 behind each row's last step, and the rows' states, None
+            of an MLP.
         """
-        is_mlp = self.signature.kind == "mlp"
-        y = self._mlp(mx.array(np.stack(rows))) if is_mlp else self._lstm(rows)
-        return np.array(OUTPUTS[self.signature.output](y))
+        after: mx.array | None = None
+        if self.signature.kind == "mlp":
+            y = self._mlp(mx.array(steps[:, 0]))
+        else:
+            after = self._lstm(mx.array(steps), mx.array(counts), states)
+            y = self._linear("head", after[:, -1, 0])
+        y = OUTPUTS[self.signature.output](y)
+        mx.eval(y, *([] if after is None else [after]))
+        return np.array(y), None if after is None else np.array(after)
+
+    def new_states(self, rows: int) -> np.ndarray:
+        """(rows, layers, 2, hidden_size) zeros: an LSTM's rows before their first step."""
+        return np.zeros((rows, self._depth, 2, self.signature.hidden_sizes[0]), np.float32)
 
     def _mlp(self, x: mx.array) -> mx.array:
         activation = ACTIVATIONS[self.signature.activation]
-        last = len(self.signature.hidden_sizes)
-        for layer in range(last + 1):
+        for layer in range(self._depth + 1):
             x = self._linear(f"layers.{layer}", x)
-            x = x if layer == last else activation(x)
+            x = x if layer == self._depth else activation(x)
         return x
 
-    def _lstm(self, rows: Items[np.ndarray]) -> mx.array:
-        padded = np.zeros((len(rows), max(map(len, rows)), self.signature.input_size), np.float32)
-        for place, row in enumerate(rows):
-            padded[place, : len(row)] = row
-        x = mx.array(padded)
-        for layer, size in enumerate(self.signature.hidden_sizes):
-            module = nn.LSTM(x.shape[-1], size)
-            names = ("Wx", "Wh", "bias")
-            module.update({name: self._weights[f"layers.{layer}.{name}"] for name in names})
-            x = module(x)[0]
-        # What follows a row's last step does not reach it.
-        return self._linear("head", at_end(x, None, mx.array([len(row) for row in rows])))
+    def _layer(self, layer: int) -> nn.LSTM:
+        names = ("Wx", "Wh", "bias")
+        weights = {name: self._weights[f"layers.{layer}.{name}"] for name in names}
+        module = nn.LSTM(weights["Wx"].shape[1], self.signature.hidden_sizes[layer])
+        module.update(weights)
+        return module
+
+    def _lstm(self, x: mx.array, counts: mx.array, states: np.ndarray | None) -> mx.array:
+        """(B, layers, 2, hidden_size): hidden and cell of each row behind its last step."""
+        ends = []
+        for place, layer in enumerate(self._layers):
+            before = None if states is None else mx.array(states[:, place])
+            hidden, cell = (None, None) if before is None else (before[:, 0], before[:, 1])
+            x, cells = layer(x, hidden, cell)
+            ends.append(mx.stack([at_end(x, hidden, counts), at_end(cells, cell, counts)], axis=1))
+        return mx.stack(ends, axis=1)
 
     def _linear(self, name: str, x: mx.array) -> mx.array:
         return x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]

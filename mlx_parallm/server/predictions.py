@@ -1,65 +1,59 @@
-"""Rows for plain networks: those that wait at the same time are computed together."""
+"""Rows for plain networks as sequences of the engine, and what became of them."""
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence as Items
+from typing import Any
 
 import numpy as np
 
-from mlx_parallm.errors import QueueFullError
+from mlx_parallm.engine.detokenizer import TextStream
+from mlx_parallm.engine.networks.prediction import Prediction
+from mlx_parallm.engine.sequence import Sequence
 from mlx_parallm.models.predictor import Predictor
+from mlx_parallm.server.flow.generation import Track
+from mlx_parallm.server.input.prompts import Prompt
+from mlx_parallm.server.state import ServerState
 
-if TYPE_CHECKING:
-    from mlx_parallm.engine.engine import Engine
-
-
-@dataclass(slots=True)
-class _Job:
-    predictor: Predictor
-    rows: list[np.ndarray]
-    future: Future[np.ndarray] = field(default_factory=Future)
+_PART = 1 << 24  # weights times rows of one sequence: about a millisecond of a CPU
 
 
-class PredictionQueue:
-    """Hands rows to the engine's thread, between two steps of its batch.
+def prediction_tracks(
+    network: Predictor, rows: Items[np.ndarray], priority: int, state: ServerState
+) -> list[Track]:
+    """A track for each part of the rows that a step takes whole.
 
     Args:
-        most: requests that may wait; one more is refused.
+        rows: (T, input_size) float32 each.
     """
+    most = max(1, _PART // network.size)
+    of_a_token = network.size / state.loaded().num_parameters
+    tracks = []
+    for index, first in enumerate(range(0, len(rows), most)):
+        part = list(rows[first : first + most])
+        prediction = Prediction(network.signature.name, part, len(part) * of_a_token)
+        sequence = Sequence.predicting(prediction, priority)
+        stream = TextStream(state.prompts().tokenizer, sequence.params)
+        tracks.append(Track(sequence, stream, index, Prompt([], None)))
+    return tracks
 
-    def __init__(self, engine: Engine, most: int) -> None:
-        self._engine = engine
-        self._most = most
-        self._waiting: deque[_Job] = deque()
 
-    def put(self, predictor: Predictor, rows: list[np.ndarray]) -> Future[np.ndarray]:
-        """Rows as the predictor takes them; the future is (len(rows), output_size).
+def outputs_of(tracks: Items[Track]) -> np.ndarray:
+    """(rows, output_size), once all have ended."""
+    return np.concatenate([track.predicted for track in tracks if track.predicted is not None])
 
-        Raises:
-            QueueFullError: too many requests wait.
-            UnavailableError: the engine has stopped.
-        """
-        if len(self._waiting) >= self._most:
-            raise QueueFullError(f"{len(self._waiting)} requests are waiting already")
-        job = _Job(predictor, rows)
-        self._waiting.append(job)
-        self._engine.call(self._run)
-        return job.future
 
-    def _run(self) -> None:
-        """Compute all that waits: one forward a network. On the engine's thread."""
-        jobs = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        for predictor in {id(job.predictor): job.predictor for job in jobs}.values():
-            mine = [job for job in jobs if job.predictor is predictor]
-            try:
-                outputs = predictor([row for job in mine for row in job.rows])
-            except Exception as error:  # noqa: BLE001 - handed to those who asked
-                for job in mine:
-                    job.future.set_exception(error)
-                continue
-            ends = np.cumsum([len(job.rows) for job in mine])[:-1]
-            for job, part in zip(mine, np.split(outputs, ends), strict=True):
-                job.future.set_result(part)
+def receipt_of(tracks: Items[Track]) -> dict[str, Any]:
+    """What a request was given: how long it waited, and with how many rows it was computed."""
+    sequences = [track.sequence for track in tracks]
+    forwards = sum(sequence.ledger.steps for sequence in sequences)
+    waits = [
+        1e3 * max(0.0, track.sequence.begun - track.begun_at)
+        for track in tracks
+        if track.sequence.begun is not None
+    ]
+    return {
+        "queue_ms": max(waits, default=None),
+        "forwards": forwards,
+        "mean_rows": sum(s.ledger.rows for s in sequences) / forwards if forwards else None,
+    }

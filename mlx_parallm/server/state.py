@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.manager import MemoryManager
     from mlx_parallm.models.loader import LoadedModel
-    from mlx_parallm.server.predictions import PredictionQueue
 
 
 @dataclass(slots=True)
@@ -54,7 +53,6 @@ class ServerState:
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="memories")
     )
     told_decisions: Told = field(default_factory=Told)
-    _predictions: PredictionQueue | None = None
     _responses: ResponseStore | None = None
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -105,14 +103,6 @@ class ServerState:
             settings.max_images, settings.max_image_bytes, settings.max_image_pixels
         )
         return Pictures(limits, settings.allow_image_hosts, settings.image_fetch_timeout)
-
-    def predictions(self) -> PredictionQueue:
-        """The way to plain networks."""
-        if self._predictions is None:
-            from mlx_parallm.server.predictions import PredictionQueue
-
-            self._predictions = PredictionQueue(self.engine, self.settings.max_queue)
-        return self._predictions
 
     def responses(self) -> ResponseStore:
         """The store of responses.

@@ -80,7 +80,8 @@ def house() -> Iterator[House]:
     small = engines["preempting"].scheduler
     small.config = replace(small.config, kv_tokens=192)
     # The order of a GPU: the forward is on its way before the tokens of the one before are read.
-    engines["late"].runner.must_read_first = lambda sequences: False  # type: ignore[method-assign]
+    late = engines["late"].runner
+    late.must_read_first = lambda sequences, predicts=False: False  # type: ignore[method-assign]
     loaded = engines["plain"].loaded
     assert loaded is not None
     compiler = Compiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_token_ids)

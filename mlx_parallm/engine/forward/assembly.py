@@ -21,6 +21,7 @@ from mlx_parallm.engine.guessing.draft_model import ModelDrafter
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.networks.network_forwards import NetworkForwards
 from mlx_parallm.engine.pacing.token_budget import TokenBudget
 from mlx_parallm.engine.plan import SchedulerConfig
 from mlx_parallm.engine.ranks.ranks import Ranks
@@ -84,6 +85,8 @@ def assemble(
         prefixes.tree if prefixes is not None else None,
     )
     scheduler.turns.current = runner.weights.current
+    runner.networks = NetworkForwards(loaded.predictors, runner.measurements)
+    runner.measurements.takers["network"] = scheduler.networks.measured
     if prefixes is not None and prefixes.disk is not None:
         scheduler.restore = prefixes.disk.restore
     if not loaded.is_encoder:
@@ -95,6 +98,7 @@ def assemble(
         scheduler.budget = TokenBudget(
             runner.curve, first=first, most=most, idle=idle, max_gap=config.max_gap
         )
+        scheduler.networks.spare = scheduler.budget.spare
     if loaded.vision is not None and isinstance(scheduler.budget, TokenBudget):
         # Ranks compute whole pictures: how far they get in some time is not the same for all.
         spare = scheduler.budget.spare if ranks.size == 1 else lambda decoding: None

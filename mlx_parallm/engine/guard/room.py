@@ -32,6 +32,8 @@ def check_room(
             f"there is no room for {len(sequences)} more now"
         )
     for sequence in sequences:
+        if sequence.prediction is not None:
+            continue  # it needs no row
         if sequence.pooling is None and loaded is not None and loaded.is_encoder:
             raise UnsupportedError(loaded.encoder_endpoints, param="model")
         if not scheduler.fits(sequence):

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlx_parallm.engine.guard.memory_guard import is_out_of_memory
 from mlx_parallm.engine.sampling.sampler import Sampled
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.errors import InvalidRequestError, NotANumberError, ParallmError
+from mlx_parallm.errors import (
+    InvalidRequestError,
+    NotANumberError,
+    OutOfMemoryError,
+    ParallmError,
+    SequenceError,
+)
 
 if TYPE_CHECKING:
     from mlx_parallm.engine.step import Result
@@ -60,3 +67,12 @@ def unfollowed(sequence: Sequence) -> InvalidRequestError:
     return InvalidRequestError(
         f"The answer could not follow its grammar any further: {reason}", code="grammar_failed"
     )
+
+
+def fault_for(error: Exception, what: str = "this request") -> ParallmError:
+    """What whoever asked is told of an exception that `what` caused."""
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"There is not enough memory for {what} now.")
+    if isinstance(error, ParallmError):
+        return error
+    return SequenceError(f"The server failed on {what}.")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["step", "guessing", "catching_up"]
+Kind = Literal["step", "guessing", "catching_up", "network"]
 
 
 @dataclass(frozen=True, slots=True)

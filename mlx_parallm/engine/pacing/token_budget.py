@@ -57,12 +57,13 @@ class TokenBudget:
         plain = self.curve.seconds(np.array([decoding]))
         return 0.0 if plain is None else float(plain[0]) * (self.max_gap - 1)
 
-    def __call__(self, decoding: int, behind: int) -> int:
+    def __call__(self, decoding: int, behind: int, besides: float = 0.0) -> int:
         """Prompt tokens for a step.
 
         Args:
             decoding: tokens of the rows that decode.
             behind: rows that wait for their prompts.
+            besides: seconds that the step takes for other work.
         """
         if not decoding:
             return self.idle
@@ -73,5 +74,5 @@ class TokenBudget:
         plain, seconds = seconds[-1], seconds[:-1]
         waiting = behind / (behind + decoding)
         gap = max(_FREE, self.max_gap * (1 + _WAITING * waiting))
-        fitting = int(np.searchsorted(seconds, gap * plain, side="right")) - 1
+        fitting = int(np.searchsorted(seconds, gap * plain - besides, side="right")) - 1
         return min(self.most, max(_LEAST, int(sizes[max(0, fitting)])))

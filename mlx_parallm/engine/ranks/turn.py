@@ -58,6 +58,7 @@ def checksum(plan: Plan) -> int:
         [(s.id, leader.id) for s, leader in plan.forks],
         [(s.id, s.num_computed, s.newest) for s in plan.decode],
         [s.id for s in plan.complete],
+        [(s.id, count) for s, count in plan.predictions],
     )
     return zlib.crc32(repr(facts).encode())
 

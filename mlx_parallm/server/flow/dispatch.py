@@ -68,7 +68,7 @@ class Dispatcher:
         default = self.default_adapter
         if default is not None:
             for sequence in sequences:
-                if sequence.adapter is None:
+                if sequence.adapter is None and sequence.prediction is None:
                     sequence.use(default)
         self._hand_over({sequence: one for one in generations for sequence in one.sequences})
         for generation in generations:

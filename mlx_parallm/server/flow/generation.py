@@ -58,6 +58,7 @@ class Track:
         "logprobs",
         "one_call",
         "pooled",
+        "predicted",
         "prompt",
         "prompt_logprobs",
         "reader",
@@ -94,6 +95,7 @@ class Track:
         self.stop_reason: str | int | None = None
         self.cached_tokens = 0
         self.pooled: np.ndarray | None = None
+        self.predicted: np.ndarray | None = None
         self.begun_at = time.perf_counter()
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
@@ -201,6 +203,8 @@ class Track:
             self.logprobs.extend(delta.logprobs)
         if output.pooled is not None:
             self.pooled = output.pooled
+        if output.predicted is not None:
+            self.predicted = output.predicted
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
         self.cited_answer.add(delta.token_ids, output.citations)
@@ -318,10 +322,15 @@ class Generation:
 
 
 class Collected(Generation):
-    """A generation whose answer is read as a whole, behind a future."""
+    """A generation whose answer is read as a whole, behind a future.
 
-    def __init__(self, tracks: list[Track]) -> None:
+    Args:
+        at_once: an idle engine does not wait for more requests to begin with.
+    """
+
+    def __init__(self, tracks: list[Track], *, at_once: bool = False) -> None:
         super().__init__(tracks)
+        self.at_once = at_once
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_end(self) -> None:

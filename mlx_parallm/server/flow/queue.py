@@ -76,7 +76,8 @@ class RequestQueue:
     async def _next_group(self) -> list[QueuedRequest]:
         group = [await self._queue.get()]
         try:
-            if self.batch_timeout_s and self._dispatcher.idle:
+            waits = self.batch_timeout_s and not group[0].generation.at_once
+            if waits and self._dispatcher.idle:
                 await self._wait_for_more(group)
         except asyncio.CancelledError:
             # Cancelled between taking these and submitting them: they still get an answer.

@@ -46,6 +46,8 @@ _OWN_GAUGES = {
 _TEXTS = {
     "steps": "Forwards of the engine.",
     "decode_rows": "Rows that decoded, summed over the steps.",
+    "predicted_rows": "Rows that plain networks were given.",
+    "prediction_forwards": "Forwards of plain networks, each over rows of all who wait.",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,11 @@ from starlette.responses import Response
 
 from mlx_parallm.errors import InvalidRequestError, NotFoundError
 from mlx_parallm.models.predictor import Predictor, Signature
+from mlx_parallm.server.flow.generation import Collected
 from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
-from mlx_parallm.server.output.responses import json_answer
+from mlx_parallm.server.output.responses import whole_answer
+from mlx_parallm.server.predictions import outputs_of, prediction_tracks, receipt_of
 from mlx_parallm.server.schemas.predict import PredictRequest
 from mlx_parallm.server.state import state_of
 
@@ -27,18 +28,30 @@ router = APIRouter(tags=["Plain networks"])
     openapi_extra=body_of(PredictRequest),
 )
 async def predict(request: Request) -> Response:
-    """The outputs of an MLP or LSTM that was given with --predictor, for each row."""
+    """The outputs of an MLP or LSTM that was given with --predictor, for each row.
+
+    Rows of all requests that wait for the same network are computed in one forward, in the
+    steps of the engine.
+    """
     state = state_of(request)
     predictors = state.loaded().predictors
     body = await read_body(request, PredictRequest, state.settings.max_body_size)
-    predictor = _chosen(predictors, body.model)
-    signature = predictor.signature
-    rows = [_row(row, place, signature) for place, row in enumerate(body.inputs)]
-    outputs = await asyncio.wrap_future(state.predictions().put(predictor, rows))
+    network = _chosen(predictors, body.model)
+    rows = [_row(row, place, network.signature) for place, row in enumerate(body.inputs)]
+    tracks = prediction_tracks(network, rows, body.priority, state)
+    generation = Collected(tracks, at_once=True)
+    return await whole_answer(
+        request, state, generation, lambda: _answer(generation, network.signature, body)
+    )
+
+
+def _answer(generation: Collected, signature: Signature, body: PredictRequest) -> dict[str, Any]:
+    outputs = outputs_of(generation.tracks)
     if not np.isfinite(outputs).all():
         raise InvalidRequestError("The network's output is not finite.", param="inputs")
     data = [_shown(output, place, signature) for place, output in enumerate(outputs)]
-    return json_answer({"object": "list", "model": signature.name, "data": data})
+    answer = {"object": "list", "model": signature.name, "data": data}
+    return answer | {"receipt": receipt_of(generation.tracks)} if body.receipt else answer
 
 
 def _chosen(predictors: dict[str, Predictor], name: str) -> Predictor:
@@ -55,6 +68,7 @@ def _chosen(predictors: dict[str, Predictor], name: str) -> Predictor:
 
 
 def _row(row: Any, place: int, signature: Signature) -> np.ndarray:
+    """(T, input_size); an MLP's row is one step."""
     is_mlp = signature.kind == "mlp"
     steps = [row] if is_mlp else row
     fits = all(isinstance(step, list) and len(step) == signature.input_size for step in steps)
@@ -62,7 +76,7 @@ def _row(row: Any, place: int, signature: Signature) -> np.ndarray:
         shape = f"{signature.input_size} numbers"
         wanted = shape if is_mlp else f"steps of {shape} each"
         raise InvalidRequestError(f"{signature.name!r} takes {wanted}.", param=f"inputs[{place}]")
-    return np.array(row, dtype=np.float32)
+    return np.array(steps, dtype=np.float32)
 
 
 def _shown(output: np.ndarray, place: int, signature: Signature) -> dict[str, Any]:

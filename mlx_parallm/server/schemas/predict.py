@@ -28,3 +28,7 @@ class PredictRequest(RequestModel):
         "of numbers, for each row of an LSTM.",
     )
     user: str = Field("", description="Accepted; has no effect.")
+    priority: int = Field(0, ge=-(2**63), le=2**63 - 1, description="Lower is served first.")
+    receipt: bool = Field(
+        False, description="How long it waited, and beside how many rows it was computed."
+    )

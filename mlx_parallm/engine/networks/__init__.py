@@ -1,0 +1,1 @@
+"""Plain networks in the engine's steps: their rows are planned with everybody else's."""
