@@ -122,6 +122,8 @@ FAMILIES: Mapping[str, Family] = {
         axes="chunked",
         video=TemporalPatches("<|video_pad|>"),
     ),
+    "qwen3_5": _QWEN3,
+    "qwen3_5_moe": _QWEN3,
     "qwen3_vl": _QWEN3,
     "qwen3_vl_moe": _QWEN3,
     "smolvlm": Family(

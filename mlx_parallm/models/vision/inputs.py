@@ -135,6 +135,8 @@ class PictureInputs:
         if axes is None:
             return
         for layer in body.layers:
+            if not hasattr(layer, "self_attn"):  # it is recurrent
+                continue
             rope = layer.self_attn.rope
             key = (int(rope.dims), float(rope.base))
             if key not in rotations:

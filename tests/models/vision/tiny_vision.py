@@ -181,6 +181,53 @@ SPECS: dict[str, Config] = {
 }
 
 
+_QWEN35_TEXT: Config = {
+    **TEXT,
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 4,
+    "full_attention_interval": 2,
+    "head_dim": 16,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "rope_parameters": {
+        "type": "default",
+        "mrope_section": [2, 1, 1],
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+SPECS |= {
+    "qwen3_5": {
+        **_QWEN,
+        "text": _QWEN35_TEXT,
+        "vision": {
+            **SPECS["qwen3_vl"]["vision"],
+            "model_type": "qwen3_5",
+            "deepstack_visual_indexes": [],
+        },
+    },
+    "qwen3_5_moe": {
+        **_QWEN,
+        "text": {
+            **_QWEN35_TEXT,
+            "model_type": "qwen3_5_moe_text",
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_expert_intermediate_size": 24,
+            "moe_intermediate_size": 24,
+        },
+        "vision": {
+            **SPECS["qwen3_vl"]["vision"],
+            "model_type": "qwen3_5_moe",
+            "deepstack_visual_indexes": [],
+        },
+    },
+}
+
+
 _CLIP: Config = {
     "hidden_size": 32,
     "intermediate_size": 48,
