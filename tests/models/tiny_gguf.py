@@ -19,7 +19,7 @@ from tests.models.tiny_vocabularies import Vocabulary
 WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD = 64, 96, 6, 4, 2, 16
 EXPERTS = 4
 # Those that subtract the mean.
-LAYER_NORM = ("starcoder2", "command-r", "bert")
+LAYER_NORM = ("starcoder2", "command-r", "cohere2", "bert")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -118,7 +118,8 @@ def _write_weights(
     for name, shape in shapes.items():
         array = _draw(random, name, shape, architecture)
         kind = next(turns) if len(shape) > 1 else Kind.F32
-        packed = len(shape) > 1 and "gate_inp" not in name and kind is not Kind.F32
+        blocks = len(shape) > 1 and shape[-1] % 32 == 0
+        packed = blocks and "gate_inp" not in name and kind is not Kind.F32
         data = quantized(array, kind) if packed else array
         writer.add_tensor(name, data, raw_dtype=kind if packed else Kind.F32)
     writer.write_header_to_file()
@@ -288,6 +289,10 @@ def _draw(
         noise = 0.5 * noise
     elif name.startswith("token_embd"):
         noise = (0.1 if architecture.startswith("gemma") else 0.5) * noise
+    elif name.endswith("ssm_a"):
+        noise = -0.1 - np.abs(noise)
+    elif name.endswith("ssm_d"):
+        noise = 1 + 0.2 * noise
     else:
         noise = noise * 2 / shape[-1] ** 0.5
     # Values that float16 has too, so that nothing is rounded on the way.

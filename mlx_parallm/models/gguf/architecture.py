@@ -15,6 +15,8 @@ from mlx_parallm.models.gguf.reader import GgufFile
 Config = dict[str, Any]
 # Changes of a tensor: llama.cpp's name of it within a layer, its rows or values, config.json.
 Change = Callable[[str, np.ndarray, Config], np.ndarray]
+# The order of a tensor's columns, in groups of 32; None where it stays.
+Columns = Callable[[str, Config], np.ndarray | None]
 
 # Tables that mlx-lm computes, or that config.json has.
 _LEFT_OUT = ("rope_freqs", "attn_rot_embd", "rope_factors_long", "rope_factors_short")
@@ -32,10 +34,10 @@ def rotary_pairs(part: str, rows: np.ndarray, config: Config) -> np.ndarray:
     half a head apart (i, i + d/2).
     """
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-    stem = part.rpartition(".")[0]
-    if stem not in heads:
+    module = part.rpartition(".")[0]
+    if module not in heads:
         return rows
-    count = int(config[heads[stem]])
+    count = int(config[heads[module]])
     pairs = rows.reshape(count, rows.shape[0] // count // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
@@ -56,6 +58,7 @@ class Architecture:
         more: entries of config.json beyond the common ones.
         top: the same outside of layers.
         rows: puts rows into mlx-lm's order, packed ones too.
+        columns: the same for columns.
         values: of tensors that are not packed, as mlx-lm has them.
         halves: parts whose rows are those of two modules, one after the other.
         rotary: whether rope_config describes its positions.
@@ -67,6 +70,7 @@ class Architecture:
     parts: Mapping[str, str] = field(default_factory=lambda: LLAMA)
     more: Callable[[GgufFile, str], Config] = lambda file, prefix: {}
     rows: Change = unchanged
+    columns: Columns = lambda part, config: None
     values: Change = unchanged
     halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     wide_range: bool = False
@@ -80,34 +84,37 @@ class Architecture:
         Raises:
             ModelLoadError: a tensor that this table does not know.
         """
-        stem, _, suffix = stored.rpartition(".")
-        part = part_of(stored).rpartition(".")[0]
-        if part in _LEFT_OUT:
+        part = part_of(stored)
+        if part.rpartition(".")[0] in _LEFT_OUT:
             return ()
-        if not stem.startswith("blk."):
-            found: tuple[str, ...] = _found(self.top, stem, suffix)
-        else:
-            names = _found(self.parts, part, suffix) or tuple(
-                f"{half}.{suffix}" for half in self.halves.get(part, ())
-            )
-            found = tuple(f"{self.body}.layers.{stem.split('.')[1]}.{name}" for name in names)
+        found = _found(self.parts if layer_of(stored) is not None else self.top, part)
+        if not found:
+            module, _, suffix = part.rpartition(".")
+            found = tuple(f"{half}.{suffix}" for half in self.halves.get(module, ()))
         if not found:
             raise ModelLoadError(
                 f"the tensor {stored} is not known in GGUF files of this architecture"
             )
-        return found
+        layer = layer_of(stored)
+        return found if layer is None else tuple(f"{self.body}.layers.{layer}.{n}" for n in found)
+
+
+def layer_of(stored: str) -> int | None:
+    """The number of a tensor's layer; None outside of layers."""
+    return int(stored.split(".")[1]) if stored.startswith("blk.") else None
 
 
 def part_of(stored: str) -> str:
     """A tensor's name within its layer, such as attn_q.weight."""
-    return ".".join(stored.split(".")[-2:])
+    return stored.split(".", 2)[2] if stored.startswith("blk.") else stored
 
 
-def _found(names: Mapping[str, str], stem: str, suffix: str) -> tuple[str, ...]:
-    whole = f"{stem}.{suffix}"
-    if whole in names:
-        return (names[whole],)
-    return (f"{names[stem]}.{suffix}",) if stem in names else ()
+def _found(names: Mapping[str, str], part: str) -> tuple[str, ...]:
+    """By its whole name, or by that of its module."""
+    if part in names:
+        return (names[part],)
+    module, _, suffix = part.rpartition(".")
+    return (f"{names[module]}.{suffix}",) if module in names else ()
 
 
 def largest(value: Any) -> Any:

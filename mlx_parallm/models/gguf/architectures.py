@@ -11,11 +11,13 @@ from mlx_parallm.models.gguf.architecture import Architecture, Config, largest
 from mlx_parallm.models.gguf.families.dense import DENSE, MINISTRAL3
 from mlx_parallm.models.gguf.families.encoders import ENCODERS
 from mlx_parallm.models.gguf.families.gemma import GEMMA
+from mlx_parallm.models.gguf.families.hybrids import HYBRIDS
 from mlx_parallm.models.gguf.families.mixtures import MIXTRAL, MIXTURES
+from mlx_parallm.models.gguf.families.variants import OLMO3, VARIANTS
 from mlx_parallm.models.gguf.reader import GgufFile
 from mlx_parallm.models.gguf.rope import rope_config
 
-ARCHITECTURES: dict[str, Architecture] = DENSE | MIXTURES | GEMMA | ENCODERS
+ARCHITECTURES: dict[str, Architecture] = DENSE | VARIANTS | MIXTURES | HYBRIDS | GEMMA | ENCODERS
 
 
 def architecture_of(file: GgufFile) -> Architecture:
@@ -34,6 +36,8 @@ def architecture_of(file: GgufFile) -> Architecture:
         return MIXTRAL
     if name == "mistral3" and file.get("mistral3.attention.temperature_scale"):
         return MINISTRAL3
+    if name == "olmo2" and file.get("olmo2.attention.sliding_window"):
+        return OLMO3
     return ARCHITECTURES[name]
 
 
@@ -51,7 +55,8 @@ def config_of(file: GgufFile) -> Config:
         "model_type": kind.model_type,
         "hidden_size": width,
         "intermediate_size": largest(file.get(f"{prefix}.feed_forward_length", 0)),
-        "num_hidden_layers": file.need(f"{prefix}.block_count"),
+        "num_hidden_layers": int(file.need(f"{prefix}.block_count"))
+        - int(file.get(f"{prefix}.nextn_predict_layers", 0)),
         "num_attention_heads": heads,
         "num_key_value_heads": largest(file.get(f"{prefix}.attention.head_count_kv", heads)),
         "head_dim": file.get(f"{prefix}.attention.key_length", width // heads),

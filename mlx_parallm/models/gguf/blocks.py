@@ -9,7 +9,7 @@ weights would be. Sources: ggml-common.h, ggml-quants.c and mlx.core.quantize.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
@@ -33,6 +33,18 @@ class Packed:
     biases: np.ndarray | None
     error: float = 0.0
     mode: str = "affine"
+
+    def with_columns(self, order: np.ndarray) -> Packed:
+        """The same matrix with its groups of columns in another order."""
+        weight, scales = reordered(self.weight, order), reordered(self.scales, order)
+        biases = None if self.biases is None else reordered(self.biases, order)
+        return replace(self, weight=weight, scales=scales, biases=biases)
+
+
+def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Equal parts of the last axis in another order."""
+    parts = array.reshape(*array.shape[:-1], len(order), -1)
+    return np.ascontiguousarray(parts[..., order, :]).reshape(array.shape)
 
 
 def can_pack(kind: Kind) -> bool:

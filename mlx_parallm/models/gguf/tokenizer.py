@@ -86,7 +86,7 @@ class _Kind:
 
 
 _KINDS = {
-    "gpt2": _Kind(_byte_level, lambda file: _pre(file).startswith("llama")),
+    "gpt2": _Kind(_byte_level, lambda file: WORD_KINDS[_pre(file)].begins),
     "llama": _Kind(sentence_piece, lambda file: True),
     "t5": _Kind(unigram, after=True),
     # What BERT calls [CLS] and [SEP].

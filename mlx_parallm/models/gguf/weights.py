@@ -11,8 +11,8 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from mlx_parallm.errors import ModelLoadError
-from mlx_parallm.models.gguf.architecture import Architecture, part_of
-from mlx_parallm.models.gguf.blocks import GROUP, can_pack, pack
+from mlx_parallm.models.gguf.architecture import Architecture, layer_of, part_of
+from mlx_parallm.models.gguf.blocks import GROUP, can_pack, pack, reordered
 from mlx_parallm.models.gguf.reader import GgufFile, GgufTensor
 
 _FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
@@ -41,8 +41,12 @@ def weights_of(
         ModelLoadError: a tensor or a type of block that is not known.
     """
     for tensor in file.tensors():
+        if (layer_of(tensor.name) or 0) >= config["num_hidden_layers"]:
+            continue  # layers that only guess tokens further ahead
         names = kind.names(tensor.name)
-        for name, part in zip(names, _divided(tensor, len(names)), strict=True):
+        rows = kind.rows(part_of(tensor.name), np.asarray(tensor.data), config)
+        parts = _divided(replace(tensor, data=rows), len(names))
+        for name, part in zip(names, parts, strict=True):
             if can_pack(tensor.kind) and name.endswith(".weight"):
                 yield from _packed(part, name, kind, config, report)
             else:
@@ -61,8 +65,10 @@ def _divided(tensor: GgufTensor, count: int) -> list[GgufTensor]:
 def _packed(
     tensor: GgufTensor, name: str, kind: Architecture, config: dict[str, Any], report: Conversion
 ) -> Iterator[tuple[str, np.ndarray]]:
-    rows = kind.rows(part_of(tensor.name), np.asarray(tensor.data), config)
-    packed = pack(rows, tensor.kind)
+    packed = pack(tensor.data, tensor.kind)
+    order = kind.columns(part_of(tensor.name), config)
+    if order is not None:
+        packed = packed.with_columns(order)
     if packed.error:
         report.rounded[tensor.kind.name] = max(
             packed.error, report.rounded.get(tensor.kind.name, 0.0)
@@ -86,7 +92,10 @@ def _plain(
     except NotImplementedError as error:
         raise ModelLoadError(f"weights of the type {tensor.kind.name} are not supported") from error
     part = part_of(tensor.name)
-    values = kind.values(part, kind.rows(part, values, config), config)
+    order = kind.columns(part, config)
+    if order is not None:
+        values = reordered(values, order)
+    values = kind.values(part, values, config)
     if tensor.kind is Kind.F32 and values.ndim > 1:
         return values
     return _halved(values, tensor.kind, report)

@@ -92,3 +92,33 @@ def _gemma4_experts(fused: bool) -> Shapes:
             else weights(ffn_gate_exps=up, ffn_up_exps=up)
         )
     )
+
+
+def b_and_a() -> Shapes:
+    """Both figures of each head of linear attention in one tensor, as Qwen3-Next has them."""
+    found: Shapes = {}
+    for at in (f"blk.{i}" for i in range(LAYERS) if i % 3 != 2):
+        found |= {f"{at}.ssm_beta.weight": (), f"{at}.ssm_alpha.weight": ()}
+        found[f"{at}.ssm_ba.weight"] = (8, WIDTH)
+    return found
+
+
+def mamba_columns() -> Shapes:
+    """Figures of Mamba's heads as a column, its norm as a row."""
+    found: Shapes = {}
+    for at in (f"blk.{i}" for i in range(LAYERS) if i % 3 != 2):
+        found |= {f"{at}.ssm_a": (8, 1), f"{at}.ssm_d": (8, 1), f"{at}.ssm_norm.weight": (1, 128)}
+    return found
+
+
+def guessing_layer(shapes: Shapes) -> Shapes:
+    """One more layer, which guesses the token after the next: as the last, and what it reads."""
+    last = f"blk.{LAYERS - 1}."
+    found = {
+        name.replace(last, f"blk.{LAYERS}."): shape
+        for name, shape in shapes.items()
+        if name.startswith(last)
+    }
+    own = {"eh_proj": (WIDTH, 2 * WIDTH), "enorm": (WIDTH,), "hnorm": (WIDTH,)}
+    own["shared_head_norm"] = (WIDTH,)
+    return found | {f"blk.{LAYERS}.nextn.{name}.weight": shape for name, shape in own.items()}

@@ -82,6 +82,9 @@ DENSE = {
     "granite": Architecture("granite", more=_granite, rows=rotary_pairs),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", LLAMA | QK_NORM),
+    # What these see with is in another file; text has the same position in all axes.
+    "qwen2vl": Architecture("qwen2"),
+    "qwen3vl": Architecture("qwen3", LLAMA | QK_NORM),
     "phi3": Architecture("phi3", _PHI3, partial_rotary),
     "smollm3": Architecture("smollm3", more=biases, rows=rotary_pairs),
     "starcoder2": Architecture("starcoder2", _STARCODER2),
