@@ -167,7 +167,7 @@ def load_model(
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.num_parameters = whole
     loaded.pooling = _pooling(folder, loaded.is_encoder)
-    _open_eyes(loaded, dtype, trust_remote_code, alone=group is None)
+    _open_eyes(loaded, dtype, trust_remote_code)
     if loaded.is_encoder:
         loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
@@ -180,11 +180,9 @@ def load_model(
     return loaded
 
 
-def _open_eyes(loaded: LoadedModel, dtype: str, trust_remote_code: bool, *, alone: bool) -> None:
+def _open_eyes(loaded: LoadedModel, dtype: str, trust_remote_code: bool) -> None:
     """Give a model that sees its tower, or say why it takes no pictures."""
     loaded.blindness = why_blind(loaded.folder, loaded.config)
-    if not loaded.blindness and not alone:
-        loaded.blindness = "Pictures are not supported with --tensor-parallel."
     if loaded.blindness:
         return
     from mlx_parallm.models.vision.loading import load_vision

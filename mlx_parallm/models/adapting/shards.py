@@ -53,7 +53,7 @@ def shard(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) ->
     counts = _counts(model)
     try:
         with noting(group):
-            model.shard(group)
+            divided_part(model).shard(group)
     except (ValueError, AssertionError, ZeroDivisionError) as error:
         reason = _uneven(config, group.size())
         if isinstance(error, AssertionError) or not reason:
@@ -68,9 +68,17 @@ def shard(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) ->
         mx.clear_cache()
 
 
+def divided_part(model: Any) -> Any:
+    """The model, or the text model inside, that mlx-lm can divide; None where there is none."""
+    for part in (model, getattr(model, "language_model", None)):
+        if hasattr(part, "shard"):
+            return part
+    return None
+
+
 def _check_kind(model: Any, model_type: str) -> None:
     """Refuse architectures that mlx-lm does not divide, or not all of whose layers."""
-    if not hasattr(model, "shard"):
+    if divided_part(model) is None:
         raise ModelLoadError(
             f"--tensor-parallel: the architecture {model_type!r} cannot be divided over ranks: "
             "mlx-lm does not say how (its model has no `shard`)"

@@ -27,7 +27,7 @@ from mlx_parallm.engine.ranks.meet import meet
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.errors import ModelLoadError, UnsupportedError
 from mlx_parallm.models.adapting.adapt import NEEDS_METAL, adapt
-from mlx_parallm.models.adapting.shards import shard
+from mlx_parallm.models.adapting.shards import divided_part, shard
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.models.lora.check import check
 from mlx_parallm.models.lora.delta import AdapterWeights, Delta
@@ -50,7 +50,7 @@ Answers = list[tuple[list[int], list[float]]]
 def divisible() -> list[str]:
     """The types whose model says how it is divided."""
     runs = sorted(architectures.TINY.keys() - (() if mx.metal.is_available() else NEEDS_METAL))
-    return [name for name in runs if hasattr(architectures.build(name), "shard")]
+    return [name for name in runs if divided_part(architectures.build(name)) is not None]
 
 
 def widen(config: dict[str, Any]) -> None:
