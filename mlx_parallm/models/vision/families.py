@@ -30,6 +30,7 @@ class Family:
             None has one position a token.
         inner: its text model is the one that its text_config names; else mlx-lm knows the
             family itself.
+        text: mlx-lm's name of the text model, where text_config has another one.
         whole: tokens of a picture look at all of it, also at what is behind them: in all layers,
             or in those with a sliding window and no farther back than it.
         scaled: its text model multiplies what stands for tokens by the root of its width, which
@@ -51,6 +52,7 @@ class Family:
     towers: tuple[str, ...] = ()
     video: VideoLayout | None = None
     kind: str = ""
+    text: str = ""
 
     @property
     def video_placeholder(self) -> str:
@@ -72,6 +74,9 @@ _QWEN3 = Family(
 _PIXTRAL = Family("pixtral.processing_pixtral:PixtralProcessor", "[IMG]", inner=True)
 
 FAMILIES: Mapping[str, Family] = {
+    "aya_vision": Family(
+        "aya_vision.processing_aya_vision:AyaVisionOutputProcessor", "<image>", inner=True
+    ),
     "gemma3": Family(
         "gemma3.processing_gemma3:Gemma3Processor", "<start_of_image>", whole="everywhere"
     ),
@@ -83,6 +88,16 @@ FAMILIES: Mapping[str, Family] = {
         "",
         whole="in windows",
         scaled=True,
+    ),
+    "glm4v": Family(
+        "glm4v.processing:Glm46VProcessor", "<|image|>", axes="chunked", inner=True, text="glm4"
+    ),
+    "glm4v_moe": Family(
+        "glm4v_moe.processing:Glm46VMoEProcessor",
+        "<|image|>",
+        axes="chunked",
+        inner=True,
+        text="glm4_moe",
     ),
     "idefics3": Family(
         "idefics3.processing_idefics3:Idefics3Processor",
@@ -96,6 +111,12 @@ FAMILIES: Mapping[str, Family] = {
         inner=True,
         video=Frames(numbered, {"do_dynamic_preprocess": False}),
     ),
+    "kimi_k25": Family(
+        "kimi_k25.processing_kimi_k25:KimiK25Processor",
+        "<|media_pad|>",
+        inner=True,
+        bare_call=True,
+    ),
     "kimi_vl": Family(
         "kimi_vl.processing_kimi_vl:KimiVLProcessor", "<|media_pad|>", inner=True, bare_call=True
     ),
@@ -107,6 +128,12 @@ FAMILIES: Mapping[str, Family] = {
         inner=True,
         bare_call=True,
         towers=("clip_vision_model", "siglip_vision_model"),
+    ),
+    "llava_onevision": Family(
+        "llava_onevision.processing_llava_onevision:LlavaOnevisionProcessor",
+        "<image>",
+        inner=True,
+        bare_call=True,
     ),
     "mistral3": Family("mistral3.processing_mistral3:Mistral3Processor", "[IMG]"),
     "pixtral": _PIXTRAL,
@@ -141,6 +168,7 @@ _BY_TOWER: Mapping[tuple[str, str], Family] = {
 
 REFUSED: Mapping[str, str] = {
     "florence2": "its decoder looks at pictures through cross-attention, which no row cache holds",
+    "paligemma": "all of a prompt looks at all of it, so that no part can be computed by itself",
     "mllama": "its text layers look at pictures through cross-attention, which no row cache holds",
 }
 

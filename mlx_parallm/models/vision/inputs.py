@@ -78,10 +78,14 @@ class Rotation:
         dims: features that are rotated; base: of the frequencies.
         sections: how many frequencies are time's, height's and width's.
         axes: how these lie: one section behind the other, or taking turns.
+        pairs: a frequency turns two neighbours; else a feature of each half.
     """
 
-    def __init__(self, dims: int, base: float, sections: list[int], axes: Axes) -> None:
+    def __init__(
+        self, dims: int, base: float, sections: list[int], axes: Axes, *, pairs: bool = False
+    ) -> None:
         self.dims = dims
+        self._pairs = pairs
         half = dims // 2
         self._frequencies = base ** (-np.arange(half, dtype=np.float64) / half)
         if axes == "chunked":
@@ -98,10 +102,17 @@ class Rotation:
 
     def rotate(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """x (B, heads, T, dim); features from `dims` on stay."""
-        rest = x[..., self.dims :]
-        first, second = mx.split(x[..., : self.dims].astype(mx.float32), 2, axis=-1)
-        turned = [first * cos - second * sin, second * cos + first * sin, rest]
-        return mx.concatenate([part.astype(x.dtype) for part in turned], axis=-1)
+        turned, rest = x[..., : self.dims].astype(mx.float32), x[..., self.dims :]
+        if self._pairs:
+            first, second = turned[..., ::2], turned[..., 1::2]
+        else:
+            first, second = mx.split(turned, 2, axis=-1)
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        if self._pairs:
+            turned = mx.flatten(mx.stack(parts, axis=-1), -2)
+        else:
+            turned = mx.concatenate(parts, axis=-1)
+        return mx.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
 class PictureInputs:
@@ -140,7 +151,8 @@ class PictureInputs:
             rope = layer.self_attn.rope
             key = (int(rope.dims), float(rope.base))
             if key not in rotations:
-                rotations[key] = Rotation(*key, list(sections or ()), axes)
+                pairs = bool(rope.traditional)
+                rotations[key] = Rotation(*key, list(sections or ()), axes, pairs=pairs)
             _wrap(rope, self._rotate(rotations[key]))
 
     @contextmanager

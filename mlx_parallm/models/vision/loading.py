@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +51,7 @@ def load_vision(
         raise ModelLoadError(
             f"{folder}: what the model sees with cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    feature_id = _feature_id(model, processor)
+    feature_id = _feature_id(config, model, processor)
     text = model.config.text_config
     width = int(text["hidden_size"] if isinstance(text, dict) else text.hidden_size)
     depth = len(config["vision_config"].get("deepstack_visual_indexes") or ())
@@ -124,11 +124,12 @@ def _channels(image: Image.Image) -> mx.array:
     return mx.array(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).transpose(2, 0, 1)
 
 
-def _feature_id(model: Any, processor: Any) -> int:
-    for name in ("image_token_index", "image_token_id"):
-        found = getattr(model.config, name, None)
-        if found is not None:
-            return int(found)
+def _feature_id(config: Mapping[str, Any], model: Any, processor: Any) -> int:
+    """What config.json says, or mlx-vlm's default for it, or the tokenizer."""
+    for known in (config, vars(model.config)):
+        for name in ("image_token_index", "image_token_id"):
+            if known.get(name) is not None:
+                return int(known[name])
     return int(processor.image_token_id)
 
 

@@ -11,6 +11,8 @@ from mlx import nn
 from mlx_lm.utils import _get_classes
 from transformers import CONFIG_MAPPING
 
+from mlx_parallm.models.vision.families import family_of
+
 Weights = dict[str, mx.array]
 
 # Where checkpoints keep the text model: transformers' older and newer names, and mlx-vlm's.
@@ -34,10 +36,11 @@ def completed(text_config: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     full = CONFIG_MAPPING[kind].from_dict(dict(text_config)).to_dict()
     full["tie_word_embeddings"] = config.get("tie_word_embeddings", full.get("tie_word_embeddings"))
     rope = full.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        full["rope_theta"] = rope["rope_theta"]
-    if rope.get("rope_type", "default") != "default":
+    full |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    if rope.get("rope_type", "default") != "default" or "mrope_section" in rope:
         full["rope_scaling"] = rope
+    if full.get("head_dim") is None:
+        full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
     missing = {n: v for n, v in full.items() if n not in text_config and v is not None}
     return {**missing, **text_config}
 
@@ -52,6 +55,9 @@ class ModelArgs:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.model_type = str(config["model_type"])
         self.text_config = completed(config["text_config"], config)
+        family = family_of(config)
+        if family is not None and family.text:
+            self.text_config["model_type"] = family.text
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:

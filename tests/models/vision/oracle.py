@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from mlx_parallm.models.vision.families import FAMILIES
 from mlx_parallm.models.vision.picture import Picture
 from mlx_parallm.models.vision.video import Video
 from tests.models.vision.tiny_vision import SPECS, folder_of
@@ -59,7 +60,9 @@ def answer(
     from mlx_vlm.models.cache import make_prompt_cache
 
     model = _model(family)
-    settings: dict[str, Any] = {} if family == "llava" else {"add_special_tokens": False}
+    settings: dict[str, Any] = (
+        {} if FAMILIES[family.partition(":")[0]].bare_call else {"add_special_tokens": False}
+    )
     if pictures:
         settings["images"] = [Image.fromarray(picture.pixels) for picture in pictures]
     if videos:
