@@ -27,7 +27,9 @@ params.n_parallel, params.n_ctx, params.warmup = 8, 8 * int(sys.argv[2]), False
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-params.embedding = sys.argv[3] == "1"
+params.embedding = sys.argv[3] in ("encoder", "ranker")
+if sys.argv[3] == "ranker":
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
 server = xllamacpp.Server(params)
 print("listening", server.listening_address, flush=True)
 sys.stdin.read()
@@ -56,6 +58,12 @@ class LlamaCpp:
         """Of a text, of length 1, as the file's pooling makes it."""
         return list(self._post("/v1/embeddings", input=list(ids))["data"][0]["embedding"])
 
+    def ranking(self, query: str, documents: Sequence[str]) -> list[float]:
+        """The head's figure for each document; of a file that was served to rank."""
+        found = self._post("/v1/rerank", query=query, documents=list(documents))["results"]
+        scores = {row["index"]: float(row["relevance_score"]) for row in found}
+        return [scores[i] for i in range(len(documents))]
+
     def template(self, messages: list[dict[str, str]]) -> str:
         """A conversation as the file's template writes it."""
         return str(self._post("/apply-template", messages=messages)["prompt"])
@@ -82,10 +90,13 @@ class LlamaCpp:
 
 
 @contextmanager
-def serve(file: Path, context: int = 128, *, encoder: bool = False) -> Iterator[LlamaCpp]:
+def serve(
+    file: Path, context: int = 128, *, encoder: bool = False, ranker: bool = False
+) -> Iterator[LlamaCpp]:
     """The server with one model; the test is skipped where the wheel is not installed."""
     pytest.importorskip("xllamacpp", reason="the oracle, llama.cpp's wheel, is not installed")
-    command = [sys.executable, "-c", _SERVER, str(file), str(context), str(int(encoder))]
+    task = "ranker" if ranker else "encoder" if encoder else "text"
+    command = [sys.executable, "-c", _SERVER, str(file), str(context), task]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -73,18 +73,32 @@ def write_sentence_piece(path: Path, pieces: Sequence[str], *, space_prefix: boo
     return path
 
 
-def write_vocabulary(path: Path, vocabulary: Vocabulary) -> Path:
-    """A file with a vocabulary of any kind: an encoder for BERT's and T5's, else a Llama."""
+def write_vocabulary(
+    path: Path,
+    vocabulary: Vocabulary,
+    *,
+    head: Sequence[str] = (),
+    types: int = 2,
+    kind: Kind = Kind.F32,
+) -> Path:
+    """A file with a vocabulary of any kind: an encoder for BERT's and T5's, else a Llama.
+    `head`: labels of a classifier; `types`: of tokens, in an encoder; `kind`: of its weights."""
     encoder = vocabulary.model in ("bert", "t5")
     architecture = "bert" if encoder else "llama"
     writer = gguf.GGUFWriter(path, architecture)
-    _write_metadata(writer, architecture, len(vocabulary.tokens), {})
+    count = len(vocabulary.tokens)
+    _write_metadata(writer, architecture, count, {})
     vocabulary.write(writer)
+    shapes = _shapes(architecture, count, True)
     if encoder:
         writer.add_causal_attention(False)
-        writer.add_pooling_type(gguf.PoolingType.MEAN)
-        writer.add_token_type_count(2)
-    _write_weights(writer, architecture, Kind.F32, len(vocabulary.tokens), True)
+        writer.add_pooling_type(gguf.PoolingType.RANK if head else gguf.PoolingType.MEAN)
+        writer.add_token_type_count(types)
+        shapes["token_types.weight"] = (types, WIDTH) if types > 1 else (WIDTH,)
+    if head:
+        writer.add_classifier_output_labels(head)
+        shapes |= _linear("cls", WIDTH, WIDTH) | _linear("cls.output", len(head), WIDTH)
+    _write_weights(writer, architecture, kind, count, True, shapes)
     return path
 
 
@@ -172,10 +186,11 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     adders[type(value)](key, value)
 
 
-def _bert_shapes(vocab: int) -> Shapes:
-    def linear(name: str, out: int, into: int) -> Shapes:
-        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+def _linear(name: str, out: int, into: int) -> Shapes:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
 
+
+def _bert_shapes(vocab: int) -> Shapes:
     def norm(name: str) -> Shapes:
         return {f"{name}.weight": (WIDTH,), f"{name}.bias": (WIDTH,)}
 
@@ -186,8 +201,8 @@ def _bert_shapes(vocab: int) -> Shapes:
     } | norm("token_embd_norm")
     for at in (f"blk.{layer}" for layer in range(LAYERS)):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes |= linear(f"{at}.{name}", WIDTH, WIDTH)
-        shapes |= linear(f"{at}.ffn_up", HIDDEN, WIDTH) | linear(f"{at}.ffn_down", WIDTH, HIDDEN)
+            shapes |= _linear(f"{at}.{name}", WIDTH, WIDTH)
+        shapes |= _linear(f"{at}.ffn_up", HIDDEN, WIDTH) | _linear(f"{at}.ffn_down", WIDTH, HIDDEN)
         shapes |= norm(f"{at}.attn_output_norm") | norm(f"{at}.layer_output_norm")
     return shapes
 

@@ -61,6 +61,7 @@ class Architecture:
         columns: the same for columns.
         values: of tensors that are not packed, as mlx-lm has them.
         halves: parts whose rows are those of two modules, one after the other.
+        unpacked: parts that never stay packed.
         rotary: whether rope_config describes its positions.
         wide_range: activations may exceed float16.
         body: where mlx-lm has the layers.
@@ -73,6 +74,7 @@ class Architecture:
     columns: Columns = lambda part, config: None
     values: Change = unchanged
     halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    unpacked: tuple[str, ...] = ()
     wide_range: bool = False
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
     rotary: bool = True

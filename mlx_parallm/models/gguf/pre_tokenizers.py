@@ -83,6 +83,7 @@ _KINDS = {
     (
         *("gpt-2", "mpt", "olmo", "phi-2", "jina-v2-es", "jina-v2-de", "modern-bert"),
         *("gigachat", "a.x-4.0", "mellum", "exaone4", "trillion", "granite-docling"),
+        *("roberta-bpe", "jina-v1-en", "jina-v2-code"),
     ): WordKind(_gpt2),
     (
         *("smollm", "starcoder", "refact", "command-r"),

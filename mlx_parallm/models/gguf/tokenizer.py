@@ -111,7 +111,7 @@ def _add_special_tokens(file: GgufFile, tokenizer: Tokenizer) -> None:
 
 
 def _add_frame(file: GgufFile, tokenizer: Tokenizer, kind: _Kind) -> None:
-    """The tokens that stand before and after every text."""
+    """The tokens that stand before and after every text, and between two."""
     first, last = kind.names
     with_first, with_last = kind.before(file), kind.after
     if not kind.always:
@@ -122,8 +122,12 @@ def _add_frame(file: GgufFile, tokenizer: Tokenizer, kind: _Kind) -> None:
     if before is None and after is None:
         return
     single = " ".join(part for part in (before, "$A", after) if part)
-    pair = " ".join(part for part in (before, "$A", after, "$B:1", after and f"{after}:1") if part)
-    ids = [(token, tokenizer.token_to_id(token)) for token in {before, after} if token]
+    apart = _token(file, "seperator") if file.get("tokenizer.ggml.add_sep_token") else None
+    if kind.always:  # what ends a text is between two already
+        apart = None
+    parts = (before, "$A", after, apart, "$B:1", after and f"{after}:1")
+    pair = " ".join(part for part in parts if part)
+    ids = [(token, tokenizer.token_to_id(token)) for token in {before, after, apart} if token]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=ids
     )

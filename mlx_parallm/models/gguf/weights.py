@@ -47,7 +47,8 @@ def weights_of(
         rows = kind.rows(part_of(tensor.name), np.asarray(tensor.data), config)
         parts = _divided(replace(tensor, data=rows), len(names))
         for name, part in zip(names, parts, strict=True):
-            if can_pack(tensor.kind) and name.endswith(".weight"):
+            packs = can_pack(tensor.kind) and part_of(tensor.name) not in kind.unpacked
+            if packs and name.endswith(".weight"):
                 yield from _packed(part, name, kind, config, report)
             else:
                 yield name, _plain(part, kind, config, report)
