@@ -279,13 +279,13 @@ class Settings:
     allow_image_hosts: tuple[str, ...] = _option(
         (),
         filled,
-        "host from which pictures of requests are fetched over https; by default they come as "
-        "data: URLs only",
+        "host from which pictures and videos of requests are fetched over https; by default they "
+        "come as data: URLs only",
         many=True,
         metavar="HOST",
     )
     image_fetch_timeout: float = _option(
-        10.0, number(0, above=True), "seconds in which a picture must have been fetched"
+        10.0, number(0, above=True), "seconds in which a picture or video must have been fetched"
     )
     max_images: int = _option(16, integer(1, 4096), "pictures that a request may have")
     max_image_bytes: int = _option(
@@ -293,6 +293,19 @@ class Settings:
     )
     max_image_pixels: int = _option(
         24_000_000, integer(1, 2**31 - 1), "pixels that a picture may have, by its header"
+    )
+    max_videos: int = _option(4, integer(1, 256), "videos that a request may have")
+    max_video_frames: int = _option(
+        128, integer(1, 999), "frames of a video that a model may be shown"
+    )
+    max_video_bytes: int = _option(
+        64 * 1024**2, parse_bytes, "largest file of a video", metavar="SIZE"
+    )
+    max_video_pixels: int = _option(
+        64_000_000, integer(1, 2**31 - 1), "pixels of all frames of a video that are shown"
+    )
+    max_video_seconds: float = _option(
+        3600.0, number(0, above=True), "seconds that a video may take"
     )
     chat_template: str | None = _option(
         None,

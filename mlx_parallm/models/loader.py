@@ -95,7 +95,11 @@ class LoadedModel:
     @property
     def capabilities(self) -> dict[str, bool]:
         """What it can do besides reading and writing text."""
-        return {"vision": self.vision is not None}
+        seeing = self.vision
+        return {
+            "vision": seeing is not None,
+            "video": seeing is not None and seeing.family.video is not None,
+        }
 
     @property
     def largest_matrix(self) -> int:

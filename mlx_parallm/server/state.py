@@ -19,8 +19,10 @@ from mlx_parallm.server.flow.dispatch import Dispatcher
 from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.flow.registry import Registry
 from mlx_parallm.server.gate.turnstile import Turnstile
-from mlx_parallm.server.input.pictures.pictures import PictureLimits, Pictures
+from mlx_parallm.server.input.pictures.limits import PictureLimits
+from mlx_parallm.server.input.pictures.pictures import Pictures
 from mlx_parallm.server.input.prompts import Prompts
+from mlx_parallm.server.input.videos.sampling import VideoLimits
 from mlx_parallm.server.observing.metrics import Metrics
 from mlx_parallm.server.response_store import ResponseStore
 from mlx_parallm.server.weights import ModelVersions
@@ -102,7 +104,15 @@ class ServerState:
         limits = PictureLimits(
             settings.max_images, settings.max_image_bytes, settings.max_image_pixels
         )
-        return Pictures(limits, settings.allow_image_hosts, settings.image_fetch_timeout)
+        video_limits = VideoLimits(
+            settings.max_videos,
+            settings.max_video_frames,
+            settings.max_video_bytes,
+            settings.max_video_pixels,
+            settings.max_video_seconds,
+        )
+        hosts, timeout = settings.allow_image_hosts, settings.image_fetch_timeout
+        return Pictures(limits, hosts, timeout, video_limits)
 
     def responses(self) -> ResponseStore:
         """The store of responses.

@@ -11,7 +11,7 @@ from mlx_parallm.engine.detokenizer import TextStream
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.engine.sequence import Sequence as EngineSequence
 from mlx_parallm.errors import InvalidRequestError, UnsupportedError
-from mlx_parallm.models.vision.prepared import PreparedPicture
+from mlx_parallm.models.vision.prepared import Prepared
 from mlx_parallm.server.compat.turns import content_of
 from mlx_parallm.server.decisions.labels import Labels, Place
 from mlx_parallm.server.decisions.option_tree import OptionTree, Prefix, probabilities
@@ -167,7 +167,7 @@ class Decider:
         self,
         text: str,
         pictures: Sequence[AskedPicture] = (),
-        prepared: Sequence[PreparedPicture] = (),
+        prepared: Sequence[Prepared] = (),
     ) -> Prompt:
         if not self._prompts.tokenizer.has_chat_template:
             if pictures:

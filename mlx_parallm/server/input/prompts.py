@@ -17,13 +17,14 @@ from mlx_parallm.engine.grammar import Compiler, Constraint, Gate
 from mlx_parallm.engine.sequence import SamplingParams
 from mlx_parallm.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from mlx_parallm.models.vision.media import Media
-from mlx_parallm.models.vision.prepared import PreparedPicture
+from mlx_parallm.models.vision.prepared import Prepared
 from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.input.chat_pictures import ChatPictures
 from mlx_parallm.server.input.chat_template import Conversation, conversation_of, render
 from mlx_parallm.server.input.custom_roles import refuse_lost_roles
+from mlx_parallm.server.input.pictures.limits import PictureLimits
 from mlx_parallm.server.input.pictures.messages import pictures_of, text_of
-from mlx_parallm.server.input.pictures.pictures import PictureLimits, Pictures
+from mlx_parallm.server.input.pictures.pictures import Pictures
 from mlx_parallm.server.input.special_text import SpecialText
 from mlx_parallm.server.input.structured import Structure, structure_of
 from mlx_parallm.server.schemas.chat import ChatCompletionRequest, ChatTemplateFields
@@ -231,7 +232,7 @@ class Prompts:
         *,
         limited: bool = False,
         before: Sequence[int] = (),
-        prepared: Sequence[PreparedPicture] | None = None,
+        prepared: Sequence[Prepared] | None = None,
     ) -> Prompt:
         """What the chat template makes of messages.
 
@@ -248,7 +249,7 @@ class Prompts:
         if self._loaded.is_encoder:
             raise UnsupportedError(self._loaded.encoder_endpoints, param="model")
         if prepared is None:
-            prepared = await self.pictures.prepare(pictures_of(body.messages))
+            prepared = await self.pictures.prepare_all(body)
         asked = conversation_of(self._tokenizer, self.dialect, body, tools, reasoning_effort)
         fitted = self.pictures.fitted(asked)
         refuse_lost_roles(self._tokenizer, fitted)
@@ -276,7 +277,7 @@ class Prompts:
         text: str,
         add_special_tokens: bool,
         special: SpecialText | None,
-        pictures: Sequence[PreparedPicture],
+        pictures: Sequence[Prepared],
     ) -> list[int]:
         expand = partial(self.pictures.expand, pictures=pictures)
         found = None

@@ -38,7 +38,8 @@ async def conversation_ids(
             pictures = pictures_of(body.messages)
             if pictures:
                 raise UnsupportedError(
-                    "Pictures are not supported here: this endpoint's prompts are token ids.",
+                    "Pictures and videos are not supported here: this endpoint's prompts are "
+                    "token ids.",
                     param=pictures[0].param,
                 )
             prompt = await state.prompts().chat(body)

@@ -16,9 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from mlx_parallm.models.vision.picture import DETAILS
-from mlx_parallm.server.input.pictures.asked import AskedPicture, asked_picture
-from mlx_parallm.server.input.pictures.messages import Said, said_of, text_of
+from mlx_parallm.server.input.pictures.messages import text_of
 from mlx_parallm.server.schemas.base import (
     MAX_TOKEN_ID,
     FalseOnly,
@@ -28,38 +26,9 @@ from mlx_parallm.server.schemas.base import (
     unsupported,
     wrong,
 )
+from mlx_parallm.server.schemas.content import Content, MediaOptions
 from mlx_parallm.server.schemas.sampling import NumLogprobs, ReportFields
 from mlx_parallm.server.schemas.usage import Receipt, RequestMetrics, Usage
-
-_TEXT_PARTS = {"text": "text", "refusal": "refusal"}
-_PICTURE_PART = "image_url"
-
-
-def _said(value: Any) -> Said:
-    """Message content: the texts of several parts are joined by newlines, unless there are
-    pictures among them."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong("expected a string or a list of content parts")
-    return said_of([_part(part, index) for index, part in enumerate(value)])
-
-
-def _part(part: Any, index: int) -> str | AskedPicture:
-    if isinstance(part, AskedPicture):
-        # Of another API's request, which has become one of ours.
-        return part
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str):
-        raise wrong("expected an object with a type", f"{index}")
-    if kind == _PICTURE_PART:
-        return asked_picture(part.get(_PICTURE_PART), f"{index}.{_PICTURE_PART}")
-    if kind not in _TEXT_PARTS:
-        raise unsupported(f"content of type {kind[:40]!r} is not supported", f"{index}.type")
-    text = part.get(_TEXT_PARTS[kind])
-    if not isinstance(text, str):
-        raise wrong("expected a string", f"{index}.{_TEXT_PARTS[kind]}")
-    return text
 
 
 def _arguments(value: Any) -> dict[str, Any]:
@@ -124,47 +93,6 @@ def _budget(value: Any) -> Any:
 
 def _verbosity(value: Any) -> Any:
     return only("medium", '"medium"')(value)
-
-
-_TEXT_SCHEMA = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-_PICTURE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "type": {"const": _PICTURE_PART},
-        _PICTURE_PART: {
-            "type": "object",
-            "properties": {
-                "url": {
-                    "type": "string",
-                    "description": "data:image/png;base64,..., or https: of a host that is allowed",
-                },
-                "detail": {"enum": list(DETAILS)},
-            },
-            "required": ["url"],
-        },
-    },
-    "required": ["type", _PICTURE_PART],
-}
-
-Content = Annotated[
-    Said,
-    PlainValidator(_said),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {"anyOf": [_TEXT_SCHEMA, _PICTURE_SCHEMA]},
-                },
-            ]
-        }
-    ),
-]
 
 
 class CalledFunction(RequestModel):
@@ -253,6 +181,9 @@ class ChatTemplateFields(RequestModel):
     add_special_tokens: bool = Field(False, description="Add BOS to what the template made.")
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="More variables for the chat template."
+    )
+    media_io_kwargs: MediaOptions = Field(
+        default_factory=MediaOptions, description="Which frames of videos are shown."
     )
     chat_template: Unsupported = None
     documents: Unsupported = None

@@ -10,9 +10,10 @@ from mlx_parallm.server.schemas.base import RequestModel
 
 
 class Capabilities(BaseModel):
-    """What a model can do. vision: it takes pictures."""
+    """What a model can do. vision: it takes pictures; video: and videos."""
 
     vision: bool
+    video: bool
 
 
 class ModelCard(BaseModel):

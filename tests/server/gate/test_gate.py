@@ -241,7 +241,7 @@ def test_models(server: Any) -> None:
     assert card["object"] == "model"
     assert card["status"] == "ready"
     assert card["max_model_len"] == 512
-    assert card["capabilities"] == {"vision": False}
+    assert card["capabilities"] == {"vision": False, "video": False}
     assert card["parent"] is None
     assert isinstance(card["created"], int)
 

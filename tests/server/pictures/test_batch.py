@@ -124,7 +124,8 @@ def test_pictures_count_for_the_context(seeing: Any, files: Any) -> None:
 
 
 def test_cards_say_that_it_sees(seeing: Any) -> None:
-    assert seeing.http.get("/v1/models").json()["data"][0]["capabilities"] == {"vision": True}
+    card = seeing.http.get("/v1/models").json()["data"][0]
+    assert card["capabilities"] == {"vision": True, "video": True}
     assert "vision" in seeing.ok("/api/show", model="tiny")["capabilities"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_parallm.errors import InvalidRequestError
+from mlx_parallm.server.input.data_urls import PICTURE
 from mlx_parallm.server.input.pictures.fetching import Fetcher
 from mlx_parallm.server.input.pictures.hosts import is_public, target_of
 
@@ -131,7 +132,8 @@ class Host:
 
         async with server:
             try:
-                return await Fetcher([HOST], timeout_s, LIMIT, resolve, connect).fetch(url, "here")
+                fetcher = Fetcher([HOST], timeout_s, resolve, connect)
+                return await fetcher.fetch(url, PICTURE, LIMIT, "here")
             finally:
                 if self.connected:
                     await self.done.wait()
@@ -214,7 +216,8 @@ def test_a_name_that_nobody_knows() -> None:
         raise OSError("unknown")
 
     async def fetch() -> bytes:
-        return await Fetcher([HOST], 60, LIMIT, resolve).fetch(f"https://{HOST}/", "here")
+        fetcher = Fetcher([HOST], 60, resolve)
+        return await fetcher.fetch(f"https://{HOST}/", PICTURE, LIMIT, "here")
 
     with pytest.raises(InvalidRequestError, match="cannot be fetched"):
         asyncio.run(fetch())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.vision.picture import DETAILS, Detail
+from mlx_parallm.server.input.asked import Asked
 from mlx_parallm.server.schemas.base import wrong
 
 # Base64 has no colon.
@@ -15,28 +15,16 @@ _MAX_SCHEME = 16
 
 
 @dataclass(frozen=True, slots=True)
-class AskedPicture:
+class AskedPicture(Asked):
     """Where a picture is to be had.
 
     Attributes:
         url: of the scheme data or https.
         detail: how finely to look at it.
-        param: its place in the client's body; empty where the messages are the client's own.
     """
 
     url: str
     detail: Detail = "auto"
-    param: str = ""
-
-    def at(self, param: str) -> AskedPicture:
-        """The same, with a place unless it has one."""
-        return self if self.param else replace(self, param=param)
-
-    def refused(
-        self, message: str, kind: type[InvalidRequestError] = InvalidRequestError
-    ) -> InvalidRequestError:
-        """The error that says why; with the place, since not every envelope has a field for it."""
-        return kind(f"Invalid value for '{self.param}': {message}", param=self.param)
 
 
 def asked_picture(value: Any, path: str) -> AskedPicture:

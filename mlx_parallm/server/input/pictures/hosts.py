@@ -1,4 +1,4 @@
-"""From which URL a picture may be fetched, and at which addresses: the public internet only."""
+"""From which URLs pictures and videos may be fetched, and at which addresses: public ones only."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def target_of(url: str, allowed: Collection[str], param: str) -> Target:
     """
     if len(url) > _MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidRequestError(
-            f"A picture's URL has at most {_MAX_URL} printable ASCII characters.", param=param
+            f"A URL has at most {_MAX_URL} printable ASCII characters.", param=param
         )
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidRequestError("The picture's URL cannot be read.", param=param) from None
+        raise InvalidRequestError("The URL cannot be read.", param=param) from None
     if parts.scheme != "https":
         raise InvalidRequestError(_only_data(allowed, parts.scheme), param=param)
     host = (parts.hostname or "").lower()
     # Backslashes are slashes to some programs, and no part of any host here.
     if "@" in parts.netloc or "\\" in url or port not in (None, PORT):
         raise InvalidRequestError(
-            "A picture's URL names a host only, without a user and without a port.", param=param
+            "A URL names a host only, without a user and without a port.", param=param
         )
     if host not in allowed:
         raise InvalidRequestError(_only_hosts(allowed, host), param=param)
@@ -67,17 +67,18 @@ def target_of(url: str, allowed: Collection[str], param: str) -> Target:
 def _only_data(allowed: Collection[str], scheme: str) -> str:
     ways = "data: and https:" if allowed else "data:"
     return (
-        f"Pictures are taken from {ways} URLs, not from {scheme[:20]!r}; the server opens no files."
+        f"Pictures and videos are taken from {ways} URLs, not from {scheme[:20]!r}; the server "
+        "opens no files."
     )
 
 
 def _only_hosts(allowed: Collection[str], host: str) -> str:
     if not allowed:
         return (
-            "This server fetches no pictures; send them as data: URLs, or start it with "
+            "This server fetches no pictures and videos; send them as data: URLs, or start it with "
             "--allow-image-hosts."
         )
-    return f"This server fetches no pictures from {host[:100]!r} (--allow-image-hosts)."
+    return f"This server fetches nothing from {host[:100]!r} (--allow-image-hosts)."
 
 
 async def addresses_of(host: str) -> list[str]:
@@ -101,7 +102,7 @@ def public_address(addresses: Iterable[str], param: str) -> str:
     found = list(addresses)
     if not found or not all(map(is_public, found)):
         raise InvalidRequestError(
-            "The picture's host has an address that is not public; it is not asked.", param=param
+            "The host has an address that is not public; it is not asked.", param=param
         )
     return found[0]
 

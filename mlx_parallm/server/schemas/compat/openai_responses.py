@@ -129,7 +129,11 @@ def parts_of(content: str | list[Item], path: str) -> list[str | AskedPicture]:
     if isinstance(content, str):
         return [content]
     return [
-        AskedPicture(part["image_url"], part.get("detail") or "auto", f"{path}.{place}.image_url")
+        AskedPicture(
+            part["image_url"],
+            part.get("detail") or "auto",
+            param=f"{path}.{place}.image_url",
+        )
         if part["type"] == PICTURE_PART
         else str(part[_TEXT_PARTS[part["type"]]])
         for place, part in enumerate(content)
