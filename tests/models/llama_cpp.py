@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 params.embedding = sys.argv[3] in ("encoder", "ranker")
 if sys.argv[3] == "ranker":
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+params.mmproj.path = sys.argv[4]
 server = xllamacpp.Server(params)
 print("listening", server.listening_address, flush=True)
 sys.stdin.read()
@@ -68,11 +70,21 @@ class LlamaCpp:
         """A conversation as the file's template writes it."""
         return str(self._post("/apply-template", messages=messages)["prompt"])
 
+    def continue_picture(self, text: str, png: bytes, count: int) -> Continuation:
+        """The same after a text in which <__media__> stands for the picture."""
+        marker = self._http.get("/props").raise_for_status().json()["media_marker"]
+        shown = base64.b64encode(png).decode()
+        text = text.replace("<__media__>", marker)
+        return self._continue({"prompt_string": text, "multimodal_data": [shown]}, count)
+
     def continue_greedily(self, prompt: Sequence[int], count: int) -> Continuation:
         """Tokens, and at each position the log-probabilities of the five likeliest."""
+        return self._continue(list(prompt), count)
+
+    def _continue(self, prompt: Any, count: int) -> Continuation:
         found = self._post(
             "/completion",
-            prompt=list(prompt),
+            prompt=prompt,
             n_predict=count,
             n_probs=5,
             temperature=0,
@@ -91,12 +103,18 @@ class LlamaCpp:
 
 @contextmanager
 def serve(
-    file: Path, context: int = 128, *, encoder: bool = False, ranker: bool = False
+    file: Path,
+    context: int = 128,
+    *,
+    encoder: bool = False,
+    ranker: bool = False,
+    mmproj: Path | None = None,
 ) -> Iterator[LlamaCpp]:
-    """The server with one model; the test is skipped where the wheel is not installed."""
+    """The server with one model; the test is skipped where the wheel is not installed.
+    `mmproj`: what the model sees with."""
     pytest.importorskip("xllamacpp", reason="the oracle, llama.cpp's wheel, is not installed")
     task = "ranker" if ranker else "encoder" if encoder else "text"
-    command = [sys.executable, "-c", _SERVER, str(file), str(context), task]
+    command = [sys.executable, "-c", _SERVER, str(file), str(context), task, str(mmproj or "")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

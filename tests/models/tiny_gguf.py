@@ -40,12 +40,17 @@ def write(
     tied: bool = False,
     values: dict[str, Any] | None = None,
     shapes: Shapes | None = None,
+    special: Sequence[str] = (),
+    template: str = "",
 ) -> Path:
     """One file. `kind`: of all weights, or several that take turns; `values`: metadata below the
-    architecture's name; `shapes`: of all tensors, where `_shapes` does not know them."""
+    architecture's name; `shapes`: of all tensors, where `_shapes` does not know them; `special`:
+    more tokens; `template`: of chats."""
     # Mixtral's files say that they are a Llama's.
     writer = gguf.GGUFWriter(path, "llama" if architecture == "mixtral" else architecture)
-    tokens = _write_byte_pairs(writer, pre)
+    tokens = _write_byte_pairs(writer, pre, special)
+    if template:
+        writer.add_chat_template(template)
     _write_metadata(writer, architecture, len(tokens), values or {})
     _write_weights(writer, architecture, kind, len(tokens), tied, shapes)
     return path
@@ -102,12 +107,15 @@ def write_vocabulary(
     return path
 
 
-def _write_byte_pairs(writer: gguf.GGUFWriter, pre: str) -> list[str]:
+def _write_byte_pairs(writer: gguf.GGUFWriter, pre: str, special: Sequence[str] = ()) -> list[str]:
     tokens, merges = vocabulary()
+    tokens = [*tokens, *special]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    control = [token.startswith("<|") and token.endswith("|>") for token in tokens]
+    control = [
+        (token.startswith("<|") and token.endswith("|>")) or token in special for token in tokens
+    ]
     writer.add_token_types([3 if special else 1 for special in control])
     writer.add_token_merges(merges)
     writer.add_eos_token_id(control.index(True))
@@ -130,7 +138,7 @@ def _write_weights(
         shapes = _shapes(architecture, vocab, tied, long_rope)
     turns = itertools.cycle([kinds] if isinstance(kinds, Kind) else kinds)
     for name, shape in shapes.items():
-        array = _draw(random, name, shape, architecture)
+        array = draw(random, name, shape, architecture)
         kind = next(turns) if len(shape) > 1 else Kind.F32
         blocks = len(shape) > 1 and shape[-1] % 32 == 0
         packed = blocks and "gate_inp" not in name and kind is not Kind.F32
@@ -290,9 +298,10 @@ def _experts(up: tuple[int, ...], down: tuple[int, ...]) -> Shapes:
     }
 
 
-def _draw(
+def draw(
     random: np.random.Generator, name: str, shape: tuple[int, ...], architecture: str
 ) -> np.ndarray:
+    """A random array that suits a tensor of this name."""
     if name == "rope_freqs.weight":  # Gemma 4's: a quarter of the pairs is turned
         return np.where(np.arange(*shape) < shape[0] / 4, 1, 1e30).astype(np.float32)
     noise = random.standard_normal(shape)

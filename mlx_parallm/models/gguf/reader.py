@@ -63,6 +63,10 @@ class GgufFile:
             raise ModelLoadError(f"{self.path}: there is no {key} in this file")
         return value
 
+    def override(self, values: dict[str, Any]) -> None:
+        """Other metadata from now on."""
+        self._values |= values
+
     @property
     def names(self) -> set[str]:
         """Names of all tensors."""

@@ -16,6 +16,8 @@ INSTALL = "Install the extra for pictures: pip install 'mlx_parallm[vision]'."
 
 def why_blind(folder: Path, config: dict[str, Any]) -> str:
     """Why a model takes no pictures; empty where it should."""
+    if config.get("blindness"):  # of a GGUF file, with what is beside it
+        return str(config["blindness"])
     if not config.get("vision_config"):
         return READS_TEXT
     if family_of(config) is None:
