@@ -4,6 +4,11 @@
 scripts/eval_vision.py                   # all families against mlx-vlm's models
 scripts/eval_vision.py --mixed 200       # requests beside others and alone
 scripts/eval_vision.py --pictures 1000   # one text, so many pictures, twice
+scripts/eval_vision.py --against torch   # all families against transformers' models
+
+The last one asks an interpreter that has torch, torchvision, transformers, pillow and num2words:
+--torch-python, or this one. It makes random models, saves them as users' files are, and both
+programs load them: once as the families publish theirs, once all as transformers saves it.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import in_venv  # isort: skip  (starts this script again in .venv)
 import mlx_parallm  # noqa: F401  isort: skip  (puts the fast BLAS in place before mlx)
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +38,8 @@ from tests.engine.pictures.seeing import (
 )
 from tests.models.vision import oracle
 from tests.models.vision.tiny_vision import SPECS, picture
+
+from against_torch import rows as torch_rows  # isort: skip  (imports the tests' models)
 
 MIXED = ("gemma3", "idefics3", "lfm2_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
 TEXT = f"user: Here is {PICTURE} and there {PICTURE}\nWhat differs?\nassistant:"
@@ -128,13 +136,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--mixed", type=int, metavar="COUNT")
     parser.add_argument("--pictures", type=int, metavar="COUNT")
+    parser.add_argument("--against", choices=["mlx-vlm", "torch"], default="mlx-vlm")
+    parser.add_argument("--torch-python", metavar="PATH", help="an interpreter that has torch")
     options = parser.parse_args(arguments)
+    if options.against == "torch" and not options.torch_python:
+        if importlib.util.find_spec("torch") is None:
+            parser.error("there is no torch here: name an interpreter with --torch-python")
+        options.torch_python = sys.executable
     mx.disable_compile()  # kernels for models this small take longer than the models
     if options.mixed:
         each = -(-options.mixed // len(MIXED))
         rows = [mixed_row(family, each) for family in MIXED]
     elif options.pictures:
         rows = [pictures_row(family, options.pictures) for family in ("idefics3", "qwen3_vl")]
+    elif options.against == "torch":
+        rows = torch_rows.rows(options.torch_python)
     else:
         rows = [family_row(family) for family in sorted(SPECS)]
     print(format_table(rows))

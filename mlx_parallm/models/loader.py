@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
-from mlx_lm.utils import _get_classes, dequantize_model, load_tokenizer
+from mlx_lm.utils import dequantize_model, load_tokenizer
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_parallm.errors import ModelLoadError
@@ -20,6 +20,8 @@ from mlx_parallm.models.adapting.adapt import check_supported
 from mlx_parallm.models.adapting.packed import install as install_packed_products
 from mlx_parallm.models.adapting.packed import stays_packed
 from mlx_parallm.models.adapting.shards import shard
+from mlx_parallm.models.checkpoint.config_names import with_older_names
+from mlx_parallm.models.checkpoint.renaming import Weights, classes_that, weight_names
 from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.predictor import Predictor
@@ -33,6 +35,7 @@ from mlx_parallm.models.sources.sources import resolve as resolve
 from mlx_parallm.models.torch_file import load_torch_file
 from mlx_parallm.models.vision import text_model
 from mlx_parallm.models.vision.blindness import READS_TEXT, check_family, why_blind
+from mlx_parallm.models.vision.checkpoints import with_head, with_older_weights
 from mlx_parallm.models.vision.families import family_of
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _DEFAULT_CONTEXT = 4096
 _READ_AT_ONCE = 256 * 1024**2  # bytes
-Weights = dict[str, mx.array]
 
 
 @dataclass
@@ -241,13 +243,15 @@ def load_as_stored(path: str) -> tuple[Any, dict[str, Any], Path]:
 def _load_body(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """mlx-lm's model, or ours; also of checkpoints with another head, none, or other names."""
     own = _own_classes(config)
+    if family_of(config) is not None:
+        return _load_text_of_seeing(folder, config, own)
     if own is not None:
         return mlx_lm_load_model(folder, lazy=True, get_model_classes=lambda config: own)
     if mamba_ssm.is_mamba_ssm(config):
         return _load_mamba_ssm(folder, config)
     bare = any(name.startswith("layers.") for name in weight_names(folder))
     if not bare and not is_classifier(config):
-        return mlx_lm_load_model(folder, lazy=True)
+        return mlx_lm_load_model(folder, lazy=True, model_config=config)
 
     def rename(weights: Weights) -> Weights:
         if bare:  # saved without the causal model around it
@@ -256,9 +260,18 @@ def _load_body(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any
         return {n: a for n, a in weights.items() if not n.startswith(heads)}
 
     # Without a language model head there is nothing to load into one.
-    tied = {"tie_word_embeddings": True}
-    classes = _classes_that(rename)
+    tied = {**config, "tie_word_embeddings": True}
+    classes = classes_that(rename)
     return mlx_lm_load_model(folder, lazy=True, model_config=tied, get_model_classes=classes)
+
+
+def _load_text_of_seeing(
+    folder: Path, config: dict[str, Any], own: tuple[type, type] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The text model inside a model that sees, whoever has written its checkpoint."""
+    config = with_head(config, weight_names(folder))
+    classes = classes_that(lambda weights: with_older_weights(weights, config), own)
+    return mlx_lm_load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
 
 
 def _own_classes(config: dict[str, Any]) -> tuple[type, type] | None:
@@ -275,7 +288,7 @@ def _own_classes(config: dict[str, Any]) -> tuple[type, type] | None:
 
 def _load_mamba_ssm(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     padded = {**config, "vocab_size": mamba_ssm.padded_vocab_size(config)}
-    classes = _classes_that(lambda weights: mamba_ssm.rename_weights(weights, config))
+    classes = classes_that(lambda weights: mamba_ssm.rename_weights(weights, config))
     if list(folder.glob("*.safetensors")):
         model, found = mlx_lm_load_model(
             folder, lazy=True, model_config=padded, get_model_classes=classes
@@ -292,25 +305,6 @@ def _load_mamba_ssm(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str
     return model, {**found, "vocab_size": config["vocab_size"]}
 
 
-def _classes_that(rename: Callable[[Weights], Weights]) -> Callable[..., tuple[type, type]]:
-    """mlx-lm's classes for a config; weights are renamed before they see them."""
-
-    def classes(config: dict[str, Any]) -> tuple[type, type]:
-        model_class, args_class = _get_classes(config)
-
-        def sanitize(self: Any, weights: Weights) -> Weights:
-            weights = rename(weights)
-            inner = getattr(super(kind, self), "sanitize", None)
-            return inner(weights) if inner is not None else weights
-
-        # By its module a class is known for what it is (see adapt.py).
-        members = {"sanitize": sanitize, "__module__": model_class.__module__}
-        kind = type(model_class.__name__, (model_class,), members)
-        return kind, args_class
-
-    return classes
-
-
 def _pooling(folder: Path, is_encoder: bool) -> str:
     """As sentence-transformers' 1_Pooling/config.json says, where there is one."""
     file = folder / "1_Pooling" / "config.json"
@@ -325,12 +319,6 @@ def _pooling(folder: Path, is_encoder: bool) -> str:
     if len(asked) != 1:
         raise ModelLoadError(f"{file}: one of cls, mean and last token pooling is supported")
     return asked[0]
-
-
-def weight_names(folder: Path) -> set[str]:
-    """Names of the tensors in a model's files."""
-    files = folder.glob("model*.safetensors")
-    return {str(name) for file in files for name in dict(mx.load(str(file)))}  # type: ignore[arg-type]
 
 
 def describe(
@@ -383,6 +371,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelLoadError(f"{file}: not readable as JSON: {_sentence(error)}") from error
     if isinstance(config, dict) and mamba_ssm.is_mamba_ssm(config):
         config = mamba_ssm.translate_config(config)
+    if isinstance(config, dict):
+        config = with_older_names(config)
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelLoadError(f"{file}: there is no model_type in it")
     # The original Mamba checkpoints were never saved as safetensors.

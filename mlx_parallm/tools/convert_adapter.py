@@ -46,7 +46,8 @@ def convert(adapter: Path, output: Path, base: str | None, to: str | None) -> No
     # Imported late: `--help` answers at once.
     from safetensors.numpy import save_file
 
-    from mlx_parallm.models.loader import load_as_stored, weight_names
+    from mlx_parallm.models.checkpoint.renaming import weight_names
+    from mlx_parallm.models.loader import load_as_stored
     from mlx_parallm.models.lora.modules import Modules
     from mlx_parallm.models.lora.peft_format import is_peft
     from mlx_parallm.models.lora.reader import CONFIG, read_config, read_folder

@@ -6,11 +6,9 @@ import hashlib
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -20,10 +18,14 @@ from PIL import Image
 from transformers.utils import logging as told
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.vision.activations import set_activations
 from mlx_parallm.models.vision.blindness import PROCESSOR_FILES
+from mlx_parallm.models.vision.checkpoints import Weights, for_tower, with_older_weights
 from mlx_parallm.models.vision.families import Family, family_of
 from mlx_parallm.models.vision.tower import Tower
 from mlx_parallm.models.vision.vision import Vision
+
+_TEXT = "language_model."
 
 
 def load_vision(
@@ -45,7 +47,7 @@ def load_vision(
     family = family_of(config)
     assert family is not None
     try:
-        model = _load_model(folder, family)
+        model = _load_model(folder, config, family)
         processor = _load_processor(folder, family, trust_remote_code)
     except Exception as error:
         raise ModelLoadError(
@@ -70,32 +72,55 @@ def load_vision(
     )
 
 
-def _load_model(folder: Path, family: Family) -> Any:
-    from mlx_vlm.utils import load_model
+def _load_model(folder: Path, config: dict[str, Any], family: Family) -> Any:
+    """mlx-vlm's model. Weights are read lazily, and those of its language model not at all."""
+    from mlx_vlm.utils import load_model_weights
 
-    with _named(folder.resolve(), family.kind) as place:
-        # Lazily: the weights of its language model are never read.
-        model = load_model(place, lazy=True)
+    given = for_tower(json.loads(json.dumps(config)), family)  # mlx-vlm writes into it
+    module, made = _configured(given)
+    model = module.Model(made)
     for name in ("audio_tower", "embed_audio"):  # its ears
         if hasattr(model, name):
             setattr(model, name, None)
-    return model
+    set_activations(model, given)
+    weights = with_older_weights(_stored(folder), config)
+    weights = _renamed(module, made, model, weights)
+    wanted = [n for n in dict(tree_flatten(model.parameters())) if not n.startswith(_TEXT)]
+    kept = {name: array for name, array in weights.items() if not name.startswith(_TEXT)}
+    missing = sorted(set(wanted) - set(kept))
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    return load_model_weights(model, given, kept, folder, lazy=True, strict=False)
 
 
-@contextmanager
-def _named(folder: Path, kind: str) -> Iterator[Path]:
-    """The folder, with another model_type in its config.json where that is not empty."""
-    if not kind:
-        yield folder
-        return
-    with TemporaryDirectory() as made:
-        place = Path(made)
-        for file in folder.iterdir():
-            (place / file.name).symlink_to(file)
-        config = json.loads((folder / "config.json").read_text())
-        (place / "config.json").unlink()
-        (place / "config.json").write_text(json.dumps({**config, "model_type": kind}))
-        yield place
+def _configured(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The module of mlx-vlm that has a model, and the model's config."""
+    from mlx_vlm.utils import get_model_and_args, update_module_configs
+
+    module, _ = get_model_and_args(config)
+    for part in ("text_config", "audio_config"):
+        config.setdefault(part, {})
+    made = module.ModelConfig.from_dict(config)
+    parts = ["text", "vision", "perceiver", "projector", "audio"]
+    return module, update_module_configs(made, module, config, parts)  # type: ignore[no-untyped-call]
+
+
+def _stored(folder: Path) -> dict[str, mx.array]:
+    """The tensors of the files that mlx-lm reads, too."""
+    found: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        found |= mx.load(str(file))  # type: ignore[arg-type]
+    return found
+
+
+def _renamed(module: Any, made: Any, model: Any, weights: Weights) -> Weights:
+    """By mlx-vlm's names, as its own loader makes them."""
+    from mlx_vlm.utils import sanitize_weights
+
+    rename: Any = sanitize_weights
+    renamed = dict(rename(model, weights))
+    tower = getattr(module, "VisionModel", None)
+    return renamed if tower is None else dict(rename(tower, renamed, made.vision_config))
 
 
 def _load_processor(folder: Path, family: Family, trust_remote_code: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,9 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from mlx_parallm.models.vision.families import FAMILIES
+from mlx_parallm.models.vision.activations import set_activations
+from mlx_parallm.models.vision.checkpoints import for_tower
+from mlx_parallm.models.vision.families import FAMILIES, family_of
 from mlx_parallm.models.vision.picture import Picture
 from mlx_parallm.models.vision.video import Video
 from tests.models.vision.tiny_vision import SPECS, folder_of
@@ -40,7 +43,13 @@ def _model(family: str) -> Any:
     from mlx_vlm.utils import load_model
 
     # With the same weights, under the name by which mlx-vlm knows it.
-    return load_model(folder_of(SPECS[family].get("module", family)))
+    folder = folder_of(SPECS[family].get("module", family))
+    model = load_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = family_of(config)
+    assert own is not None
+    set_activations(model, for_tower(config, own))  # mlx-vlm's are not always transformers'
+    return model
 
 
 def answer(

@@ -218,7 +218,13 @@ SPECS |= {
         "files": {"processor_config.json": {"image_seq_length": 4}},
     },
     "internvl": {
-        "special": ["<img>", "</img>", "<IMG_CONTEXT>"],
+        "special": ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
+        "named": {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
         "image": "<IMG_CONTEXT>",
         "ids": {"image_token_id": "<IMG_CONTEXT>"},
         "text": {**TEXT, "model_type": "qwen3", "head_dim": 8},

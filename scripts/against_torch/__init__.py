@@ -1,0 +1,1 @@
+"""Models that see against transformers on torch."""
