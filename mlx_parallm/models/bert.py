@@ -1,5 +1,7 @@
 """BERT-family encoders (bert, roberta, xlm-roberta), for embeddings, classes and ranking.
 
+Nomic's and Jina's, which differ in positions and MLP, are known by GGUF files only.
+
 Every token attends to every other one, so a text is computed whole: `whole_sequence`
 tells the engine that it must not be cut into chunks, and nothing is kept between steps.
 Weights have the names that transformers writes, with or without a "bert." in front.
@@ -7,10 +9,11 @@ Weights have the names that transformers writes, with or without a "bert." in fr
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
@@ -26,7 +29,10 @@ _ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu_new": nn.gelu_approx,
     "gelu_pytorch_tanh": nn.gelu_approx,
     "relu": nn.relu,
+    "silu": nn.silu,
 }
+_LINEAR = ("query", "key", "value", "output", "gate", "up", "down")
+_ALIBI = 8.0  # how far attention's steepest slope falls, as an exponent of 2
 _PREFIX = re.compile(r"^(bert|roberta|model)\.")
 # In this order: the longer names first.
 _RENAMES = (
@@ -56,7 +62,13 @@ _UNUSED = (
 
 @dataclass
 class ModelArgs(BaseModelArgs):
-    """config.json, as transformers writes it."""
+    """config.json, as transformers writes it, and what GGUF files have beside.
+
+    Attributes:
+        positions: "absolute" is a table, "rotary" and "alibi" act on attention.
+        gated: whether the MLP has a gate.
+        biases: of layers, the linear maps that have one.
+    """
 
     model_type: str
     vocab_size: int
@@ -70,6 +82,10 @@ class ModelArgs(BaseModelArgs):
     hidden_act: str = "gelu"
     pad_token_id: int = 0
     position_embedding_type: str = "absolute"
+    positions: Literal["absolute", "rotary", "alibi"] = "absolute"
+    rope_theta: float = 10_000.0
+    gated: bool = False
+    biases: Sequence[str] = _LINEAR
 
     def __post_init__(self) -> None:
         if self.position_embedding_type != "absolute":
@@ -90,20 +106,35 @@ class Attention(nn.Module):
         super().__init__()  # type: ignore[no-untyped-call]
         size = args.hidden_size
         self.num_heads = args.num_attention_heads
-        self.query, self.key = nn.Linear(size, size), nn.Linear(size, size)
-        self.value, self.output = nn.Linear(size, size), nn.Linear(size, size)
+        for name in ("query", "key", "value", "output"):
+            setattr(self, name, nn.Linear(size, size, bias=name in args.biases))
+        self._rope = (
+            nn.RoPE(size // self.num_heads, base=args.rope_theta)
+            if args.positions == "rotary"
+            else None
+        )
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        """(B, T, D) and (B, 1, 1, T) bool or None."""
+        """(B, T, D); the mask is (B, 1, 1, T) bool, or something to add, (B or 1, H, T, T)."""
         batch, width, size = x.shape
         q, k, v = (
             layer(x).reshape(batch, width, self.num_heads, -1).swapaxes(1, 2)
             for layer in (self.query, self.key, self.value)
         )
+        if self._rope is not None:
+            q, k = self._rope(q), self._rope(k)
         scale = (size // self.num_heads) ** -0.5
         y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         projected: mx.array = self.output(y.swapaxes(1, 2).reshape(batch, width, size))
         return projected
+
+
+def _slopes(heads: int) -> mx.array:
+    """Of each head: Press et al., arXiv 2108.12409."""
+    even = 2 ** int(math.log2(heads))
+    first = [2 ** (-_ALIBI * (i + 1) / even) for i in range(even)]
+    between = [2 ** (-_ALIBI / 2 * (2 * i + 1) / even) for i in range(heads - even)]
+    return mx.array(first + between)
 
 
 class Layer(nn.Module):
@@ -114,16 +145,24 @@ class Layer(nn.Module):
         size, eps = args.hidden_size, args.layer_norm_eps
         self.attention = Attention(args)
         self.attention_norm = nn.LayerNorm(size, eps=eps)
-        self.up = nn.Linear(size, args.intermediate_size)
-        self.down = nn.Linear(args.intermediate_size, size)
+        wide, biases = args.intermediate_size, args.biases
+        self.up = nn.Linear(size, wide, bias="up" in biases)
+        self.down = nn.Linear(wide, size, bias="down" in biases)
+        self.gate = nn.Linear(size, wide, bias="gate" in biases) if args.gated else None
         self.norm = nn.LayerNorm(size, eps=eps)
         self._activation = _ACTIVATIONS[args.hidden_act]
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
         """(B, T, D) to (B, T, D)."""
         x = self.attention_norm(x + self.attention(x, mask))
-        out: mx.array = self.norm(x + self.down(self._activation(self.up(x))))
+        out: mx.array = self.norm(x + self.down(self._wide(x)))
         return out
+
+    def _wide(self, x: mx.array) -> mx.array:
+        if self.gate is None:
+            return self._activation(self.up(x))
+        found: mx.array = self._activation(self.gate(x)) * self.up(x)
+        return found
 
 
 class Encoder(nn.Module):
@@ -132,28 +171,48 @@ class Encoder(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.words = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.positions = nn.Embedding(args.max_position_embeddings, args.hidden_size)
-        self.types = nn.Embedding(args.type_vocab_size, args.hidden_size)
+        absolute = args.positions == "absolute"
+        self.positions = (
+            nn.Embedding(args.max_position_embeddings, args.hidden_size) if absolute else None
+        )
+        self.types = (
+            nn.Embedding(args.type_vocab_size, args.hidden_size) if args.type_vocab_size else None
+        )
         self.norm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         self.layers = [Layer(args) for _ in range(args.num_hidden_layers)]
         self._first = args.first_position
         self._kinds = args.type_vocab_size
+        self._slopes = _slopes(args.num_attention_heads) if args.positions == "alibi" else None
         self.separator: int | None = None
 
     def __call__(self, inputs: mx.array, mask: mx.array | None) -> mx.array:
         """(B, T) ids and (B, T) bool, true for real tokens, to (B, T, D)."""
-        last = self.positions.weight.shape[0] - 1
-        # Padding may lie behind the table.
-        places = mx.minimum(mx.arange(inputs.shape[1]) + self._first, last)
-        kinds = self.types(self._types(inputs))
-        x = self.norm(self.words(inputs) + self.positions(places) + kinds)
+        x = self.words(inputs)
+        if self.positions is not None:
+            last = self.positions.weight.shape[0] - 1
+            # Padding may lie behind the table.
+            x = x + self.positions(mx.minimum(mx.arange(inputs.shape[1]) + self._first, last))
+        if self.types is not None:
+            x = x + self.types(self._types(inputs))
+        x = self.norm(x)
         if mask is not None:
             # A row that has no token in this forward must not divide by zero.
             mask = (mask | ~mask.any(axis=-1, keepdims=True))[:, None, None]
+        mask = self._with_distances(mask, x)
         for layer in self.layers:
             x = layer(x, mask)
         out: mx.array = x
         return out
+
+    def _with_distances(self, mask: mx.array | None, x: mx.array) -> mx.array | None:
+        """What is added to scores where tokens attend less the farther away others are."""
+        if self._slopes is None:
+            return mask
+        places = mx.arange(x.shape[1])
+        falls = -self._slopes[:, None, None] * mx.abs(places[:, None] - places)
+        if mask is not None:
+            falls = mx.where(mask, falls[None], -mx.inf)
+        return falls.astype(x.dtype)
 
     def _types(self, inputs: mx.array) -> mx.array:
         """0 for the first text of a pair, 1 for the second; (B, T), or (1,) without pairs."""

@@ -19,7 +19,8 @@ from tests.models.tiny_vocabularies import Vocabulary
 WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD = 64, 96, 6, 4, 2, 16
 EXPERTS = 4
 # Those that subtract the mean.
-LAYER_NORM = ("starcoder2", "command-r", "cohere2", "bert")
+ENCODERS = ("bert", "nomic-bert", "jina-bert-v2")
+LAYER_NORM = ("starcoder2", "command-r", "cohere2", *ENCODERS)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -85,16 +86,19 @@ def write_vocabulary(
     head: Sequence[str] = (),
     types: int = 2,
     kind: Kind = Kind.F32,
+    architecture: str = "bert",
+    layers: Callable[[int], Shapes] | None = None,
 ) -> Path:
     """A file with a vocabulary of any kind: an encoder for BERT's and T5's, else a Llama.
-    `head`: labels of a classifier; `types`: of tokens, in an encoder; `kind`: of its weights."""
+    `head`: labels of a classifier; `types`: of tokens, in an encoder; `kind`: of its weights;
+    `layers`: shapes of all but these for a size of vocabulary, of an encoder other than BERT."""
     encoder = vocabulary.model in ("bert", "t5")
-    architecture = "bert" if encoder else "llama"
+    architecture = architecture if encoder else "llama"
     writer = gguf.GGUFWriter(path, architecture)
     count = len(vocabulary.tokens)
     _write_metadata(writer, architecture, count, {})
     vocabulary.write(writer)
-    shapes = _shapes(architecture, count, True)
+    shapes = layers(count) if layers else _shapes(architecture, count, True)
     if encoder:
         writer.add_causal_attention(False)
         writer.add_pooling_type(gguf.PoolingType.RANK if head else gguf.PoolingType.MEAN)
@@ -170,7 +174,7 @@ def _write_metadata(
         "embedding_length": WIDTH,
         "feed_forward_length": HIDDEN,
         "attention.head_count": HEADS,
-        "attention.head_count_kv": HEADS if architecture == "bert" else KV_HEADS,
+        "attention.head_count_kv": HEADS if architecture in ENCODERS else KV_HEADS,
         "attention.key_length": HEAD,
         "attention.value_length": HEAD,
         "rope.dimension_count": HEAD,

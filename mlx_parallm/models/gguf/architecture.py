@@ -60,7 +60,7 @@ class Architecture:
         rows: puts rows into mlx-lm's order, packed ones too.
         columns: the same for columns.
         values: of tensors that are not packed, as mlx-lm has them.
-        halves: parts whose rows are those of two modules, one after the other.
+        divided: parts whose rows are those of several modules, as many of each.
         unpacked: parts that never stay packed.
         rotary: whether rope_config describes its positions.
         wide_range: activations may exceed float16.
@@ -73,7 +73,7 @@ class Architecture:
     rows: Change = unchanged
     columns: Columns = lambda part, config: None
     values: Change = unchanged
-    halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unpacked: tuple[str, ...] = ()
     wide_range: bool = False
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
@@ -81,7 +81,7 @@ class Architecture:
     body: str = "model"
 
     def names(self, stored: str) -> tuple[str, ...]:
-        """mlx-lm's names of a tensor: none if it is not needed, two if it holds two.
+        """mlx-lm's names of a tensor: none if it is not needed, several if it holds several.
 
         Raises:
             ModelLoadError: a tensor that this table does not know.
@@ -92,7 +92,7 @@ class Architecture:
         found = _found(self.parts if layer_of(stored) is not None else self.top, part)
         if not found:
             module, _, suffix = part.rpartition(".")
-            found = tuple(f"{half}.{suffix}" for half in self.halves.get(module, ()))
+            found = tuple(f"{one}.{suffix}" for one in self.divided.get(module, ()))
         if not found:
             raise ModelLoadError(
                 f"the tensor {stored} is not known in GGUF files of this architecture"

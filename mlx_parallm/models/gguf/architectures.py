@@ -9,7 +9,7 @@ from __future__ import annotations
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.gguf.architecture import Architecture, Config, largest
 from mlx_parallm.models.gguf.families.dense import DENSE, MINISTRAL3
-from mlx_parallm.models.gguf.families.encoders import ENCODERS
+from mlx_parallm.models.gguf.families.encoders import ENCODERS, JINA_FUSED
 from mlx_parallm.models.gguf.families.gemma import GEMMA
 from mlx_parallm.models.gguf.families.hybrids import HYBRIDS
 from mlx_parallm.models.gguf.families.mixtures import MIXTRAL, MIXTURES
@@ -32,13 +32,20 @@ def architecture_of(file: GgufFile) -> Architecture:
         raise ModelLoadError(
             f"{file.path}: GGUF files of the architecture {name} are not supported, only {known}"
         )
+    return _variant(name, file) or ARCHITECTURES[name]
+
+
+def _variant(name: str, file: GgufFile) -> Architecture | None:
+    """Another architecture that a file's name stands for, too."""
     if name == "llama" and file.get("llama.expert_count"):
         return MIXTRAL
     if name == "mistral3" and file.get("mistral3.attention.temperature_scale"):
         return MINISTRAL3
     if name == "olmo2" and file.get("olmo2.attention.sliding_window"):
         return OLMO3
-    return ARCHITECTURES[name]
+    if name == "jina-bert-v2" and "blk.0.ffn_gate.weight" not in file.names:
+        return JINA_FUSED
+    return None
 
 
 def config_of(file: GgufFile) -> Config:

@@ -55,12 +55,14 @@ def weights_of(
 
 
 def _divided(tensor: GgufTensor, count: int) -> list[GgufTensor]:
-    """Its rows in so many equal parts."""
+    """Its rows, or the numbers of a vector, in so many equal parts."""
     if count < 2:
         return [tensor] * count
-    shape = (*tensor.shape[:-2], tensor.shape[-2] // count, tensor.shape[-1])
-    parts = np.split(np.asarray(tensor.data), count, axis=-2)
-    return [replace(tensor, shape=shape, data=part) for part in parts]
+    axis = max(len(tensor.shape) - 2, 0)
+    shape = list(tensor.shape)
+    shape[axis] //= count
+    parts = np.split(np.asarray(tensor.data), count, axis=axis)
+    return [replace(tensor, shape=tuple(shape), data=part) for part in parts]
 
 
 def _packed(

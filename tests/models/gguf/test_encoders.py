@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from mlx_parallm.models.loader import load_model, resolve
 from mlx_parallm.server.main import create_app
 from mlx_parallm.settings import Settings
 from tests.models import llama_cpp, tiny_gguf, tiny_vocabularies
+from tests.models.gguf import tiny_layers
 from tests.models.many_scripts import texts
+from tests.models.tiny_gguf import Shapes
 from tests.waiting import wait_until
 
 TABLE = 4e-3  # llama.cpp's GELU is a table of 16 bits
@@ -58,6 +61,28 @@ def test_vectors(tmp_path: Path) -> None:
         refusal = chat_refusal(client)
         assert refusal.endswith("it has /v1/embeddings and /v1/rerank.")
         assert client.post("/v1/classifications", json={"input": "a"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        ("nomic-bert", tiny_layers.nomic),
+        ("jina-bert-v2", partial(tiny_layers.jina, fused=False)),
+        ("jina-bert-v2", partial(tiny_layers.jina, fused=True)),
+    ],
+)
+def test_vectors_of_other_encoders(
+    architecture: str, layers: Callable[[int], Shapes], tmp_path: Path
+) -> None:
+    vocabulary, _ = tiny_vocabularies.word_piece(texts())
+    file = tmp_path / "other.gguf"
+    tiny_gguf.write_vocabulary(file, vocabulary, architecture=architecture, layers=layers)
+    plain = [text for text in texts() if text.isascii()][:12]
+    with served(file) as client, llama_cpp.serve(file, encoder=True) as oracle:
+        answer = client.post("/v1/embeddings", json={"input": plain}).json()  # as one batch
+        for text, row in zip(plain, answer["data"], strict=True):
+            right = oracle.embedding(oracle.ids(text))
+            np.testing.assert_allclose(row["embedding"], right, atol=TABLE)
 
 
 def cross_encoder(folder: Path, kind: Kind = Kind.F32) -> Path:

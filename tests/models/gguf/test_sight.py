@@ -93,4 +93,4 @@ def test_what_a_model_does_not_see_with_is_named(tmp_path: Path) -> None:
     before = resolve(str(file))
     tiny_sight.write_mmproj(tmp_path)
     assert resolve(str(file)) != before
-    assert load_model(str(file)).capabilities == {"vision": True}
+    assert load_model(str(file)).capabilities["vision"]

@@ -122,3 +122,30 @@ def guessing_layer(shapes: Shapes) -> Shapes:
     own = {"eh_proj": (WIDTH, 2 * WIDTH), "enorm": (WIDTH,), "hnorm": (WIDTH,)}
     own["shared_head_norm"] = (WIDTH,)
     return found | {f"blk.{LAYERS}.nextn.{name}.weight": shape for name, shape in own.items()}
+
+
+def _encoder(vocab: int, parts: Shapes) -> Shapes:
+    names = ("attn_output_norm", "layer_output_norm")
+    norms = {f"{name}.{part}": (WIDTH,) for name in names for part in ("weight", "bias")}
+    found = weights(token_embd=(vocab, WIDTH), token_embd_norm=(WIDTH,))
+    found["token_embd_norm.bias"] = (WIDTH,)
+    for i in range(LAYERS):
+        found |= {f"blk.{i}.{name}": shape for name, shape in (parts | norms).items()}
+    return found
+
+
+def nomic(vocab: int) -> Shapes:
+    """Q, K and V in one, no biases."""
+    square = weights(attn_qkv=(3 * WIDTH, WIDTH), attn_output=(WIDTH, WIDTH))
+    return _encoder(vocab, square | mlp())
+
+
+def jina(vocab: int, *, fused: bool) -> Shapes:
+    """An MLP whose gate has no bias; `fused`: in one with what it opens."""
+    parts: Shapes = {"ffn_down.bias": (WIDTH,)}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        parts |= {f"{name}.weight": (WIDTH, WIDTH), f"{name}.bias": (WIDTH,)}
+    if fused:
+        both = weights(ffn_up=(2 * HIDDEN, WIDTH), ffn_down=(WIDTH, HIDDEN))
+        return _encoder(vocab, parts | both)
+    return _encoder(vocab, parts | mlp())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mlx_parallm.errors import ModelLoadError
@@ -18,6 +20,7 @@ _BERT = {
     "ffn_down": "down",
     "layer_output_norm": "norm",
 }
+_GATED = _BERT | {"ffn_gate": "gate"}
 _TOP = {
     "token_embd": "model.words",
     "position_embd": "model.positions",
@@ -35,11 +38,38 @@ def _bert(file: GgufFile, prefix: str) -> Config:
             f"{file.path}: encoders in GGUF files are supported as BERT, RoBERTa and XLM-RoBERTa "
             "have them, with tables of positions and of types"
         )
+    return _common(file, prefix)
+
+
+def _common(file: GgufFile, prefix: str) -> Config:
+    types = file.tensor("token_types.weight")
+    shape = (0, 0) if types is None else types.shape
     return {
-        "type_vocab_size": types.shape[0] if len(types.shape) > 1 else 1,
+        "type_vocab_size": shape[0] if len(shape) > 1 else 1,
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id", 0),
         **_head(file, prefix),
     }
+
+
+def _variant(file: GgufFile, prefix: str) -> Config:
+    """What the two have otherwise than BERT."""
+    parts = {part: name.rpartition(".")[2] for part, name in _GATED.items()}
+    biases = [name for part, name in parts.items() if f"blk.0.{part}.bias" in file.names]
+    if "blk.0.attn_qkv.bias" in file.names:
+        biases += ["query", "key", "value"]
+    return _common(file, prefix) | {"gated": True, "biases": biases}
+
+
+def _nomic(file: GgufFile, prefix: str) -> Config:
+    return _variant(file, prefix) | {
+        "positions": "rotary",
+        "hidden_act": "silu",
+        "rope_theta": file.get(f"{prefix}.rope.freq_base", 10_000.0),
+    }
+
+
+def _jina(file: GgufFile, prefix: str) -> Config:
+    return _variant(file, prefix) | {"positions": "alibi", "hidden_act": "gelu"}
 
 
 def _head(file: GgufFile, prefix: str) -> Config:
@@ -60,14 +90,28 @@ def _one_type(part: str, values: np.ndarray, config: Config) -> np.ndarray:
     return values.reshape(1, -1) if part == "token_types.weight" and values.ndim == 1 else values
 
 
-ENCODERS = {
-    "bert": Architecture(
-        "bert",
-        _BERT,
-        _bert,
-        values=_one_type,
-        top=_TOP,
-        rotary=False,
-        unpacked=("cls.weight", "cls.output.weight"),
-    ),
+_ENCODER: dict[str, Any] = {
+    "values": _one_type,
+    "top": _TOP,
+    "rotary": False,
+    "unpacked": ("cls.weight", "cls.output.weight"),
 }
+ENCODERS = {
+    "bert": Architecture("bert", _BERT, _bert, **_ENCODER),
+    "nomic-bert": Architecture(
+        "bert",
+        _GATED,
+        _nomic,
+        divided={"attn_qkv": ("attention.query", "attention.key", "attention.value")},
+        **_ENCODER,
+    ),
+    "jina-bert-v2": Architecture("bert", _GATED, _jina, **_ENCODER),
+}
+# Newer files have its gate and what it opens in one tensor.
+JINA_FUSED = Architecture(
+    "bert",
+    {part: name for part, name in _GATED.items() if part not in ("ffn_gate", "ffn_up")},
+    _jina,
+    divided={"ffn_up": ("gate", "up")},
+    **_ENCODER,
+)

@@ -151,7 +151,7 @@ GEMMA = {
         "gemma4_text",
         _GEMMA4,
         _gemma4,
-        halves={
+        divided={
             "ffn_gate_up_exps": (
                 "experts.switch_glu.gate_proj",
                 "experts.switch_glu.up_proj",

@@ -202,7 +202,7 @@ _QWEN: dict[str, Any] = {
     "top": _QWEN35_TOP,
     "body": f"{_INNER}model",
     "rotary": False,
-    "halves": _BOTH_EXPERTS,
+    "divided": _BOTH_EXPERTS,
 }
 HYBRIDS = {
     "qwen35": Architecture(
@@ -229,7 +229,8 @@ HYBRIDS = {
         rows=_b_before_a,
         **_QWEN
         | {
-            "halves": _BOTH_EXPERTS | {"ssm_ba": ("linear_attn.in_proj_b", "linear_attn.in_proj_a")}
+            "divided": _BOTH_EXPERTS
+            | {"ssm_ba": ("linear_attn.in_proj_b", "linear_attn.in_proj_a")}
         },
     ),
     "lfm2": Architecture("lfm2", _LFM2, _lfm2, values=_state_values, top=_LFM2_TOP),
