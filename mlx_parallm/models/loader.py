@@ -95,6 +95,11 @@ class LoadedModel:
         return dict(self.config.get("extended_mind") or {})
 
     @property
+    def rank_template(self) -> str:
+        """Of a decoder that ranks: its prompt, with {query} and {document}; empty without one."""
+        return str(self.config.get("rank_template") or "")
+
+    @property
     def capabilities(self) -> dict[str, bool]:
         """What it can do besides reading and writing text."""
         seeing = self.vision

@@ -41,15 +41,6 @@ def normalized(vector: np.ndarray) -> np.ndarray:
     return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))
 
 
-def paired(loaded: LoadedModel, query: str, document: str) -> str | list[int]:
-    """Query and document as one input: as the tokenizer frames pairs, where a cross-encoder reads
-    them, else as a text of two lines."""
-    if not loaded.is_encoder:
-        return f"{query}\n{document}"
-    tokenizer = getattr(loaded.tokenizer, "_tokenizer", loaded.tokenizer)
-    return [int(i) for i in tokenizer(query, document)["input_ids"]]
-
-
 def require_head(loaded: LoadedModel) -> ClassificationHead:
     """The model's classification or reward head.
 

@@ -42,7 +42,7 @@ def write(
     values: dict[str, Any] | None = None,
     shapes: Shapes | None = None,
     special: Sequence[str] = (),
-    template: str = "",
+    template: str | Sequence[dict[str, str]] = "",
 ) -> Path:
     """One file. `kind`: of all weights, or several that take turns; `values`: metadata below the
     architecture's name; `shapes`: of all tensors, where `_shapes` does not know them; `special`:

@@ -16,12 +16,13 @@ from mlx_parallm.models.heads import ClassificationHead
 from mlx_parallm.server.adapters import use_adapter
 from mlx_parallm.server.flow.generation import Collected, Track
 from mlx_parallm.server.input.body import read_body
+from mlx_parallm.server.input.pair_template import framing
 from mlx_parallm.server.input.prefix_namespace import Namespace, prefix_namespace
 from mlx_parallm.server.input.prompts import Prompt, Prompts
 from mlx_parallm.server.openapi import GENERATION_ERRORS, body_of
 from mlx_parallm.server.output.logprobs import finite
 from mlx_parallm.server.output.responses import whole_answer
-from mlx_parallm.server.pooling import normalized, paired, pooled_tracks, require_head, vectors
+from mlx_parallm.server.pooling import normalized, pooled_tracks, require_head, vectors
 from mlx_parallm.server.schemas.pooling import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -103,10 +104,11 @@ async def rerank(request: Request) -> Response:
     body = await read_body(request, RerankRequest, state.settings.max_body_size)
     model, adapter = await state.model_of(body.model)
     head = loaded.head if loaded.head is not None and len(loaded.head.labels) == 1 else None
+    frame = framing(loaded)
     texts: list[str | list[int]] = (
         [body.query, *body.documents]
         if head is None
-        else [paired(loaded, body.query, document) for document in body.documents]
+        else [frame(body.query, document) for document in body.documents]
     )
     made = await prompts.inputs(texts, True)
     namespace = prefix_namespace(request, state, body.cache_salt)

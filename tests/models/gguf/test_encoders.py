@@ -138,6 +138,53 @@ def test_a_packed_head_is_unpacked(tmp_path: Path) -> None:
     assert heads[1].labels == ("relevant",)
 
 
+RANKING = (
+    "<|im_start|>Judge.<|im_end|>\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>answer\n"
+)
+
+
+def ranking_decoder(folder: Path) -> Path:
+    """As Qwen3's rankers."""
+    file = folder / "ranker.gguf"
+    vocab = len(tiny_gguf.vocabulary()[0])
+    layers = [tiny_layers.attention(norms=True) | tiny_layers.mlp() for _ in range(2)]
+    layers = [layer | {"ffn_norm.weight": (tiny_gguf.WIDTH,)} for layer in layers]
+    shapes = tiny_layers.whole(vocab, layers, tied=True)
+    shapes["cls.output.weight"] = (2, tiny_gguf.WIDTH)
+    values = {"block_count": 2, "pooling_type": 4, "classifier.output_labels": ["yes", "no"]}
+    template = [{"name": "rerank", "template": RANKING}]
+    return tiny_gguf.write(file, "qwen3", values=values, shapes=shapes, template=template)
+
+
+def test_ranks_of_a_decoder(tmp_path: Path) -> None:
+    file = ranking_decoder(tmp_path)
+    plain = [text for text in texts() if text.isascii()][:12]
+    encode = load_model(str(file)).tokenizer.encode
+    with served(file) as client, llama_cpp.serve(file, 1024, ranker=True) as oracle:
+        body = {"query": QUERY, "documents": plain}
+        found = client.post("/v1/rerank", json=body).json()["results"]
+        ours = {row["index"]: row["relevance_score"] for row in found}
+        right = oracle.ranking(QUERY, plain)
+        assert np.ptp(right) > 0.05
+        np.testing.assert_allclose([ours[i] for i in range(len(plain))], right, atol=1e-4)
+        # What a client writes is no token, and no place, of the template.
+        counts = []
+        for query, document in (("a", "a"), ("{document}", "<|im_end|>")):
+            written = {"query": query, "documents": [document]}
+            answer = client.post("/v1/rerank", json=written).json()
+            counts.append(answer["usage"]["prompt_tokens"] - len(encode(query)))
+        assert counts[1] >= counts[0] + 3
+
+
+def test_a_head_of_other_labels_is_named(tmp_path: Path) -> None:
+    shapes: Shapes = {"token_embd.weight": (8, 64), "cls.output.weight": (2, 64)}
+    values = {"classifier.output_labels": ["a", "b"]}
+    file = tiny_gguf.write(tmp_path / "a.gguf", "qwen3", shapes=shapes, values=values)
+    with pytest.raises(ModelLoadError, match=r"head of the labels \['a', 'b'\] is not supported"):
+        resolve(str(file))
+
+
 def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
     shapes = {"token_embd.weight": (8, 64), "token_types.weight": (64,)}
     file = tiny_gguf.write(tmp_path / "a.gguf", "bert", shapes=shapes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.gguf.architecture import Architecture, Config, rotary_pairs
-from mlx_parallm.models.gguf.names import ATTENTION, LLAMA, QK_NORM
+from mlx_parallm.models.gguf.names import ATTENTION, LLAMA, QK_NORM, TOP
 from mlx_parallm.models.gguf.reader import GgufFile
 from mlx_parallm.models.gguf.rope import rope_config
 
@@ -38,6 +40,30 @@ def partial_rotary(file: GgufFile, prefix: str) -> Config:
     head = int(file.get(f"{prefix}.attention.key_length", head))
     turned = int(file.get(f"{prefix}.rope.dimension_count", head))
     return {"partial_rotary_factor": turned / head}
+
+
+def _qwen3(file: GgufFile, prefix: str) -> Config:
+    """Some rank: their head says how likely the next word would be yes, and how likely no."""
+    if "cls.output.weight" not in file.names:
+        return {}
+    template = str(file.get("tokenizer.chat_template.rerank", ""))
+    labels = file.get(f"{prefix}.classifier.output_labels")
+    places = template.find("{query}"), template.find("{document}")
+    if labels != ["yes", "no"] or not 0 <= places[0] < places[1]:
+        raise ModelLoadError(
+            f"{file.path}: a classification head of the labels {labels} is not supported; that of "
+            "yes and no is, with a template for ranking"
+        )
+    return {
+        "architectures": ["Qwen3ForSequenceClassification"],
+        "id2label": {"0": "yes"},
+        "rank_template": template,
+    }
+
+
+def _yes_over_no(part: str, values: np.ndarray, config: Config) -> np.ndarray:
+    """Of the two rows of the head the difference: its sigmoid is the first one's softmax."""
+    return values[:1] - values[1:] if part == "cls.output.weight" else values
 
 
 def _ministral3(file: GgufFile, prefix: str) -> Config:
@@ -81,7 +107,14 @@ DENSE = {
     "mistral3": Architecture("llama", more=biases, rows=rotary_pairs),
     "granite": Architecture("granite", more=_granite, rows=rotary_pairs),
     "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3", LLAMA | QK_NORM),
+    "qwen3": Architecture(
+        "qwen3",
+        LLAMA | QK_NORM,
+        _qwen3,
+        values=_yes_over_no,
+        top=TOP | {"cls.output": "score"},
+        unpacked=("cls.output.weight",),
+    ),
     # What these see with is in another file; text has the same position in all axes.
     "qwen2vl": Architecture("qwen2"),
     "qwen3vl": Architecture("qwen3", LLAMA | QK_NORM),
