@@ -89,11 +89,11 @@ def clips() -> Clips:
 
 
 def served(helpers: Any, family: str) -> Any:
-    """A server with a tiny model of a family; its weights are random."""
+    """A server with a tiny model of a family, whose weights are random; or with one of a path."""
     pytest.importorskip("mlx_vlm")
     from tests.models.vision.tiny_vision import folder_of
 
-    path = str(folder_of(family))
+    path = family if "/" in family else str(folder_of(family))
     config = EngineConfig(max_batch_size=8, kv_cache_memory=64 << 20)
     engine = Engine(lambda: load_model(path), config)
     settings = Settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlx_parallm.server.input.videos.containers import VideoFile
 from mlx_parallm.server.input.videos.sampling import Sampling, VideoLimits
 from tests.server.videos.conftest import served
 
+Image, ImageDraw = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageDraw")
 CHAT = "/v1/chat/completions"
 GREYS = (10, 60, 110, 160, 210)
 WHAT = "What happens?"
@@ -176,6 +178,24 @@ def test_models_that_take_no_videos_say_so(helpers: Any, clips: Any, server: Any
             error = response.json()["error"]
             assert error["param"] == "messages.0.content.0.video_url"
             assert told in error["message"]
+    finally:
+        seeing.stop()
+        seeing.join()
+
+
+def test_the_bundled_model_sees_what_is_in_all_frames(helpers: Any, clips: Any) -> None:
+    def circle(x: int, colour: tuple[int, int, int]) -> str:
+        frame, file = Image.new("RGB", (96, 96), "white"), io.BytesIO()
+        ImageDraw.Draw(frame).ellipse((x, 30, x + 36, 66), fill=colour)
+        frame.save(file, format="PNG")
+        return str(clips.url(file.getvalue(), "image/png"))
+
+    seeing = served(helpers, "bundled/vision")
+    try:
+        for name, colour in (("red", (215, 30, 35)), ("blue", (40, 70, 210))):
+            frames = clips.part([circle(x, colour) for x in (8, 24, 40, 56)])
+            answer = asked(seeing, clips.chat(frames, "What colour is the circle?"))
+            assert answer["choices"][0]["message"]["content"] == f"It is {name}."
     finally:
         seeing.stop()
         seeing.join()
