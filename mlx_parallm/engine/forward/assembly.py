@@ -27,6 +27,7 @@ from mlx_parallm.engine.plan import SchedulerConfig
 from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.memory.fingerprint import fingerprint_of
 from mlx_parallm.models.device_memory import (
     available_kv_bytes,
     total_memory,
@@ -57,6 +58,8 @@ def assemble(
         ModelLoadError: the draft model does not fit.
     """
     ranks.compare("models", loaded.config)
+    if ranks.size > 1 and any(loaded.folder.glob("*.safetensors")):
+        ranks.compare("weights of this model", fingerprint_of(loaded))
     use_wired_memory()
     runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids, loaded.vision)
     runner.sampler.share = ranks.share

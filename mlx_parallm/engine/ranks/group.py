@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,6 +15,7 @@ import numpy as np
 from mlx_parallm.errors import ModelLoadError
 
 _LONGEST = 512  # bytes that are told
+_ELSEWHERE = ("192.0.2.1", 9)  # an address for documentation, RFC 5737
 
 
 def join(size: int) -> mx.distributed.Group:
@@ -70,4 +73,14 @@ def leader_host() -> str:
     for name in ("MLX_JACCL_COORDINATOR", "NCCL_HOST_IP"):
         if os.environ.get(name):
             return os.environ[name].partition(":")[0]
-    return socket.gethostbyname(socket.gethostname())
+    return _address_of(socket.gethostbyname(socket.gethostname()))
+
+
+def _address_of(named: str) -> str:
+    """An address that other machines reach: Linux often gives a host's own name a loopback one."""
+    if not ipaddress.ip_address(named).is_loopback:
+        return named
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked, suppress(OSError):
+        asked.connect(_ELSEWHERE)  # sends nothing: the system only chooses an interface
+        return str(asked.getsockname()[0])
+    return named  # there is no network

@@ -1,0 +1,97 @@
+"""More than two ranks, and ranks that do not have the same model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.generate import generate_step
+from mlx_lm.models import llama
+
+from tests.engine.ranks.servers import ends_cleanly, serving
+from tests.engine.ranks.test_lost_ranks import free_ports, started_by_a_launcher
+from tests.models import checkpoints
+from tests.waiting import PATIENCE_S
+
+TWELVE_HEADS = {
+    "model_type": "llama",
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 259,
+    "tie_word_embeddings": True,
+}
+PROMPTS = [list(range(10, 10 + length)) for length in (3, 20, 70)]
+TOKENS = 4
+
+
+@pytest.fixture
+def model() -> Any:
+    """With random weights that leave gaps between logits."""
+    mx.random.seed(5)
+    made = llama.Model(llama.ModelArgs.from_dict(TWELVE_HEADS))
+    made.update({"model": {"embed_tokens": {"weight": mx.random.normal((259, 96))}}})
+    return made
+
+
+def saved(folder: Path, model: Any) -> Path:
+    return checkpoints.write(folder, TWELVE_HEADS, dict(tree_flatten(model.parameters())))
+
+
+def test_three_ranks_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> None:
+    expected = [
+        [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=TOKENS)]
+        for prompt in PROMPTS
+    ]
+    ask = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "logprobs": 0}
+    body = {"prompt": PROMPTS, "return_tokens_as_token_ids": True, **ask}
+    with serving("--model", str(saved(tmp_path / "model", model)), ranks=3) as server:
+        answer = server.ask(("/v1/completions", body))
+        ends_cleanly(server)
+    found = [choice["logprobs"]["tokens"] for choice in answer["choices"]]
+    assert found == [[f"token_id:{token}" for token in tokens] for tokens in expected]
+
+
+_SERVES = """
+import sys
+from mlx_parallm import cli
+
+sys.exit(cli.main(["--port", "0", "--tensor-parallel", "2", "--model", {path!r}]))
+"""
+
+
+@contextmanager
+def started(paths: list[Path], hosts: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Ranks of which each has its own folder."""
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(len(paths))]))
+    ranks = [
+        started_by_a_launcher(_SERVES.format(path=str(path)), hosts, rank)
+        for rank, path in enumerate(paths)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def test_ranks_with_different_weights_are_refused_at_start(model: Any, tmp_path: Path) -> None:
+    one = saved(tmp_path / "one", model)
+    model.update({"model": {"norm": {"weight": 2 * mx.ones(96)}}})
+    other = saved(tmp_path / "other", model)
+    with started([one, other], tmp_path / "hosts.json") as ranks:
+        assert [rank.wait(PATIENCE_S) for rank in ranks] == [1, 1]
+        for rank in ranks:
+            assert rank.stderr is not None
+            assert "the ranks have different weights of this model" in rank.stderr.read()
