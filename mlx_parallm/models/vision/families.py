@@ -86,7 +86,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma4_unified": Family(
         "gemma4_unified.processing_gemma4_unified:Gemma4UnifiedProcessor",
         "",
-        whole="in windows",
+        whole="everywhere",
         scaled=True,
     ),
     "glm4v": Family(
@@ -183,13 +183,13 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
         return other
     if family.towers and tower.get("model_type") not in family.towers:
         return None
-    if family.whole == "in windows" and not _looks_ahead(config):
+    if family.scaled and not _looks_ahead(config):
         return replace(family, whole=None)
     return family
 
 
 def _looks_ahead(config: Mapping[str, Any]) -> bool:
-    """Whether tokens of pictures see what is behind them: not in the smaller Gemma 4 models."""
+    """Whether Gemma 4's tokens of pictures see what is behind them: not in the smaller models."""
     default = "vision" if config.get("model_type") == "gemma4_unified" else None
     text = config.get("text_config") or {}
     return bool(text.get("use_bidirectional_attention", default) == "vision")

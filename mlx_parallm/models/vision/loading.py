@@ -22,6 +22,7 @@ from mlx_parallm.models.vision.activations import set_activations
 from mlx_parallm.models.vision.blindness import PROCESSOR_FILES
 from mlx_parallm.models.vision.checkpoints import Weights, for_tower, with_older_weights
 from mlx_parallm.models.vision.families import Family, family_of
+from mlx_parallm.models.vision.table import mend_tables
 from mlx_parallm.models.vision.tower import Tower
 from mlx_parallm.models.vision.vision import Vision
 
@@ -79,6 +80,7 @@ def _load_model(folder: Path, config: dict[str, Any], family: Family) -> Any:
     given = for_tower(json.loads(json.dumps(config)), family)  # mlx-vlm writes into it
     module, made = _configured(given)
     model = module.Model(made)
+    mend_tables(model)
     for name in ("audio_tower", "embed_audio"):  # its ears
         if hasattr(model, name):
             setattr(model, name, None)

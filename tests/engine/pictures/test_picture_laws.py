@@ -122,7 +122,7 @@ def check_same(batch: Driver, sequence: Sequence, alone: Driver, twin: Sequence)
     [
         ("gemma3", "prefixes"),  # pictures are computed as a whole, in sliding windows too
         ("gemma4", "guesses"),  # embeddings by layer, layers that share K and V
-        ("gemma4_unified", "prefixes"),  # pictures that are wider than the windows
+        ("gemma4:larger", "prefixes"),  # pictures that are wider than the windows
         ("idefics3", "prefixes"),
         ("idefics3", "guesses"),
         ("lfm2_vl", "prefixes"),  # recurrent, and two padded forwards a step

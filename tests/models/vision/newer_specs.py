@@ -53,9 +53,20 @@ SPECS |= {
     },
 }
 
+_GEMMA4_PICTURES: Config = {"patch_size": 8, "max_soft_tokens": 6, "pooling_kernel_size": 2}
 _GEMMA4: Config = {
-    "special": ["<|image|>", "<|image>", "<image|>", "<|video|>"],
-    "named": {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"},
+    "special": [
+        *("<|image|>", "<|image>", "<image|>", "<|video|>"),
+        *("<|audio|>", "<|audio>", "<audio|>"),
+    ],
+    "named": {
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+        "audio_token": "<|audio|>",
+    },
     "image": "<|image|>",
     "tied": True,
     "ids": {"image_token_id": "<|image|>", "video_token_id": "<|video|>"},
@@ -79,6 +90,9 @@ _GEMMA4: Config = {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "tie_word_embeddings": True,
         "use_bidirectional_attention": None,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 30.0,
+        "rms_norm_eps": 1e-6,
     },
     "vision": {
         **CLIP,
@@ -90,12 +104,25 @@ _GEMMA4: Config = {
         "pooling_kernel_size": 2,
     },
     "config": {"audio_config": None, "hidden_size": 32},
-    "processor": {
-        "image_processor": {"patch_size": 8, "max_soft_tokens": 6, "pooling_kernel_size": 2}
-    },
+    "processor": {"image_processor_type": "Gemma4ImageProcessor", **_GEMMA4_PICTURES},
+    "files": {"processor_config.json": {"image_processor": _GEMMA4_PICTURES}},
 }
 SPECS |= {
     "gemma4": _GEMMA4,
+    "gemma4:larger": {
+        **_GEMMA4,
+        "module": "gemma4",
+        "text": {
+            **_GEMMA4["text"],
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "use_double_wide_mlp": False,
+            "use_bidirectional_attention": "vision",
+            "sliding_window": 5,  # a picture has six tokens
+        },
+    },
     "gemma4_unified": {
         **_GEMMA4,
         "text": {
@@ -118,6 +145,7 @@ SPECS |= {
             "mm_posemb_size": 16,
             "output_proj_dims": 32,
         },
+        "processor": {"image_processor_type": "Gemma4UnifiedImageProcessor", **_GEMMA4_PICTURES},
     },
 }
 
@@ -164,7 +192,7 @@ SPECS |= {
         },
         "processor": {},
     },
-    "llava:pixtral": {**SPECS["pixtral"], "module": "pixtral"},
+    "llava:pixtral": {**SPECS["pixtral"], "module": "pixtral", "twin": "pixtral"},
 }
 
 

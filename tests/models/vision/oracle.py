@@ -16,6 +16,7 @@ from mlx_parallm.models.vision.activations import set_activations
 from mlx_parallm.models.vision.checkpoints import for_tower
 from mlx_parallm.models.vision.families import FAMILIES, family_of
 from mlx_parallm.models.vision.picture import Picture
+from mlx_parallm.models.vision.table import mend_tables
 from mlx_parallm.models.vision.video import Video
 from tests.models.vision.tiny_vision import SPECS, folder_of
 
@@ -43,12 +44,13 @@ def _model(family: str) -> Any:
     from mlx_vlm.utils import load_model
 
     # With the same weights, under the name by which mlx-vlm knows it.
-    folder = folder_of(SPECS[family].get("module", family))
+    folder = folder_of(SPECS[family].get("twin", family))
     model = load_model(folder)
     config = json.loads((folder / "config.json").read_text())
     own = family_of(config)
     assert own is not None
     set_activations(model, for_tower(config, own))  # mlx-vlm's are not always transformers'
+    mend_tables(model)  # shown by test_table.py
     return model
 
 
@@ -86,7 +88,7 @@ def answer(
     if family == "gemma3":
         # mlx-vlm's own mask lets text look ahead, too; transformers' does not.
         features["mask"] = _mask(np.array(ids)[0] == model.config.image_token_index)
-    if family.startswith("gemma4"):
+    if family == "gemma4:larger":
         _look_ahead_in_windows(model, np.array(ids)[0] == model.config.image_token_id)
     features.pop("attention_mask_4d", None)
     rows = _logprobs(model.language_model(ids, cache=held, **features, **more).logits[0])
@@ -110,12 +112,12 @@ def _as_array(value: Any) -> Any:
 
 
 def _look_ahead_in_windows(model: Any, is_picture: np.ndarray) -> None:
-    """Masks as transformers has them: mlx-vlm's own let all layers look ahead, and far back."""
+    """gemma4's as in transformers: mlx-vlm's own let all layers look ahead, and far back."""
     text = model.language_model.model
 
     def masks(hidden: mx.array, held: Any, types: Any = None) -> list[Any]:
         found: list[Any] = type(text)._make_masks(text, hidden, held, None)
-        if hidden.shape[1] == 1 or text.config.use_bidirectional_attention is None:
+        if hidden.shape[1] == 1:
             return found
         place = mx.arange(hidden.shape[1])
         seen = _mask(is_picture) & (place > place[:, None] - text.window_size)

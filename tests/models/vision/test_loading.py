@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("mlx_vlm")
 
+from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import load_model
-from mlx_parallm.models.vision.families import FAMILIES, family_of
+from mlx_parallm.models.vision.families import FAMILIES, REFUSED, family_of
 from mlx_parallm.models.vision.text_model import ModelArgs
 from tests.models.vision.tiny_vision import folder_of
 
@@ -67,6 +68,18 @@ def test_small_gemma4_models_do_not_look_ahead() -> None:
 
     assert whole() is None
     assert whole(use_bidirectional_attention="vision") == FAMILIES["gemma4"].whole == "in windows"
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_families_that_cannot_be_batched_are_refused_with_the_reason(
+    tmp_path: Path, family: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        ModelLoadError, match=f"{family} is not supported: .*{REFUSED[family][-20:]}"
+    ):
+        load_model(str(tmp_path))
 
 
 def test_code_in_the_folder_is_not_run_unasked(tmp_path: Path) -> None:
