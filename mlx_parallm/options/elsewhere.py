@@ -147,7 +147,11 @@ _MODEL = (
         1,
         _instead("type --model-path ORG/NAME, or the path of what you have on this disk"),
     ),
-    _flag("--mmproj -mm", 1, _instead("images are not supported; leave it out to serve text")),
+    _flag(
+        "--mmproj -mm",
+        1,
+        _instead("put that file beside the model's, where it is found; leave it out"),
+    ),
     _flag(
         "--tokenizer",
         1,

@@ -55,7 +55,9 @@ class ModelVersions:
         self._versions: OrderedDict[int, Weights] = OrderedDict({0: engine.weights})
         self._busy = False
         assert engine.loaded is not None
+        vision = engine.loaded.vision
         self._plain_bytes = float32_bytes(engine.loaded.model)
+        self._plain_bytes += 0 if vision is None else vision.tower.nbytes
         self._parts: list[Upload] | None = None  # of an update in several calls
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
 

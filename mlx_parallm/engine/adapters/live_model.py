@@ -114,7 +114,8 @@ class LiveModel(ABC):
                 "The weights of a model with a classification head cannot be replaced.",
                 param="model",
             )
-        return Fitting(loaded.model, DTYPES[loaded.dtype], self.weights.parameters)
+        tower = None if loaded.vision is None else loaded.vision.tower
+        return Fitting(loaded.model, DTYPES[loaded.dtype], self.weights.parameters, tower)
 
     def put_weights(self, new: Weights, running: Running) -> Future[int]:
         """Make other weights the model's own, between two steps; see live.py."""

@@ -7,7 +7,7 @@ layout that the model computes with. Nothing of the model is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -15,6 +15,9 @@ from mlx_parallm.cpu.linear import is_stored_transposed, transposed_layout
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.checkpoint.tensor_file import Tensor
 from mlx_parallm.models.checkpoint.upload import Upload
+
+if TYPE_CHECKING:
+    from mlx_parallm.models.vision.tower import Tower
 
 Arrays = dict[str, mx.array]
 _PACKED = ("scales", "biases")  # beside `weight`, of a quantised module
@@ -27,10 +30,18 @@ class Fitting:
         model: an mlx-lm model.
         dtype: that plain weights have before they are packed.
         now: the model's parameters, which say what is wanted.
+        tower: what the model sees with, which stays as it is.
     """
 
-    def __init__(self, model: Any, dtype: mx.Dtype, now: Mapping[str, mx.array]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dtype: mx.Dtype,
+        now: Mapping[str, mx.array],
+        tower: Tower | None = None,
+    ) -> None:
         self._model = model
+        self._tower = tower
         self._dtype = dtype
         self._now = now
         self._modules: dict[str, Any] = dict(model.named_modules())
@@ -46,12 +57,23 @@ class Fitting:
         for name in list(upload.tensors):
             arrays[name] = _on_device(upload.tensors.pop(name))
             yield
+        yield from self._check_tower(arrays)
         arrays = self._named(arrays)
         wanted = self._wanted(arrays)
         self._check(arrays, wanted)
         for name in wanted:
             yield from self._make(name, arrays.pop(name))
         mx.eval(self.made)
+
+    def _check_tower(self, arrays: Arrays) -> Iterator[None]:
+        """Features and prefixes of running rows are this tower's: another one is refused."""
+        for other in () if self._tower is None else self._tower.differences(dict(arrays)):
+            if other:
+                raise InvalidRequestError(
+                    f"{other[:200]} is not as in the model: what it sees with cannot be replaced "
+                    "while it runs. Leave these weights out, or start a server with the checkpoint."
+                )
+            yield
 
     def _named(self, arrays: Arrays) -> Arrays:
         """By the model's own names: as they are, or as mlx-lm renames a checkpoint."""

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.sources.sources import BUNDLED, BUNDLED_VISION, resolve
 from mlx_parallm.models.vision.families import FAMILIES, REFUSED, family_of
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 READS_TEXT = "The served model reads text only; it does not see pictures."
 INSTALL = "Install the extra for pictures: pip install 'mlx_parallm[vision]'."
+
+BUNDLED_SEES = f"The bundled model that sees needs an extra. {INSTALL}"
 
 
 def why_blind(folder: Path, config: dict[str, Any]) -> str:
@@ -19,7 +22,7 @@ def why_blind(folder: Path, config: dict[str, Any]) -> str:
     if config.get("blindness"):  # of a GGUF file, with what is beside it
         return str(config["blindness"])
     if not config.get("vision_config"):
-        return READS_TEXT
+        return f"{READS_TEXT} {BUNDLED_SEES}" if _could_be_the_seeing_one(folder) else READS_TEXT
     if family_of(config) is None:
         names = ", ".join(sorted(FAMILIES))
         return (
@@ -38,6 +41,12 @@ def why_blind(folder: Path, config: dict[str, Any]) -> str:
     if find_spec("mlx_vlm") is None:
         return f"The served model can see, but this server cannot. {INSTALL}"
     return ""
+
+
+def _could_be_the_seeing_one(folder: Path) -> bool:
+    """Whether this is the bundled model, and only for want of the extra not the one that sees."""
+    seeing = resolve(BUNDLED_VISION) / "config.json"
+    return folder == resolve(BUNDLED) and seeing.is_file() and find_spec("mlx_vlm") is None
 
 
 def check_family(config: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from mlx_parallm.models.vision.table import mend_tables
 from mlx_parallm.models.vision.tower import Tower
 from mlx_parallm.models.vision.vision import Vision
 
+Rename = Callable[[Weights], Weights]
 _TEXT = "language_model."
 
 
@@ -48,7 +49,7 @@ def load_vision(
     family = family_of(config)
     assert family is not None
     try:
-        model = _load_model(folder, config, family)
+        model, rename = _load_model(folder, config, family)
         processor = _load_processor(folder, family, trust_remote_code)
     except Exception as error:
         raise ModelLoadError(
@@ -58,7 +59,9 @@ def load_vision(
     text = model.config.text_config
     width = int(text["hidden_size"] if isinstance(text, dict) else text.hidden_size)
     depth = len(config["vision_config"].get("deepstack_visual_indexes") or ())
-    tower = Tower(model, feature_id, width, deepstack=depth > 0, scaled=family.scaled)
+    tower = Tower(
+        model, feature_id, width, deepstack=depth > 0, scaled=family.scaled, rename=rename
+    )
     convert(model)
     mx.eval(model.parameters())
     return Vision(
@@ -73,8 +76,11 @@ def load_vision(
     )
 
 
-def _load_model(folder: Path, config: dict[str, Any], family: Family) -> Any:
-    """mlx-vlm's model. Weights are read lazily, and those of its language model not at all."""
+def _load_model(folder: Path, config: dict[str, Any], family: Family) -> tuple[Any, Rename]:
+    """mlx-vlm's model, and what gives a checkpoint's tensors its names.
+
+    Weights are read lazily, and those of its language model not at all.
+    """
     from mlx_vlm.utils import load_model_weights
 
     given = for_tower(json.loads(json.dumps(config)), family)  # mlx-vlm writes into it
@@ -85,14 +91,17 @@ def _load_model(folder: Path, config: dict[str, Any], family: Family) -> Any:
         if hasattr(model, name):
             setattr(model, name, None)
     set_activations(model, given)
-    weights = with_older_weights(_stored(folder), config)
-    weights = _renamed(module, made, model, weights)
+
+    def rename(weights: Weights) -> Weights:
+        return _renamed(module, made, model, with_older_weights(weights, config))
+
+    weights = rename(_stored(folder))
     wanted = [n for n in dict(tree_flatten(model.parameters())) if not n.startswith(_TEXT)]
     kept = {name: array for name, array in weights.items() if not name.startswith(_TEXT)}
     missing = sorted(set(wanted) - set(kept))
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    return load_model_weights(model, given, kept, folder, lazy=True, strict=False)
+    return load_model_weights(model, given, kept, folder, lazy=True, strict=False), rename
 
 
 def _configured(config: dict[str, Any]) -> tuple[Any, Any]:

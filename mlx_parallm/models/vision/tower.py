@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,7 @@ class Tower:
         width: D, of the text model.
         deepstack: the tower gives deeper features, too.
         scaled: features are divided by the root of D, by which the text model multiplies them.
+        rename: gives a checkpoint's tensors the model's names; None where they have these.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class Tower:
         *,
         deepstack: bool = False,
         scaled: bool = False,
+        rename: Callable[[dict[str, mx.array]], dict[str, mx.array]] | None = None,
     ) -> None:
         self.model = model
+        self._rename = rename or dict
         self._divisor = width**0.5 if scaled else 1.0
         self._deepstack = deepstack
         self._feature_id = feature_id
@@ -123,6 +127,21 @@ class Tower:
         for block in _blocks(model):
             for part in block.modules() if self._fine else [block]:
                 self._tap(part)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its weights."""
+        return sum(array.nbytes for array in self._weights().values())
+
+    def differences(self, checkpoint: dict[str, mx.array]) -> Iterator[str]:
+        """For each of its weights in a checkpoint: its name where it is another one, or nothing."""
+        found, own = self._rename(checkpoint), self._weights()
+        for name in sorted(found.keys() & own.keys()):
+            same = found[name].shape == own[name].shape
+            yield "" if same and _equal(found[name], own[name]) else name
+
+    def _weights(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self.model.parameters()))
 
     def begin(self, picture: PreparedPicture) -> Encoding:
         """Write a picture's computation down; nothing is computed yet."""
@@ -161,6 +180,10 @@ class Tower:
             return out
 
         block.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _equal(found: mx.array, own: mx.array) -> bool:
+    return bool(mx.array_equal(found.astype(own.dtype), own).item())
 
 
 def _blocks(model: nn.Module) -> list[Any]:
