@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_parallm.models.loader import LoadedModel
 from tests.models import llama_cpp
@@ -14,7 +15,8 @@ from tests.models import llama_cpp
 
 def logprobs(loaded: LoadedModel, ids: list[int]) -> np.ndarray:
     """(T, V) float32."""
-    logits = loaded.model(mx.array([ids])).astype(mx.float32)[0]
+    cache = make_prompt_cache(loaded.model)
+    logits = loaded.model(mx.array([ids]), cache=cache).astype(mx.float32)[0]
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 

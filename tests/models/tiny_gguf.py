@@ -309,7 +309,9 @@ def draw(
     if name == "rope_freqs.weight":  # Gemma 4's: a quarter of the pairs is turned
         return np.where(np.arange(*shape) < shape[0] / 4, 1, 1e30).astype(np.float32)
     noise = random.standard_normal(shape)
-    if ("norm" in name and name.endswith(".weight")) or "scale" in name:
+    if architecture == "gemma3n" and "post_" in name:  # small steps in its many layers
+        noise = 0.2 + 0.04 * noise
+    elif ("norm" in name and name.endswith(".weight")) or "scale" in name:
         noise = 1 + 0.2 * noise
     elif name.startswith("rope_factors"):
         noise = 1 + np.abs(noise)
@@ -317,6 +319,8 @@ def draw(
         noise = 0.5 * noise
     elif name.startswith("token_embd"):
         noise = (0.1 if architecture.startswith("gemma") else 0.5) * noise
+    elif "altup" in name:
+        noise = 1.0 * noise / shape[-1] ** 0.5
     elif name.endswith("ssm_a"):
         noise = -0.1 - np.abs(noise)
     elif name.endswith("ssm_d"):

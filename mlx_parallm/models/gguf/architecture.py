@@ -65,6 +65,7 @@ class Architecture:
         rotary: whether rope_config describes its positions.
         wide_range: activations may exceed float16.
         body: where mlx-lm has the layers.
+        nested: whether mlx-lm wants the entries of config.json below text_config.
     """
 
     model_type: str
@@ -79,6 +80,7 @@ class Architecture:
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
     rotary: bool = True
     body: str = "model"
+    nested: bool = False
 
     def names(self, stored: str) -> tuple[str, ...]:
         """mlx-lm's names of a tensor: none if it is not needed, several if it holds several.

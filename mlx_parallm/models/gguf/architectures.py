@@ -74,7 +74,10 @@ def config_of(file: GgufFile) -> Config:
         "tie_word_embeddings": "output.weight" not in file.names,
     }
     rotary = rope_config(file, prefix) if kind.rotary else {}
-    return common | rotary | kind.more(file, prefix)
+    whole = common | rotary | kind.more(file, prefix)
+    if kind.nested:
+        whole["text_config"] = {name: value for name, value in whole.items() if value is not None}
+    return whole
 
 
 def pooling_config(file: GgufFile) -> Config:

@@ -28,7 +28,7 @@ from mlx_parallm.models.gguf.tokenizer import end_token_ids, make_tokenizer, tok
 from mlx_parallm.models.gguf.weights import Conversion, weights_of
 from mlx_parallm.models.places import cache_folder
 
-_VERSION = 8  # of what is written; another one is another folder
+_VERSION = 9  # of what is written; another one is another folder
 _SHARD = 2 * 1000**3
 
 

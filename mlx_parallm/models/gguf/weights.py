@@ -45,7 +45,8 @@ def weights_of(
             continue  # layers that only guess tokens further ahead
         names = kind.names(tensor.name)
         rows = kind.rows(part_of(tensor.name), np.asarray(tensor.data), config)
-        parts = _divided(replace(tensor, data=rows), len(names))
+        shape = (*rows.shape[:-1], tensor.shape[-1])
+        parts = _divided(replace(tensor, shape=shape, data=rows), len(names))
         for name, part in zip(names, parts, strict=True):
             packs = can_pack(tensor.kind) and part_of(tensor.name) not in kind.unpacked
             if packs and name.endswith(".weight"):

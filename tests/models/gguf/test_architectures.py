@@ -107,6 +107,21 @@ MAMBA: dict[str, Any] = {
     "ssm.inner_size": 128,
     "ssm.conv_kernel": 4,
 }
+# llama.cpp has the first ten layers sparse, and those behind the twentieth share K and V. It
+# estimates deviations with n - 1, where Gemma has n: in a wide MLP that is nearly the same.
+GEMMA3N: dict[str, Any] = {
+    "block_count": 25,
+    "feed_forward_length": tiny_layers.SPARSE,
+    "attention.shared_kv_layers": 5,
+    "attention.sliding_window": 8,
+    "attention.sliding_window_pattern": [i % 5 < 4 for i in range(25)],
+    "activation_sparsity_scale": [1.6448533535003662] * 10 + [float("-inf")] * 15,
+    "embedding_length_per_layer_input": 256,
+    "altup.num_inputs": 4,
+    "altup.active_idx": 0,
+    "rope.freq_base": 1_000_000.0,
+    "final_logit_softcapping": 30.0,
+}
 CASES = {
     "llama": Case("llama"),
     "llama-linear": Case("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
@@ -135,6 +150,7 @@ CASES = {
         tied=True,
     ),
     "gemma3": Case("gemma3", {"attention.sliding_window": 8}, tied=True),
+    "gemma3n": Case("gemma3n", GEMMA3N, partial(tiny_layers.gemma3n, layers=25)),
     "gemma4": Case(
         "gemma4",
         GEMMA4

@@ -6,6 +6,7 @@ from tests.models.tiny_gguf import EXPERTS, HEAD, HEADS, HIDDEN, KV_HEADS, LAYER
 
 PER_LAYER = 32
 GLOBAL_HEAD = 2 * HEAD
+SPARSE = 1024
 
 
 def weights(**shapes: tuple[int, ...]) -> Shapes:
@@ -149,3 +150,23 @@ def jina(vocab: int, *, fused: bool) -> Shapes:
         both = weights(ffn_up=(2 * HIDDEN, WIDTH), ffn_down=(WIDTH, HIDDEN))
         return _encoder(vocab, parts | both)
     return _encoder(vocab, parts | mlp())
+
+
+def gemma3n(vocab: int, layers: int) -> Shapes:
+    """With the only sizes that llama.cpp knows: 4 inputs, 256 numbers for each layer, rank 64."""
+    around = ("ffn_norm", "post_attention_norm", "post_ffw_norm", "post_norm", "laurel_post_norm")
+    layer = attention(norms=True) | mlp(SPARSE) | weights(**dict.fromkeys(around, (WIDTH,)))
+    layer |= weights(inp_gate=(256, WIDTH), proj=(WIDTH, 256))
+    layer |= weights(altup_correct_coef=(4, 4), altup_correct_scale=(WIDTH,))
+    layer |= weights(altup_predict_coef=(16, 4), altup_router=(4, WIDTH))
+    layer |= weights(altup_router_norm=(WIDTH,), laurel_l=(64, WIDTH), laurel_r=(WIDTH, 64))
+    stacked = weights(altup_proj=(3, WIDTH, WIDTH), altup_unembd_proj=(3, WIDTH, WIDTH))
+    return (
+        whole(vocab, [layer] * layers, tied=True)
+        | stacked
+        | weights(
+            per_layer_token_embd=(vocab, layers * 256),
+            per_layer_model_proj=(layers * 256, WIDTH),
+            per_layer_proj_norm=(256,),
+        )
+    )

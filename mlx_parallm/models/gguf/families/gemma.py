@@ -1,7 +1,8 @@
-"""Gemma 2, 3 and 4."""
+"""Gemma 2, 3, 3n and 4."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,29 @@ _GEMMA4_TOP = TOP | {
 }
 
 
+_INNER = "model.language_model"
+_GEMMA3N = _GEMMA3 | {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "altup_correct_coef": "altup.correction_coefs",
+    "altup_correct_scale.weight": "altup.correct_output_scale",
+    "altup_predict_coef": "altup.prediction_coefs",
+    "altup_router": "altup.modality_router",
+    "altup_router_norm": "altup.router_norm",
+    "laurel_l": "laurel.linear_left",
+    "laurel_r": "laurel.linear_right",
+    "laurel_post_norm": "laurel.post_laurel_norm",
+}
+_GEMMA3N_TOP = {
+    part: name.replace("model.", f"{_INNER}.", 1)
+    for part, name in _GEMMA4_TOP.items()
+    if part != "output"
+}
+_ALTUP_INPUTS = 4
+_ALTUP_CLIP = 120.0  # in all published models; llama.cpp does not clip
+
+
 def _gemma2(file: GgufFile, prefix: str) -> Config:
     return {
         # As llama.cpp: of all sizes but the largest, which divides by another figure.
@@ -65,6 +89,36 @@ def _gemma3(file: GgufFile, prefix: str) -> Config:
         "sliding_window_pattern": file.get(f"{prefix}.attention.sliding_window_pattern", 6),
         "rope_local_base_freq": file.get(f"{prefix}.rope.freq_base_swa", 10_000.0),
     }
+
+
+def _gemma3n(file: GgufFile, prefix: str) -> Config:
+    count = int(file.need(f"{prefix}.block_count"))
+    sliding = each_layer(file, f"{prefix}.attention.sliding_window_pattern", count)
+    scales = each_layer(file, f"{prefix}.activation_sparsity_scale", count)
+    laurel = file.tensor("blk.0.laurel_l.weight")
+    if file.need(f"{prefix}.altup.num_inputs") != _ALTUP_INPUTS or laurel is None:
+        raise ModelLoadError(f"{file.path}: its alternating updates are not Gemma 3n's")
+    return {
+        "layer_types": ["sliding_attention" if it else "full_attention" for it in sliding],
+        "sliding_window": file.need(f"{prefix}.attention.sliding_window"),
+        "num_kv_shared_layers": file.get(f"{prefix}.attention.shared_kv_layers", 0),
+        "rope_local_base_freq": file.get(f"{prefix}.rope.freq_base_swa", 10_000.0),
+        "final_logit_softcapping": file.get(f"{prefix}.final_logit_softcapping", 30.0),
+        "hidden_size_per_layer_input": file.need(f"{prefix}.embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": len(file.need("tokenizer.ggml.tokens")),
+        # The share of values that fall away, of how many deviations they are below.
+        "activation_sparsity_pattern": [0.5 * (1 + math.erf(it / math.sqrt(2))) for it in scales],
+        "altup_num_inputs": _ALTUP_INPUTS,
+        "altup_active_idx": file.need(f"{prefix}.altup.active_idx"),
+        "altup_coef_clip": _ALTUP_CLIP,
+        "altup_correct_scale": True,
+        "laurel_rank": laurel.shape[0],
+    }
+
+
+def _stacked_rows(part: str, rows: np.ndarray, config: Config) -> np.ndarray:
+    """Several matrices as one, below each other."""
+    return rows.reshape(-1, rows.shape[-1]) if part in _STACKED else rows
 
 
 def _gemma4(file: GgufFile, prefix: str) -> Config:
@@ -142,7 +196,28 @@ def _gemma4_rope(file: GgufFile, prefix: str) -> dict[str, dict[str, Any]]:
     }
 
 
+_STACKED = ("altup_proj.weight", "altup_unembd_proj.weight")
+
+
+def _each_input(name: str) -> tuple[str, ...]:
+    return tuple(f"{_INNER}.{name}.{i}" for i in range(_ALTUP_INPUTS - 1))
+
+
 GEMMA = {
+    "gemma3n": Architecture(
+        "gemma3n",
+        _GEMMA3N,
+        _gemma3n,
+        rows=_stacked_rows,
+        divided={
+            "altup_proj": _each_input("altup_projections"),
+            "altup_unembd_proj": _each_input("altup_unembed_projections"),
+        },
+        top=_GEMMA3N_TOP,
+        body=_INNER,
+        nested=True,
+        wide_range=True,
+    ),
     "gemma2": Architecture("gemma2", _GEMMA2, _gemma2, values=norms_minus_one, wide_range=True),
     "gemma3": Architecture(
         "gemma3_text", _GEMMA3, _gemma3, values=norms_minus_one, wide_range=True
