@@ -10,6 +10,7 @@ from mlx_parallm.models.vision.video_layout import (
     Frames,
     TemporalPatches,
     VideoLayout,
+    clocked,
     numbered,
     told_with_times,
 )
@@ -64,6 +65,8 @@ class Family:
 
 # Frames are never cut into parts.
 _UNDIVIDED = {"do_image_splitting": False}
+# A frame has fewer tokens than a picture.
+_GEMMA4_VIDEO = Frames(clocked, {"max_soft_tokens": 70})
 _QWEN3 = Family(
     "qwen3_vl.processing_qwen3_vl:Qwen3VLProcessor",
     "<|image_pad|>",
@@ -81,13 +84,18 @@ FAMILIES: Mapping[str, Family] = {
         "gemma3.processing_gemma3:Gemma3Processor", "<start_of_image>", whole="everywhere"
     ),
     "gemma4": Family(
-        "gemma4.processing_gemma4:Gemma4Processor", "", whole="in windows", scaled=True
+        "gemma4.processing_gemma4:Gemma4Processor",
+        "",
+        whole="in windows",
+        scaled=True,
+        video=_GEMMA4_VIDEO,
     ),
     "gemma4_unified": Family(
         "gemma4_unified.processing_gemma4_unified:Gemma4UnifiedProcessor",
         "",
         whole="everywhere",
         scaled=True,
+        video=_GEMMA4_VIDEO,
     ),
     "glm4v": Family(
         "glm4v.processing:Glm46VProcessor", "<|image|>", axes="chunked", inner=True, text="glm4"

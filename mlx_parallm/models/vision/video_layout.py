@@ -54,6 +54,14 @@ def numbered(video: Video, frames: Sequence[str]) -> str:
     return "\n".join(f"Frame{place}: {frame}" for place, frame in enumerate(frames, 1))
 
 
+def clocked(video: Video, frames: Sequence[str]) -> str:
+    """As Gemma 4 is trained: transformers' processing_gemma4.py."""
+    return " ".join(
+        f"{int(time // 60):02d}:{int(time % 60):02d} {frame}"
+        for time, frame in zip(video.times, frames, strict=True)
+    )
+
+
 def told_with_times(video: Video, frames: Sequence[str]) -> str:
     """As SmolVLM is trained: transformers' processing_smolvlm.py."""
     intro = (

@@ -33,6 +33,7 @@ TEXT = f"user: Watch {VIDEO} What happens?\nassistant:"
 SCORED = {"ignore_eos": True, "logprobs": 0, "prompt_logprobs": 0}
 # What stands for a video of 5 frames at 2 a second, where each is a picture.
 WRITTEN = {
+    "clocked": " ".join(f"00:{n:02d} {PICTURE}" for n in (0, 0, 1, 1, 2)),
     "numbered": "\n".join(f"Frame{n}: {PICTURE}" for n in range(1, 6)),
     "told_with_times": (
         "You are provided the following series of five frames from a 0:00:02 [H:MM:SS] video.\n"
