@@ -75,9 +75,10 @@ def config_of(file: GgufFile) -> Config:
     }
     rotary = rope_config(file, prefix) if kind.rotary else {}
     whole = common | rotary | kind.more(file, prefix)
-    if kind.nested:
-        whole["text_config"] = {name: value for name, value in whole.items() if value is not None}
-    return whole
+    if not kind.nested:
+        return whole
+    given = {name: value for name, value in whole.items() if value is not None}
+    return given | {"text_config": given}
 
 
 def pooling_config(file: GgufFile) -> Config:
