@@ -87,12 +87,13 @@ class Products:
         """Addresses from here on stand for weights in few bits."""
         self.library.mlx_parallm_packed_anchor(ctypes.c_void_p(address))
 
-    def put_packed(self, place: int, addresses: tuple[int, int, int], sizes: Sequence[int]) -> None:
+    def put_packed(self, place: int, addresses: Sequence[int | None], sizes: Sequence[int]) -> None:
         """What the n-th 64 bytes behind the anchor stand for.
 
         Args:
-            addresses: of words, scales and biases.
-            sizes: rows, columns, bits, and numbers with one scale.
+            addresses: of words, scales and biases; no biases are mxfp4.
+            sizes: rows, columns, bits, numbers with one scale, and experts, 0 where each row
+                of a product is for the same matrix.
         """
         self.library.mlx_parallm_packed_put(
             place, *map(ctypes.c_void_p, addresses), *map(ctypes.c_int, sizes)

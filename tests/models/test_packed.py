@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.models import mixtral
 
 from mlx_parallm.cpu import blas, products
 from mlx_parallm.models.adapting import packed
 from mlx_parallm.models.loader import load_model
+from tests.engine import mock
 
 if sys.platform != "linux" or "mlx_cpu" not in blas._mlx_packages() or products.why_not():
     pytest.skip("our own products are for x86 CPUs on Linux", allow_module_level=True)
 
+MIXTRAL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "vocab_size": mock.VOCAB,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "tie_word_embeddings": True,
+}
 ROWS = (1, 2, 5, 8, 9, 31, 40, 41, 150)
 
 
@@ -85,10 +103,97 @@ def test_gradients_go_through() -> None:
 
 def test_other_weights_are_mlxs_own_affair() -> None:
     x, w = mx.random.normal((4, 64)), mx.random.normal((32, 64))
-    words, scales, *_ = mx.quantize(w, mode="mxfp4")
-    found = mx.quantized_matmul(x, words, scales=scales, mode="mxfp4")
-    right = x @ mx.dequantize(words, scales=scales, mode="mxfp4").T
+    words, scales, *_ = mx.quantize(w, mode="mxfp8")
+    found = mx.quantized_matmul(x, words, scales=scales, mode="mxfp8")
+    right = x @ mx.dequantize(words, scales=scales, mode="mxfp8").T
     assert mx.allclose(found, right, atol=1e-3).item()
+
+
+KINDS = [("affine", bits, group) for bits in sorted(packed.BITS) for group in (32, 64)]
+
+
+def experts(
+    count: int, rows: int, columns: int, kind: tuple[str, int, int]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Arguments of mx.gather_qmm, and the values of all experts in float64."""
+    mode, bits, group = kind
+    # Scales of all sizes.
+    drawn = np.random.default_rng(bits).standard_normal((count, rows, columns))
+    drawn *= np.exp(3 * np.random.default_rng(1).standard_normal((count, rows, 1)))
+    words, scales, *biases = mx.quantize(mx.array(drawn.astype(np.float32)), group, bits, mode)
+    how = {"group_size": group, "bits": bits, "mode": mode}
+    plain = mx.dequantize(words, scales, *biases, **how).astype(mx.float32)
+    weights = {"w": words, "scales": scales, "biases": biases[0] if biases else None}
+    return weights | how | {"transpose": True}, np.array(plain).astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, ("mxfp4", 4, 32)])
+@pytest.mark.parametrize(("count", "rows", "columns"), [(7, 70, 192), (5, 300, 1088)])
+def test_each_row_is_multiplied_by_its_expert(
+    kind: tuple[str, int, int], count: int, rows: int, columns: int
+) -> None:
+    """And to the last bit as alone, whoever else uses that expert."""
+    how, plain = experts(count, rows, columns, kind)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((90, 1, 1, columns)).astype(np.float32)
+    chosen = rng.integers(0, count, (90, 3)).astype(np.uint32)
+    chosen[:70, 0] = 1  # more rows than use what is unpacked once
+
+    def product(rows: slice) -> np.ndarray:
+        return np.array(mx.gather_qmm(mx.array(x[rows]), rhs_indices=mx.array(chosen[rows]), **how))
+
+    found = product(slice(None))
+    assert found.shape == (90, 3, 1, rows)
+    right = np.einsum("tk,tenk->ten", x[:, 0, 0], plain[chosen])
+    assert (np.abs(found[:, :, 0] - right).max(-1) < 5e-6 * np.abs(right).max(-1)).all()
+    for few in (slice(0, 1), slice(5, 9), slice(80, 90)):
+        assert np.array_equal(product(few), found[few])
+
+
+def test_a_dense_layer_in_mxfp4() -> None:
+    how, plain = experts(1, 90, 160, ("mxfp4", 4, 32))
+    x = np.random.default_rng(1).standard_normal((9, 160)).astype(np.float32)
+    found = np.array(mx.quantized_matmul(mx.array(x), how["w"][0], how["scales"][0], mode="mxfp4"))
+    right = x @ plain[0].T
+    assert (np.abs(found - right).max(0) < 5e-6 * np.abs(right).max(0)).all()
+
+
+def test_gradients_go_through_experts() -> None:
+    how, plain = experts(4, 90, 128, ("affine", 4, 32))
+    x = np.random.default_rng(1).standard_normal((5, 1, 1, 128)).astype(np.float32)
+    chosen = np.array([[0, 1], [1, 3], [3, 0], [1, 2], [2, 2]], np.uint32)
+
+    def loss(x: mx.array) -> mx.array:
+        y = mx.gather_qmm(x, rhs_indices=mx.array(chosen), **how)
+        return (y * y).sum()
+
+    y = np.einsum("tk,tenk->ten", x[:, 0, 0], plain[chosen])
+    right = np.einsum("ten,tenk->tk", 2 * y, plain[chosen])
+    found = np.array(mx.grad(loss)(mx.array(x)))[:, 0, 0]
+    np.testing.assert_allclose(found, right, atol=1e-4 * np.abs(right).max())
+
+
+def test_a_row_for_an_expert_that_is_not_there_is_nan() -> None:
+    how, plain = experts(4, 70, 128, ("affine", 4, 32))
+    x = mx.ones((3, 1, 128))
+    found = np.array(mx.gather_qmm(x, rhs_indices=mx.array([1, 4, 2], mx.uint32), **how))
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose(found[[0, 2], 0], plain[[1, 2]].sum(-1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["4bit", "mxfp4"])
+def test_a_mixture_of_experts_stays_packed(tmp_path: Path, kind: str) -> None:
+    model = mixtral.Model(mixtral.ModelArgs(**MIXTRAL))
+    mx.eval(model.parameters())
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    mock.byte_tokenizer()._tokenizer.save_pretrained(tmp_path)
+    few = load_model(str(tmp_path), quantize=kind)
+    assert few.nbytes < sum(array.nbytes for array in weights.values()) / 4
+    ids = mx.array([list(range(20, 60))])
+    found = np.array(few.model(ids))
+    np.testing.assert_allclose(found, np.array(_unpacked(few.model)(ids)), atol=1e-3)
 
 
 def test_weights_that_do_not_lie_row_after_row() -> None:

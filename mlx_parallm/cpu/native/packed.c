@@ -18,10 +18,10 @@ PUBLIC int64_t mlx_parallm_packed_room(void) { return (int64_t)PLACES * PLACE_BY
 
 PUBLIC void mlx_parallm_packed_anchor(const void *address) { anchor = address; }
 
-PUBLIC void mlx_parallm_packed_put(int place, const uint32_t *words, const float *scales,
-                                   const float *biases, int rows, int columns, int bits,
-                                   int group) {
-    places[place] = (packed_weights){words, scales, biases, rows, columns, bits, group};
+PUBLIC void mlx_parallm_packed_put(int place, const uint32_t *words, const void *scales,
+                                   const float *biases, int rows, int columns, int bits, int group,
+                                   int experts) {
+    places[place] = (packed_weights){words, scales, biases, rows, columns, bits, group, experts};
 }
 
 const packed_weights *packed_find(const float *address) {
@@ -80,7 +80,8 @@ static inline __attribute__((always_inline)) void unpack(const packed_weights *w
                                                          int row, int from, int count,
                                                          float *out) {
     int64_t groups = w->columns / w->group, at = from / w->group;
-    const float *scales = w->scales + row * groups + at, *biases = w->biases + row * groups + at;
+    const float *scales = (const float *)w->scales + row * groups + at;
+    const float *biases = w->biases + row * groups + at;
     const uint8_t *bytes = (const uint8_t *)w->words + (row * (int64_t)w->columns + from) * bits / 8;
     int left = w->group - from % w->group; /* of the group that is begun */
     for (int i = 0; i < count; left = w->group, scales++, biases++) {
@@ -108,7 +109,34 @@ static inline __attribute__((always_inline)) void unpack(const packed_weights *w
     }
 }
 
+/* Half of a power of two whose exponent this is. */
+static inline float half_of_power(uint8_t exponent) {
+    uint32_t bits = exponent ? (uint32_t)exponent << 23 : 1u << 22;
+    float power;
+    memcpy(&power, &bits, 4);
+    return power / 2;
+}
+
+static void unpack_mxfp4(const packed_weights *w, int row, int from, int count, float *out) {
+    const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    const uint8_t *scales = (const uint8_t *)w->scales + (row * (int64_t)w->columns + from) / 32;
+    const uint8_t *bytes = (const uint8_t *)w->words + (row * (int64_t)w->columns + from) / 2;
+    for (int i = 0; i < count; i += 16, bytes += 8) {
+        __m256 scale = _mm256_set1_ps(half_of_power(scales[i / 32]));
+        __m128i numbers = _mm_shuffle_epi8(doubled, next_sixteen(bytes, 4));
+        __m256 first = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(numbers));
+        __m256 second =
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(numbers, numbers)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(first, scale));
+        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(second, scale));
+    }
+}
+
 void packed_unpack(const packed_weights *w, int row, int from, int count, float *out) {
+    if (!w->biases) {
+        unpack_mxfp4(w, row, from, count, out);
+        return;
+    }
 #define CASE(b)                                \
     case b:                                    \
         unpack(w, b, row, from, count, out);   \

@@ -6,7 +6,8 @@
    weights can be read. Here they are read once, as they lie.
 
    Weights in few bits (packed.h) are unpacked on the way, so many at a time as stay in the cache,
-   and all rows use what was unpacked.
+   and all rows use what was unpacked. Of several experts each row names its own in one more
+   number behind its end.
 
    A row's result does not depend on how many rows there are, nor on the threads: each output
    has one accumulator of its own, which adds in the same order whatever the tile. */
@@ -31,6 +32,7 @@ enum { BLOCK = 24 };              /* columns whose weights all rows use one afte
                                      multiple of every tile's columns */
 enum { DEPTH_BLOCK = 2048 }; /* inputs at a time, so that a block of weights stays in the cache */
 enum { UNPACKED_DEPTH = 1024 }; /* inputs whose weights are unpacked at a time */
+enum { EXPERT_ROWS = 64 };      /* of one expert that use what is unpacked */
 enum { CHUNKS_A_THREAD = 6, BLAS_PIECE = 96 };
 static const int64_t WORTH_SHARING = 1 << 18; /* multiplications; in so few no helper wakes up */
 
@@ -54,6 +56,7 @@ typedef struct {
     int ldc;
     const float *packed; /* a in the order of the tiles, see pack */
     const packed_weights *few_bits; /* what b stands for, where it is no matrix */
+    const int *order;    /* which rows of a these are; NULL: the first m */
     int piece;           /* columns, or rows, of one chunk of work */
 } product;
 
@@ -197,28 +200,32 @@ static void kernel_piece(const void *job, int chunk) {
     }
 }
 
+/* All rows by `n` columns, whose weights begin at `row` and are unpacked into `block`. */
+static void unpacked_columns(product p, int row, float *block) {
+    p.b = block;
+    for (int k = 0, rows; k < p.k; k += UNPACKED_DEPTH) {
+        int depth = p.k - k < UNPACKED_DEPTH ? p.k - k : UNPACKED_DEPTH;
+        p.ldb = depth;
+        for (int i = 0; i < p.n; i++)
+            packed_unpack(p.few_bits, row + i, k, depth, block + (int64_t)i * depth);
+        for (int at = 0; at < p.m; at += rows) {
+            rows = tile_rows(p.m, at);
+            columns_of_rows(&p, rows, at, 0, p.n, k, depth);
+        }
+    }
+}
+
 /* The same with weights that are unpacked a block at a time. */
 static void unpacking_piece(const void *job, int chunk) {
     _Alignas(64) float block[BLOCK * UNPACKED_DEPTH];
     const product *p = job;
     product of_block = *p;
-    of_block.b = block;
     int64_t from = (int64_t)chunk * p->piece, to = from + p->piece;
     if (to > p->n) to = p->n;
     for (int64_t n = from; n < to; n += BLOCK) {
-        int columns = (int)(n + BLOCK < to ? BLOCK : to - n), rows;
         of_block.c = p->c + n;
-        of_block.n = columns;
-        for (int k = 0; k < p->k; k += UNPACKED_DEPTH) {
-            int depth = p->k - k < UNPACKED_DEPTH ? p->k - k : UNPACKED_DEPTH;
-            of_block.ldb = depth;
-            for (int i = 0; i < columns; i++)
-                packed_unpack(p->few_bits, (int)n + i, k, depth, block + (int64_t)i * depth);
-            for (int at = 0; at < p->m; at += rows) {
-                rows = tile_rows(p->m, at);
-                columns_of_rows(&of_block, rows, at, 0, columns, k, depth);
-            }
-        }
+        of_block.n = (int)(n + BLOCK < to ? BLOCK : to - n);
+        unpacked_columns(of_block, (int)n, block);
     }
 }
 
@@ -229,7 +236,7 @@ static void pack(const product *p, float *packed) {
     for (int at = 0, rows; at < p->m; at += rows) {
         rows = tile_rows(p->m, at);
         for (int i = 0; i < rows; i++) {
-            const float *from = p->a + (at + i) * row;
+            const float *from = p->a + (p->order ? p->order[at + i] : at + i) * row;
             float *to = packed + at * padded + i * LANES;
             int64_t k = 0;
             for (; column == 1 && k + LANES <= p->k; k += LANES, to += rows * LANES)
@@ -379,8 +386,106 @@ static void untransposed(const product *p) {
     }
 }
 
+/* ---- rows that name their expert --------------------------------------------------------- */
+
+/* Rows of one expert, beside each other in the order of experts. */
+typedef struct {
+    int expert, first, count;
+} expert_rows;
+
+typedef struct {
+    product of_all;
+    const expert_rows *groups;
+    const int *order;
+    int pieces; /* of a group's columns */
+} experts_job;
+
+static void expert_piece(const void *job, int chunk) {
+    _Alignas(64) float block[BLOCK * UNPACKED_DEPTH], found[EXPERT_ROWS * BLOCK];
+    const experts_job *j = job;
+    const expert_rows *group = j->groups + chunk / j->pieces;
+    const int *order = j->order + group->first;
+    int64_t padded = (j->of_all.k + LANES - 1) / LANES * LANES;
+    product p = j->of_all;
+    p.m = group->count;
+    p.packed += group->first * padded;
+    p.c = found;
+    p.ldc = BLOCK;
+    int from = chunk % j->pieces * p.piece, to = from + p.piece < p.n ? from + p.piece : p.n;
+    for (int n = from; n < to; n += BLOCK) {
+        p.n = n + BLOCK < to ? BLOCK : to - n;
+        unpacked_columns(p, group->expert * p.few_bits->rows + n, block);
+        for (int i = 0; i < p.m; i++)
+            memcpy(j->of_all.c + (int64_t)order[i] * j->of_all.ldc + n, found + i * BLOCK,
+                   (size_t)p.n * sizeof(float));
+    }
+}
+
+/* The expert that a row names; -1 where there is none of that number. */
+static int expert_of(const product *p, int row) {
+    float named = p->a[(int64_t)row * p->lda + p->k];
+    return named >= 0 && named < p->few_bits->experts ? (int)named : -1;
+}
+
+/* Sorts rows by their experts into groups of at most EXPERT_ROWS; returns how many there are. */
+static int group_rows(const product *p, int *order, int *ends, expert_rows *groups) {
+    int experts = p->few_bits->experts, found = 0;
+    memset(ends, 0, (size_t)(experts + 1) * sizeof *ends);
+    for (int row = 0; row < p->m; row++) ends[expert_of(p, row) + 1]++;
+    for (int e = 1; e <= experts; e++) ends[e] += ends[e - 1];
+    for (int e = experts; e > 0; e--) ends[e] = ends[e - 1]; /* where each begins, for now */
+    ends[0] = 0;
+    for (int row = 0; row < p->m; row++) order[ends[expert_of(p, row) + 1]++] = row;
+    for (int e = 0; e < experts; e++)
+        for (int at = ends[e]; at < ends[e + 1]; at += EXPERT_ROWS) {
+            int left = ends[e + 1] - at;
+            groups[found++] = (expert_rows){e, at, left < EXPERT_ROWS ? left : EXPERT_ROWS};
+        }
+    return found;
+}
+
+static void by_experts(product *p) {
+    int64_t padded = (p->k + LANES - 1) / LANES * LANES;
+    int experts = p->few_bits->experts, most = p->m / EXPERT_ROWS + (p->m < experts ? p->m : experts);
+    float *room = scratch_for(p->m * (padded + 1) + experts + 1 + 3 * (int64_t)most);
+    if (!room) {
+        fill_with_nan(p, 0, p->n);
+        return;
+    }
+    int *order = (int *)(room + p->m * padded), *ends = order + p->m;
+    expert_rows *groups = (expert_rows *)(ends + experts + 1);
+    int found = group_rows(p, order, ends, groups);
+    for (int i = 0; i < ends[0]; i++) { /* of rows that name no expert */
+        product row = *p;
+        row.m = 1;
+        row.c += (int64_t)order[i] * p->ldc;
+        fill_with_nan(&row, 0, p->n);
+    }
+    for (int g = 0; g < found; g++) {
+        product mine = *p;
+        mine.m = groups[g].count;
+        mine.order = order + groups[g].first;
+        pack(&mine, room + groups[g].first * padded);
+    }
+    p->packed = room;
+    int wanted = 2 * CHUNKS_A_THREAD * workers_count(), blocks = (p->n + BLOCK - 1) / BLOCK;
+    int pieces = found && wanted > found ? wanted / found : 1, each = (blocks + pieces - 1) / pieces;
+    p->piece = each * BLOCK;
+    experts_job job = {*p, groups, order, (blocks + each - 1) / each};
+    workers_run(expert_piece, &job, found * job.pieces);
+}
+
 static void by_few_bits(product *p) {
     const packed_weights *w = p->few_bits;
+    if (w->experts) {
+        int right = p->trans_b && !p->trans_a && p->n == w->rows && p->k == w->columns + 1;
+        if (right && p->ldb == p->k && p->beta == 0) {
+            p->k--;
+            by_experts(p);
+        } else
+            fill_with_nan(p, 0, p->n);
+        return;
+    }
     int outputs = p->trans_b ? p->n : p->k, inputs = p->trans_b ? p->k : p->n;
     if (outputs != w->rows || inputs != w->columns || p->ldb != w->columns)
         fill_with_nan(p, 0, p->n); /* a part of the matrix, which MLX never asks for */

@@ -4,6 +4,10 @@ MLX's own `quantized_matmul` is slow there, and it has no place for a kernel of 
 our `cblas_sgemm` (cpu/products.py) for x @ w.T. So a packed matrix gets a stand-in: an array of its
 shape whose address is known to the library, which then reads the packed weights instead. The
 stand-in has no memory of its own, and nothing but this product ever sees it.
+
+Experts have one stand-in for all of them, with one column more: there each row of x names its
+expert. So the library sees all rows of a layer at once, and unpacks each expert's weights once for
+all rows that use it; `gather_qmm` would multiply row by row.
 """
 
 from __future__ import annotations
@@ -16,13 +20,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx import nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from mlx_parallm.cpu import blas
 
 BITS = frozenset((2, 3, 4, 5, 6, 8))
 _PLACE = 16  # floats; see cpu/native/packed.c
+_LAYERS = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 
 _mlx_product = mx.quantized_matmul
+_mlx_product_of_experts = mx.gather_qmm
 
 
 def install() -> bool:
@@ -30,19 +37,17 @@ def install() -> bool:
     if not _usable():
         return False
     mx.quantized_matmul = _product
+    mx.gather_qmm = _product_of_experts
     return True
 
 
 def stays_packed(module: Any) -> bool:
     """Whether a module's products are ours once its scales are float32."""
-    kinds = (nn.QuantizedLinear, nn.QuantizedEmbedding)
-    return (
-        _usable()
-        and isinstance(module, kinds)
-        and module.mode == "affine"
-        and module.bits in BITS
-        and module.weight.ndim == 2
-    )
+    if not (_usable() and isinstance(module, _LAYERS)):
+        return False
+    axes = 3 if isinstance(module, QuantizedSwitchLinear) else 2
+    known = module.mode == "mxfp4" or (module.mode == "affine" and module.bits in BITS)
+    return known and module.weight.ndim == axes
 
 
 def _usable() -> bool:
@@ -62,16 +67,63 @@ def _product(
     **others: Any,
 ) -> mx.array:
     """mx.quantized_matmul."""
-    known = x.dtype == scales.dtype == mx.float32 and w.ndim == 2 and mode == "affine"
-    if not known or not transpose or biases is None or bits not in BITS or not group_size:
-        return _mlx_product(x, w, scales, biases, transpose, group_size, bits, mode, **others)
-    stand_in = _stand_ins.get(w, scales, biases, int(bits), int(group_size))
+    stand_in = None
+    if transpose and x.dtype == mx.float32 and w.ndim == 2:
+        stand_in = _stand_ins.find(w, scales, biases, group_size, bits, mode)
     if stand_in is None:
         return _mlx_product(x, w, scales, biases, transpose, group_size, bits, mode, **others)
+    return _times(x, stand_in, w, scales, biases)
+
+
+def _product_of_experts(
+    x: mx.array,
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    lhs_indices: mx.array | None = None,
+    rhs_indices: mx.array | None = None,
+    transpose: bool = True,
+    group_size: int | None = None,
+    bits: int | None = None,
+    mode: str = "affine",
+    **others: Any,
+) -> mx.array:
+    """mx.gather_qmm, where each matrix of x is one row."""
+    stand_in = None
+    if transpose and x.dtype == mx.float32 and w.ndim == 3 and x.ndim > 1 and x.shape[-2] == 1:
+        stand_in = _stand_ins.find(w, scales, biases, group_size, bits, mode)
+    packed = (w, scales, biases)
+    how = {"group_size": group_size, "bits": bits, "mode": mode, **others}
+    if stand_in is None or rhs_indices is None or lhs_indices is not None:
+        return _mlx_product_of_experts(
+            x, *packed, lhs_indices, rhs_indices, transpose=transpose, **how
+        )
+
+    @mx.custom_function
+    def product(x: mx.array, experts: mx.array) -> mx.array:
+        shape = np.broadcast_shapes(x.shape[:-2], experts.shape)
+        rows = mx.broadcast_to(x.squeeze(-2), (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
+        named = mx.broadcast_to(experts, shape).reshape(-1, 1).astype(mx.float32)
+        y = _times(mx.concatenate([rows, named], axis=1), stand_in, *packed)
+        return y.reshape(*shape, 1, -1)
+
+    @product.vjp
+    def gradients(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, mx.array]:
+        _, pulled = mx.vjp(
+            lambda x: _mlx_product_of_experts(x, *packed, None, primals[1], transpose=True, **how),
+            [primals[0]],
+            [cotangent],
+        )
+        return pulled[0], mx.zeros_like(primals[1])
+
+    return product(x, rhs_indices)
+
+
+def _times(x: mx.array, stand_in: mx.array, *weights: mx.array | None) -> mx.array:
     # The result keeps the weights until it is computed: MLX holds what a node depends on until
     # all tasks before it have run.
     result: mx.array
-    (result,) = mx.depends([x @ stand_in.T], [w, scales, biases])
+    (result,) = mx.depends([x @ stand_in.T], [w for w in weights if w is not None])
     return result
 
 
@@ -83,7 +135,8 @@ class _StandIn:
     weights: tuple[weakref.ref[mx.array], ...]
 
     def is_for(self, weights: tuple[mx.array, ...]) -> bool:
-        return all(own() is other for own, other in zip(self.weights, weights, strict=True))
+        same = (own() is other for own, other in zip(self.weights, weights, strict=False))
+        return len(self.weights) == len(weights) and all(same)
 
 
 class _StandIns:
@@ -95,14 +148,28 @@ class _StandIns:
         self._places = 0
         self._lock = threading.Lock()
 
-    def get(
-        self, words: mx.array, scales: mx.array, biases: mx.array, bits: int, group: int
+    def find(
+        self,
+        words: mx.array,
+        scales: mx.array,
+        biases: mx.array | None,
+        group: int | None,
+        bits: int | None,
+        mode: str,
     ) -> mx.array | None:
-        """The (out, in) array to multiply by, if there can be one."""
+        """The (out, in) array to multiply by, (out, in + 1) of experts, if there can be one."""
+        if mode == "mxfp4":
+            weights, group, bits = (words, scales), 32, 4
+        elif mode == "affine" and biases is not None and scales.dtype == mx.float32:
+            weights = (words, scales, biases)
+        else:
+            return None
+        if bits not in BITS or not group:
+            return None
         known = self._known.get(id(words))
-        if known is None or not known.is_for((words, scales, biases)):
+        if known is None or not known.is_for(weights):
             with self._lock:
-                known = self._add((words, scales, biases), bits, group)
+                known = self._add(weights, int(bits), int(group))
                 self._known[id(words)] = known
         return known.array
 
@@ -119,11 +186,14 @@ class _StandIns:
         # The oldest place is taken anew once all were used: after hundreds of models.
         place = self._places % (self._anchor.size // _PLACE)
         self._places += 1
-        rows, columns = weights[0].shape[0], weights[1].shape[1] * group
+        *experts, rows, groups = weights[1].shape
+        columns = groups * group
         # Numbers stay where they are while their array lives.
-        words, scales, biases = (view.ctypes.data for view in views)
-        library.put_packed(place, (words, scales, biases), (rows, columns, bits, group))
-        array = mx.as_strided(self._anchor, (rows, columns), (columns, 1), offset=place * _PLACE)
+        words, scales, *biases = (view.ctypes.data for view in views)
+        addresses = (words, scales, biases[0] if biases else None)
+        library.put_packed(place, addresses, (rows, columns, bits, group, *(experts or [0])))
+        width = columns + len(experts)
+        array = mx.as_strided(self._anchor, (rows, width), (width, 1), offset=place * _PLACE)
         mx.eval(array)
         key = id(weights[0])
         forget = weakref.ref(weights[0], lambda _: self._known.pop(key, None))
