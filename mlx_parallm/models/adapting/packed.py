@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -37,7 +37,7 @@ def install() -> bool:
     if not _usable():
         return False
     mx.quantized_matmul = _product
-    mx.gather_qmm = _product_of_experts
+    mx.gather_qmm = _product_of_experts  # type: ignore[assignment]
     return True
 
 
@@ -116,7 +116,8 @@ def _product_of_experts(
         )
         return pulled[0], mx.zeros_like(primals[1])
 
-    return product(x, rhs_indices)
+    result: Any = product(x, rhs_indices)
+    return cast(mx.array, result)
 
 
 def _times(x: mx.array, stand_in: mx.array, *weights: mx.array | None) -> mx.array:
@@ -158,6 +159,7 @@ class _StandIns:
         mode: str,
     ) -> mx.array | None:
         """The (out, in) array to multiply by, (out, in + 1) of experts, if there can be one."""
+        weights: tuple[mx.array, ...]
         if mode == "mxfp4":
             weights, group, bits = (words, scales), 32, 4
         elif mode == "affine" and biases is not None and scales.dtype == mx.float32:
