@@ -1,8 +1,11 @@
-"""Who may change a running server: who has the admin key; without one, this machine."""
+"""Who may change a running server, and sees where its files lie: who has the admin key; without
+one, this machine."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
+from typing import Any
 
 from fastapi import Request
 
@@ -31,6 +34,26 @@ def check_admin(request: Request, settings: Settings, *, anywhere: bool = False)
         raise AuthenticationError(
             "Without --admin-key this is for clients on this machine only.", code="not_local"
         )
+
+
+# A path from the root or from home, up to its last part; not the rest of a URL.
+_FOLDERS = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s'\",:;/]+/)*(?=[^\s'\",:;/]+)")
+
+
+def without_folders(text: str) -> str:
+    """A text without the folders of paths: of /srv/models/tiny only tiny is left."""
+    return _FOLDERS.sub("", text)
+
+
+def shown_card(card: dict[str, Any], request: Request, settings: Settings) -> dict[str, Any]:
+    """A model's card for whoever asks: where files lie is for those who may change the server."""
+    try:
+        check_admin(request, settings)
+    except AuthenticationError:
+        private = ("path_or_hf_id", "root", "error")
+        hidden = {name: without_folders(card[name]) for name in private if card.get(name)}
+        return card | hidden
+    return card
 
 
 def _is_local(request: Request) -> bool:

@@ -14,6 +14,7 @@ from fastapi import Request
 from mlx_parallm.errors import NotFoundError, ParallmError, UnavailableError, UnsupportedError
 from mlx_parallm.models.sources.progress import LoadProgress
 from mlx_parallm.server.adapters import Adapters, named_adapters
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.decisions.told import Told
 from mlx_parallm.server.flow.dispatch import Dispatcher
 from mlx_parallm.server.flow.queue import RequestQueue
@@ -70,7 +71,8 @@ class ServerState:
         """
         loaded = self.engine.loaded
         if self.engine.state != "ready" or loaded is None:
-            raise UnavailableError(f"The server cannot take requests now: {self.engine.reason}.")
+            reason = without_folders(str(self.engine.reason))
+            raise UnavailableError(f"The server cannot take requests now: {reason}.")
         if self.waits_for_adapter:
             raise UnavailableError("The server cannot take requests now: the adapter is loading.")
         return loaded

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlx_parallm.models.loader import LoadedModel
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.answer import Dialect
 from mlx_parallm.server.compat.ollama_format import rfc3339
 from mlx_parallm.server.state import ServerState
@@ -50,7 +51,7 @@ def shown(state: ServerState, name: str) -> dict[str, Any]:
     loaded = state.loaded()
     template = loaded.tokenizer.chat_template if loaded.tokenizer.has_chat_template else ""
     return {
-        "modelfile": f"# Served as {name}\nFROM {loaded.path}\n",
+        "modelfile": f"# Served as {name}\nFROM {without_folders(loaded.path)}\n",
         "parameters": "",
         "template": template if isinstance(template, str) else json.dumps(template),
         "details": details(loaded),

@@ -17,6 +17,7 @@ from mlx_parallm.errors import (
     ParallmError,
     UnavailableError,
 )
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.fleet.catalog import Entry
 from mlx_parallm.server.fleet.pull import Pulls
 from mlx_parallm.server.fleet.slot import MakeApp, Slot
@@ -130,7 +131,7 @@ class Fleet:
         if slot.status not in ("loading", "failed"):
             self._in_background(slot)
         elif slot.status == "failed":
-            error = slot.error
+            error = without_folders(slot.error or "")
             self._in_background(slot)
             raise UnavailableError(f"The model {slot.entry.name!r} could not be loaded: {error}")
         raise UnavailableError(f"The model {slot.entry.name!r} is loading.")

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
 from mlx_parallm.errors import UnavailableError
-from mlx_parallm.server.admin import check_admin
+from mlx_parallm.server.admin import check_admin, shown_card
 from mlx_parallm.server.fleet.catalog import Entry
 from mlx_parallm.server.fleet.fleet import Fleet
 from mlx_parallm.server.fleet.front import model_header
@@ -45,6 +45,7 @@ async def list_models(request: Request) -> Response:
     """
     fleet = fleet_of(request)
     cards = [card for slot in fleet.slots for card in _cards(slot)]
+    cards = [shown_card(card, request, _settings(request)) for card in cards]
     memory = {"used": fleet.memory_used, "limit": fleet.memory}
     return json_answer({"object": "list", "memory": memory, "data": cards})
 
@@ -108,7 +109,8 @@ async def unload_model(request: Request, name: str) -> Response:
 async def get_model(request: Request, name: str) -> Response:
     """One model by its name, which may contain slashes."""
     slot = fleet_of(request).get(name)
-    return json_answer(next(card for card in _cards(slot) if card["id"] == name))
+    card = next(card for card in _cards(slot) if card["id"] == name)
+    return json_answer(shown_card(card, request, _settings(request)))
 
 
 @router.get("/ping", include_in_schema=False)

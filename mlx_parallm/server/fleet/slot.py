@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from mlx_parallm.errors import ConflictError, ParallmError, UnavailableError
 from mlx_parallm.models.device_memory import give_memory_back
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.fleet.catalog import Entry
 from mlx_parallm.server.state import ServerState
 
@@ -110,10 +111,12 @@ class Slot:
             except Exception as error:
                 await self._stop()
                 self.status, self.error = "failed", str(error)
+                logger.error("%s cannot be loaded: %s", self.entry.name, error)
                 if not isinstance(error, ParallmError):
                     raise
+                why = without_folders(str(error))
                 raise UnavailableError(
-                    f"The model {self.entry.name!r} cannot be loaded: {error}"
+                    f"The model {self.entry.name!r} cannot be loaded: {why}"
                 ) from None
             self.status = "ready"
 

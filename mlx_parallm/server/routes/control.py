@@ -15,7 +15,7 @@ from mlx_parallm import __version__
 from mlx_parallm.engine.ranks.events import ForgetPrefixes, Pause
 from mlx_parallm.errors import NotFoundError, RequestCancelledError, UnsupportedError
 from mlx_parallm.memory.fingerprint import fingerprint_of
-from mlx_parallm.server.admin import check_admin
+from mlx_parallm.server.admin import check_admin, without_folders
 from mlx_parallm.server.input.body import read_body
 from mlx_parallm.server.memories import in_thread
 from mlx_parallm.server.openapi import ERRORS, optional_body_of
@@ -153,7 +153,7 @@ def _config(state: ServerState) -> dict[str, Any]:
     loaded, config = state.loaded(), state.engine.config
     return {
         "model_config": {
-            "model": state.settings.model_path,
+            "model": without_folders(state.settings.model_path),
             "served_model_name": list(state.settings.model_names),
             "max_model_len": loaded.max_model_len,
             "dtype": loaded.dtype,

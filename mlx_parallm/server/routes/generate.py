@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mlx_parallm.cpu import blas
 from mlx_parallm.errors import InvalidRequestError, NotFoundError, RequestCancelledError
 from mlx_parallm.server.adapters import use_adapter
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.flow.generation import Collected, Generation, Streamed, Track
 from mlx_parallm.server.flow.tracks import text_tracks
 from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, request_id_of
@@ -141,7 +142,7 @@ async def model_info(request: Request) -> Response:
         {
             "config": loaded.config,
             "device": str(mx.default_device()),
-            "model": loaded.path,
+            "model": without_folders(loaded.path),
             "dtype": loaded.dtype,
             "quantization": loaded.quantization,
             "num_parameters": loaded.num_parameters,

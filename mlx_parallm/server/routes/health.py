@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.errors import UnavailableError
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.openapi import ERRORS
 from mlx_parallm.server.output.json_text import FiniteJSONResponse
 from mlx_parallm.server.output.responses import json_answer
@@ -44,7 +45,7 @@ async def health(request: Request) -> Response:
     if ready:
         return json_answer(answer)
     headers = {"retry-after": str(UnavailableError.retry_after_s)}
-    answer["reason"] = stalled or engine.reason or "the adapter is loading"
+    answer["reason"] = without_folders(stalled or engine.reason or "the adapter is loading")
     return FiniteJSONResponse(answer, status_code=503, headers=headers)
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_parallm.server.adapters import Entry
+from mlx_parallm.server.admin import shown_card
 from mlx_parallm.server.openapi import ERRORS
 from mlx_parallm.server.output.responses import json_answer
 from mlx_parallm.server.schemas.models import ModelCard, ModelList
@@ -22,7 +23,8 @@ async def list_models(request: Request) -> Response:
     state = state_of(request)
     cards = [_card(state, name) for name in state.settings.model_names]
     cards += [_adapter_card(state, entry) for entry in state.adapters.entries]
-    return json_answer({"object": "list", "data": cards})
+    shown = [shown_card(card, request, state.settings) for card in cards]
+    return json_answer({"object": "list", "data": shown})
 
 
 @router.get(
@@ -35,8 +37,10 @@ async def get_model(request: Request, model_id: str) -> Response:
     """One model by its name, which may contain slashes."""
     state = state_of(request)
     if model_id not in state.settings.model_names and model_id in state.adapters:
-        return json_answer(_adapter_card(state, state.adapters.entry(model_id)))
-    return json_answer(_card(state, state.check_model(model_id)))
+        card = _adapter_card(state, state.adapters.entry(model_id))
+    else:
+        card = _card(state, state.check_model(model_id))
+    return json_answer(shown_card(card, request, state.settings))
 
 
 def _adapter_card(state: ServerState, entry: Entry) -> dict[str, Any]:

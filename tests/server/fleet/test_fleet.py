@@ -140,18 +140,23 @@ def test_or_they_are_refused_until_it_is_there(serve_fleet: Any, models: Any, he
 def test_a_model_that_cannot_be_loaded_is_an_error_of_its_requests(
     serve_fleet: Any, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve_fleet(models_dir=str(models(a=10)))
+    folder = str(models(a=10))
+    server = serve_fleet(models_dir=folder, admin_key=("boss",))
     slot = fleet_of(server).get("a")
     made = slot._make_app
 
     def broken(entry: Any, *hooks: Any) -> Any:
         app = made(entry, *hooks)
-        server.engine["a"][-1].load_error = "no such layer"
+        server.engine["a"][-1].load_error = f"{folder}/a: no such layer"
         return app
 
     monkeypatch.setattr(slot, "_make_app", broken)
     answer = server.post(COMPLETIONS, model="a", prompt="x")
     assert answer.status_code == 503 and "no such layer" in answer.json()["error"]["message"]
+    assert folder not in answer.text  # it is the operator's business
+    for path in ("/v1/models", "/v1/models/a"):
+        assert folder not in server.http.get(path).text
+        assert folder in server.http.get(path, headers={"x-admin-key": "boss"}).text
     assert status(server) == {"first": "ready", "a": "failed"}
     assert server.ok(COMPLETIONS, prompt="x")["model"] == "first"
     monkeypatch.undo()

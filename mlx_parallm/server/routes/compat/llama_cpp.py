@@ -10,6 +10,7 @@ from starlette.responses import Response
 from mlx_parallm import __version__
 from mlx_parallm.errors import UnsupportedError
 from mlx_parallm.server.adapters import use_adapter
+from mlx_parallm.server.admin import without_folders
 from mlx_parallm.server.compat import llama_cpp_requests
 from mlx_parallm.server.compat.llama_cpp_format import LlamaFormat
 from mlx_parallm.server.flow.generation import Collected, Streamed
@@ -71,7 +72,7 @@ async def props(request: Request) -> Response:
             },
             "total_slots": state.settings.max_batch_size,
             "model_alias": state.settings.model_names[0],
-            "model_path": loaded.path,
+            "model_path": without_folders(loaded.path),
             "chat_template": template if isinstance(template, str) else json.dumps(template),
             "bos_token": loaded.tokenizer.bos_token or "",
             "eos_token": loaded.tokenizer.eos_token or "",
