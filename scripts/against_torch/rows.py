@@ -26,8 +26,11 @@ TEXT = f"user: Here is {PICTURE} and there {PICTURE}\nWhat differs?\nassistant:"
 TOKENS = 8
 _SAID = Path(__file__).with_name("said.py")
 _SIZES = ((50, 60), (40, 64))
-# torchvision, which transformers resizes this family's with, rounds otherwise than Pillow.
-_UNRESIZED = {"lfm2_vl": ((32, 64), (48, 32))}
+# torchvision, which transformers resizes these families' with, rounds otherwise than Pillow.
+_UNRESIZED = {
+    "lfm2_vl": ((32, 64), (48, 32)),
+    **dict.fromkeys(("gemma4", "gemma4:larger", "gemma4_unified"), ((112, 160), (128, 128))),
+}
 
 
 def rows(python: str) -> list[dict[str, object]]:

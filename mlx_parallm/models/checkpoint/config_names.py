@@ -23,7 +23,25 @@ def with_older_names(config: Config) -> Config:
 
 
 def _named(config: Config) -> Config:
-    return _with_rope(_filled(config, {"num_experts": config.get("num_local_experts")}))
+    found = {"num_experts": config.get("num_local_experts"), **_full_layers(config)}
+    kind = str(config.get("model_type"))
+    if kind.startswith("cohere2"):
+        found |= _pattern(config)
+    if kind.startswith(("qwen3_5", "qwen3_next")):
+        found["full_attention_interval"] = _pattern(config)["sliding_window_pattern"]
+    return _with_rope(_filled(config, found))
+
+
+def _full_layers(config: Config) -> Config:
+    """What layers without a sliding window have of their own, as gemma4's."""
+    layers, own = config.get("layer_types") or [], config.get("per_layer_config")
+    if not isinstance(own, dict) or "full_attention" not in layers:
+        return {}
+    full = own.get(str(layers.index("full_attention"))) or {}
+    return {
+        "global_head_dim": full.get("head_dim"),
+        "num_global_key_value_heads": full.get("num_key_value_heads"),
+    }
 
 
 def _with_rope(config: Config) -> Config:

@@ -17,6 +17,7 @@ _ENCODERS = ("clip_vision_model", "siglip_vision_model")
 _FLAT = ("qwen2_vl", "qwen2_5_vl")  # mlx-vlm wants their text_config outside
 _HEAD = re.compile(r"(^|\.)lm_head\.")
 _EXPERTS = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
+_EXPERT = re.compile(r"(.*\.mlp)\.experts\.(\d+)\.((?:gate|up|down)_proj\.weight)")
 _INNER = re.compile(r"^model\.(vision_tower\.|multi_modal_projector\.)")
 _TEXT = re.compile(r"^model\.language_model\.")
 # transformers 5 leaves out a level of the towers that it shares between models.
@@ -63,6 +64,23 @@ def with_older_weights(weights: Mapping[str, mx.array], config: Config) -> Weigh
         hidden = int(config["text_config"]["hidden_size"])
         wide = 2 * int(config["text_config"]["moe_intermediate_size"])
         found = {n: _older_experts(n, array, hidden, wide) for n, array in found.items()}
+    if config["model_type"] == "qwen3_5_moe":
+        found = _stacked_experts(found)
+    return found
+
+
+def _stacked_experts(weights: Weights) -> Weights:
+    """Those of one layer as one tensor, which is how mlx's programs compute them."""
+    found: Weights = {}
+    experts: dict[str, dict[int, mx.array]] = {}
+    for name, array in weights.items():
+        part = _EXPERT.fullmatch(name)
+        if part is None:
+            found[name] = array
+        else:
+            experts.setdefault(f"{part[1]}.switch_mlp.{part[3]}", {})[int(part[2])] = array
+    for name, arrays in experts.items():
+        found[name] = mx.stack([arrays[number] for number in sorted(arrays)])
     return found
 
 

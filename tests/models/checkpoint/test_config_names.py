@@ -63,3 +63,19 @@ def test_what_is_there_stays() -> None:
     assert with_older_names(config)["rope_theta"] == 7.0
     assert with_older_names({"num_local_experts": 4})["num_experts"] == 4
     assert with_older_names({"rope_parameters": None}) == {"rope_parameters": None}
+
+
+def test_layers_that_differ_by_their_kind() -> None:
+    sliding = ["sliding_attention"] * 2 + ["full_attention"]
+    cohere = with_older_names({"model_type": "cohere2", "layer_types": sliding})
+    assert cohere["sliding_window_pattern"] == 3
+    linear = ["linear_attention", "full_attention"] * 2
+    qwen = with_older_names({"model_type": "qwen3_5_text", "layer_types": linear})
+    assert qwen["full_attention_interval"] == 2
+    own = {"2": {"head_dim": 512, "num_key_value_heads": 1}}
+    gemma = with_older_names(
+        {"model_type": "gemma4_text", "layer_types": sliding, "per_layer_config": own}
+    )
+    assert (gemma["global_head_dim"], gemma["num_global_key_value_heads"]) == (512, 1)
+    plain = {"model_type": "llama", "layer_types": ["full_attention"] * 2}
+    assert with_older_names(plain) == plain

@@ -17,6 +17,7 @@ pytest.importorskip("mlx_vlm")
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.models.loader import load_model
+from mlx_parallm.models.vision.checkpoints import with_older_weights
 from tests.engine.driver import Driver
 from tests.engine.pictures.seeing import PICTURE, sequence_of
 from tests.models.vision.tiny_vision import folder_of, picture
@@ -116,3 +117,13 @@ def test_a_tower_without_all_its_weights_is_refused(tmp_path: Path) -> None:
     mx.save_safetensors(file, kept, metadata={"format": "mlx"})
     with pytest.raises(ModelLoadError, match="2 weights are missing"):
         load_model(str(folder))
+
+
+def test_experts_that_are_saved_one_by_one_are_one_tensor() -> None:
+    layer = "model.language_model.layers.0.mlp"
+    saved = {f"{layer}.experts.{n}.up_proj.weight": mx.full((3, 2), n) for n in (1, 10, 0, 2)}
+    found = with_older_weights({**saved, "other": mx.zeros(1)}, {"model_type": "qwen3_5_moe"})
+    stacked = found[f"{layer}.switch_mlp.up_proj.weight"]
+    assert stacked[:, 0, 0].tolist() == [0, 1, 2, 10]
+    assert stacked.shape == (4, 3, 2)
+    assert set(found) == {"other", f"{layer}.switch_mlp.up_proj.weight"}
