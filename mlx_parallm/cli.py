@@ -76,7 +76,7 @@ def _main(argv: Sequence[str]) -> int:
         return _complain(str(error), _EXIT_USAGE)
     set_up_logging(settings.log_level, settings.log_format)
     blas.preload()
-    rank = rank_of_environment() if settings.tensor_parallel > 1 else None
+    rank = rank_of_environment() if settings.num_ranks > 1 else None
     if rank:
         return _follow(settings)
     try:
@@ -85,9 +85,9 @@ def _main(argv: Sequence[str]) -> int:
         return _complain(_why_not_listening(error, settings), _EXIT_FAILURE)
     _warn_of_strangers(settings, listener)
     with listener:
-        if settings.tensor_parallel == 1 or rank == 0:
+        if settings.num_ranks == 1 or rank == 0:
             return _serve(settings, listener)
-        with LocalRanks(serving_command(argv), settings.tensor_parallel, _end_soon):
+        with LocalRanks(serving_command(argv), settings.num_ranks, _end_soon):
             return _serve(settings, listener)
 
 
@@ -149,7 +149,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         # The engine's thread may never end, and whatever waits for it.
         _end_soon(str(failures[-1]))
 
-    ends_on_failure = settings.exit_on_engine_failure or settings.tensor_parallel > 1
+    ends_on_failure = settings.exit_on_engine_failure or settings.num_ranks > 1
     try:
         make = create_fleet_app if is_fleet(settings) else create_app
         app = make(

@@ -98,6 +98,13 @@ class Settings:
         "processes that divide the model among them: started here, or by mlx.launch",
         metavar="N",
     )
+    pipeline_parallel: int = _option(
+        1,
+        integer(1, 64),
+        "processes that divide the model's layers among them, for slow links: started here, or "
+        "by mlx.launch",
+        metavar="N",
+    )
     predictor: tuple[str, ...] = _option(
         (),
         filled,
@@ -381,6 +388,11 @@ class Settings:
         if self.speculative == "ngram":
             return "ngram"
         return "draft" if self.speculative == "auto" and self.draft_model is not None else None
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute the model together."""
+        return max(self.tensor_parallel, self.pipeline_parallel)
 
     @property
     def has_keys(self) -> bool:

@@ -107,7 +107,8 @@ def test_what_is_not_needed_is_said(typed: str, capsys: pytest.CaptureFixture[st
     ("typed", "said"),
     [
         ("--lora x", "adapters in GGUF are not read"),
-        ("--pipeline-parallel-size 2", "type --tensor-parallel N"),
+        ("--expert-parallel-size 2", "type --tensor-parallel N"),
+        ("--pipeline", "type --pipeline-parallel N"),
         ("--prompt-cache-size 10", "--prefix-cache-memory SIZE"),
         ("--quantization awq", "--quantize 4bit"),
         ("--speculative-config {}", "--speculative ngram"),

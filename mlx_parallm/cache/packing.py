@@ -9,6 +9,7 @@ and the weights are read once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -27,7 +28,7 @@ _TOLERANCE = 1e-3  # of the largest logit
 _HALF_TOLERANCE = 3e-2  # the same in half precision
 
 
-def can_pack(model: Any, body: BodyTap) -> bool:
+def can_pack(model: Any, body: BodyTap, agree: Callable[[int], int] = lambda value: value) -> bool:
     """Whether this model's packed forward gives the results of its padded one; tries both.
 
     It does where every layer but attention treats tokens independently, and attention goes
@@ -35,6 +36,7 @@ def can_pack(model: Any, body: BodyTap) -> bool:
 
     Args:
         body: is told not to choose hidden states where the model's head needs all of them.
+        agree: the smallest value of all ranks that compute the model.
     """
     if not all(type(layer) is BatchedKVCache for layer in BatchedCache(model).layers):
         return False
@@ -42,7 +44,7 @@ def can_pack(model: Any, body: BodyTap) -> bool:
         padded = _padded(model)
         for selects in (True, False) if body.available else (False,):
             body.selects = selects
-            if _agree(padded, _packed(model, body)):
+            if agree(_are_equal(padded, _packed(model, body))):
                 return True
     except Exception as error:  # noqa: BLE001 - whatever does not fit runs padded
         logger.debug("forwards are padded: %s", error)
@@ -71,7 +73,7 @@ def packed_logits(
     return logits
 
 
-def _agree(padded: mx.array, packed: mx.array) -> bool:
+def _are_equal(padded: mx.array, packed: mx.array) -> bool:
     tolerance = _TOLERANCE if padded.dtype == mx.float32 else _HALF_TOLERANCE
     padded, packed = padded.astype(mx.float32), packed.astype(mx.float32)
     if padded.shape != packed.shape:

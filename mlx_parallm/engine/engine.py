@@ -32,12 +32,13 @@ from mlx_parallm.engine.guard.row_faults import fault_for, unfollowed
 from mlx_parallm.engine.guard.watchdog import Watchdog
 from mlx_parallm.engine.guessing.length_controller import SpeculativeStats
 from mlx_parallm.engine.inbox import Inbox
+from mlx_parallm.engine.pacing.flight import Flight
 from mlx_parallm.engine.ranks.events import Abort, Add, Configure, Quit
 from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.ranks.turn import Event
 from mlx_parallm.engine.sequence import FinishReason, Output, Sequence
 from mlx_parallm.engine.stats import Counter, EngineStats
-from mlx_parallm.engine.step import Launched, Result, output_of
+from mlx_parallm.engine.step import Result, output_of
 from mlx_parallm.errors import (
     ModelLoadError,
     OutOfMemoryError,
@@ -291,6 +292,7 @@ class Engine(LiveModel):
         self._counter = Counter(self._stats, self.scheduler, self.runner, self._memory)
         self.loaded = loaded
         self.ranks.attach(self.runner, self._memory, self)
+        self._flight = Flight(self.runner, self.scheduler, self._take, self._send_on)
         self._running = True
         self._state, self.reason = "ready", None
 
@@ -305,12 +307,11 @@ class Engine(LiveModel):
         self._inbox.empty()
 
     def _loop(self) -> None:
-        launched: Launched | None = None
         self._watchdog.start()
         while self._running:
-            self._begin_turn(block=launched is None and not self.scheduler.has_work)
+            self._begin_turn(block=not self._flight and not self.scheduler.has_work)
             self._watchdog.begin("a step")
-            launched = self._step(launched)
+            self._step()
             self._answers.deliver()
             follow_load()
         self._die("the server has stopped")
@@ -326,27 +327,14 @@ class Engine(LiveModel):
             self._watchdog.rest()
         self._inbox.run(self.ranks.begin_turn(self._inbox, block=block))
 
-    def _step(self, launched: Launched | None) -> Launched | None:
-        """Launch the next step, then read the one before it.
-
-        Guesses and grammars need all tokens so far, so the step before is then read first.
-        """
-        began = time.perf_counter()
+    def _step(self) -> None:
+        """Launch the next step, then read the oldest one that is on its way."""
+        began, following = time.perf_counter(), None
         try:
             if self._inbox.wants_rest:
-                earlier, launched = launched, None
-                if earlier is not None:
-                    self._take(self.runner.collect(earlier))
+                self._flight.read_all()
                 self._inbox.run_at_rest()
-            guesses = self.runner.guesses(self.scheduler.decoding)
-            first = guesses or self.runner.must_read_first(
-                self.scheduler.decoding, predicts=self.scheduler.networks.has_work
-            )
-            if launched is not None and (first or launched.guessed is not None):
-                earlier, launched = launched, None
-                self._take(self.runner.collect(earlier))
-                self._counter.look()
-                self._answers.deliver()  # not only when the next step is on its way
+            guesses = self._flight.read_first(predicts=self.scheduler.networks.has_work)
             if self.runner.encoder is not None and self.runner.encoder.has_work:
                 self._see(self.runner.encoder)
             if self._memory.look(self.ranks.memory):
@@ -356,25 +344,23 @@ class Engine(LiveModel):
             if plan.predictions:
                 self._take(self.runner.predict(plan.predictions))
                 self._answers.deliver()
-            following = None
             if not plan.empty:
-                begun = self.runner.begin(plan, guesses)
-                if begun.constrained and launched is not None:
-                    earlier, launched = launched, None
-                    self._take(self.runner.collect(earlier))
-                following = self.runner.launch(begun)
+                following = self._flight.launch(plan, guesses)
             self.scheduler.launched(plan)
         except Exception as error:  # noqa: BLE001 - stays with the sequence that caused it
-            self._recover(error, launched)
-            following = launched = None
+            self._recover(error)
+            following = None
         try:
-            if launched is not None:
-                self._take(self.runner.collect(launched))
+            self._flight.follow(following)
         except Exception as error:  # noqa: BLE001 - as above
-            self._recover(error, None)
+            self._flight.clear()
+            self._recover(error)
             following = None
         self._counter.step(began, following)
-        return following
+
+    def _send_on(self) -> None:
+        self._counter.look()
+        self._answers.deliver()
 
     def _see(self, encoder: PictureEncoder) -> None:
         """Compute pictures that rows wait for, for as long as others can wait."""
@@ -385,7 +371,7 @@ class Engine(LiveModel):
             self._fail(sequence, fault_for(error, "a picture of this request"))
         self.runner.interrupted(time.perf_counter() - began)
 
-    def _recover(self, error: Exception, launched: Launched | None) -> None:
+    def _recover(self, error: Exception) -> None:
         """A step failed: find the sequence at fault, keep the others.
 
         Which row broke a batched forward cannot be seen from outside. So all of
@@ -395,11 +381,11 @@ class Engine(LiveModel):
         if (verdict := self.ranks.verdict(error)) is not None:
             raise verdict
         log.warning("a step failed; its sequences are tried one by one", exc_info=error)
-        if launched is not None:
-            try:
-                self._take(self.runner.collect(launched))
-            except Exception:
-                log.warning("the step before it is lost too", exc_info=True)
+        try:
+            self._flight.read_all()
+        except Exception:
+            self._flight.clear()
+            log.warning("the step before it is lost too", exc_info=True)
         self.runner.reset()
         mx.clear_cache()
         if is_out_of_memory(error):

@@ -29,7 +29,7 @@ from mlx_parallm.engine.forward.padded_forwards import PaddedForwards
 from mlx_parallm.engine.forward.picture_encoder import PictureEncoder
 from mlx_parallm.engine.forward.riders import PromptRiders
 from mlx_parallm.engine.grammar.masks import MaskFiller, Masks
-from mlx_parallm.engine.guard.row_faults import fault_of, read_faults
+from mlx_parallm.engine.guard.row_faults import fault_of
 from mlx_parallm.engine.guessing.drafter import Drafter
 from mlx_parallm.engine.guessing.speculation import Speculation
 from mlx_parallm.engine.networks.network_forwards import NetworkForwards
@@ -37,10 +37,12 @@ from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.pacing.step_clock import StepClock
 from mlx_parallm.engine.pacing.step_curve import StepCurve
 from mlx_parallm.engine.plan import Plan
+from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.sampling.constrained import is_constrained, wanted_masks
 from mlx_parallm.engine.sampling.sampler import Sampled, Sampler
 from mlx_parallm.engine.sequence import Sequence
-from mlx_parallm.engine.step import Guessed, Launched, Result, keep_scores, read_logprobs
+from mlx_parallm.engine.step import Found, Guessed, Launched, Result, keep_scores, read_step
+from mlx_parallm.engine.turns import Portion
 from mlx_parallm.engine.weights import ModelWeights
 from mlx_parallm.memory import citations
 from mlx_parallm.models.adapting import replacements
@@ -75,8 +77,13 @@ class Begun:
 
     @property
     def constrained(self) -> bool:
-        """Whether some of its rows have a grammar: they sample when the step before was read."""
+        """Whether some of its rows have a grammar."""
         return is_constrained(self.work.decode)
+
+    @property
+    def waits(self) -> bool:
+        """Whether rows with a grammar sample only when the step before was read."""
+        return is_constrained([s for s in self.work.decode if s.in_flight])
 
 
 class ModelRunner:
@@ -87,6 +94,7 @@ class ModelRunner:
         vocab_size: columns of its logits that are tokens.
         end_token_ids: its own end tokens.
         vision: what it sees with; None where it does not.
+        ranks: the processes that compute it together.
     """
 
     def __init__(
@@ -95,7 +103,9 @@ class ModelRunner:
         vocab_size: int,
         end_token_ids: Iterable[int] = (),
         vision: Vision | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.model = adapt(model)
         if not replacements.install(model):
             install_attention(model)
@@ -103,7 +113,7 @@ class ModelRunner:
         self.mask_filler = MaskFiller(vocab_size, end_token_ids)
         self.riders = PromptRiders(vocab_size)
         self.body = BodyTap(model)
-        self.packs = can_pack(model, self.body)
+        self.packs = can_pack(model, self.body, self.ranks.agree)
         self.pictures = None if vision is None else vision.inputs(model)
         self.weights = ModelWeights(Parameters(model))
         self.forwards_by_version = ForwardsByVersion(self._new_forwards)
@@ -118,6 +128,7 @@ class ModelRunner:
         self._previous: tuple[list[Sequence], mx.array] | None = None
         self._clock = self._new_clock()
         self._stained = False  # something NaN may lie where no row's tokens are
+        self._launches = 0
 
     @staticmethod
     def _new_clock() -> StepClock:
@@ -132,11 +143,11 @@ class ModelRunner:
     @property
     def forwards(self) -> Forwards:
         """Those of the current weights."""
-        return self.forwards_by_version.of(self.weights.current)
+        return self.forwards_by_version.of(Portion(self.weights.current))
 
     def row_of(self, sequence: Sequence) -> Row | None:
         """The sequence's row, where it has one."""
-        return self.forwards_by_version.of(sequence.weights).rows.get(sequence.id)
+        return self.forwards_by_version.of_sequence(sequence).rows.get(sequence.id)
 
     @property
     def cache(self) -> BatchedCache | RowCache:
@@ -188,17 +199,20 @@ class ModelRunner:
             for forwards in self.forwards_by_version.all:
                 forwards.cache.scrub()
             self._stained = False
+        for sequence, portion in plan.moves:
+            self.forwards_by_version.take_over(sequence, portion, Portion.of(sequence))
         for sequence, match in plan.loads:
             assert self.prefixes is not None
-            forwards = self.forwards_by_version.of(sequence.weights)
+            forwards = self.forwards_by_version.of_sequence(sequence)
             self.prefixes.load(forwards.join(sequence), match)
         besides = time.perf_counter() - began
-        forwards = self.forwards_by_version.of(plan.weights)
+        forwards = self.forwards_by_version.of(plan.portion)
         work = self._work(plan, forwards, guesses)
         masks = None
-        if is_constrained(work.decode) and not any(s.in_flight for s in work.decode):
+        known = not any(s.in_flight for s in work.decode)
+        if self.ranks.samples and known and is_constrained(work.decode):
             masks = self._start_masks(work)
-        with self.weights.over(plan.weights):
+        with self.weights.over(plan.portion.weights):
             computed = forwards.compute(work)
         if self.speculation is not None:
             for sequence, leader in plan.forks:
@@ -211,10 +225,12 @@ class ModelRunner:
         return begun
 
     def launch(self, begun: Begun) -> Launched:
-        """Start a step's sampling. Where it is constrained, the step before was read."""
+        """Start a step's sampling. Where it waits for the step before, that was read."""
         plan, work, computed = begun.plan, begun.work, begun.computed
-        masks, waited_s = self._masks(begun)
-        sampled = self._sample(work, computed, masks)
+        masks, waited_s, sampled = None, 0.0, None
+        if self.ranks.samples:
+            masks, waited_s = self._masks(begun)
+            sampled = self._sample(work, computed, masks)
         self._start(begun, sampled)
         if self.prefixes is not None:
             for sequence in work.chunked:
@@ -226,10 +242,12 @@ class ModelRunner:
             besides += work.proposal.seconds
         alone = not (plan.loads or plan.forks or plan.release)
         waited = self._clock.launched(computed.tokens, alone=alone, besides=besides)
+        self._launches += 1
         return Launched(
+            number=self._launches,
             decode=work.decode,
             sampled=sampled,
-            guessed=_guessed(work, computed, sampled),
+            guessed=_guessed(work, computed),
             scores=computed.scores,
             complete=[(s, self.riders.pooled(s)) for s in plan.complete],
             began=begun.began,
@@ -284,7 +302,9 @@ class ModelRunner:
     def _start(self, begun: Begun, sampled: Sampled | None) -> None:
         """Let the device compute everything that the step made."""
         computed = begun.computed
-        arrays = [array for score in computed.scores for array in score.arrays]
+        arrays: list[mx.array] = []
+        if self.ranks.samples:
+            arrays += [array for score in computed.scores for array in score.arrays]
         if sampled is not None:
             arrays += sampled.arrays
         arrays += [array for part in computed.cited for array in (part.ids, part.weights)]
@@ -300,17 +320,26 @@ class ModelRunner:
         self._clock.interrupted(time.perf_counter() - began)
         return results
 
+    def read(self, launched: Launched) -> Found:
+        """Wait for what a step computed; ranks that do not sample are told by the one that does."""
+        if launched.found is None:
+            launched.found = self.ranks.read(launched.number, lambda: read_step(launched))
+        return launched.found
+
     def collect(self, launched: Launched) -> list[Result]:
-        """Wait for a step and read what it computed."""
-        for scores in launched.scores:
-            keep_scores(scores)
-        results = [Result(s, complete=True, pooled=v) for s, v in launched.complete]
-        if launched.sampled is not None:
-            if launched.guessed is None:
-                results += self._read_plain(launched.sampled, launched.decode)
-            else:
-                results += self._read_guessed(launched.sampled, launched.guessed, launched.decode)
-            _cite(launched, results)
+        """Read what a step computed, and take back what it computed for wrong guesses."""
+        if launched.guessed is not None and launched.found is None:
+            self._note_drafted(launched.guessed)
+        found = self.read(launched)
+        for scores, read in zip(launched.scores, found.scores, strict=True):
+            keep_scores(scores, read)
+        complete = zip(launched.complete, found.pooled, strict=True)
+        results = [Result(s, complete=True, pooled=pooled) for (s, _), pooled in complete]
+        sampled = zip(launched.decode, found.tokens, found.logprobs, found.errors, strict=True)
+        results += [Result(s, tokens, scored, error=e) for s, tokens, scored, e in sampled]
+        if launched.guessed is not None:
+            self._take_back(launched.guessed, launched.decode, found)
+        _cite(launched, results)
         for result in results:
             result.error = result.error or fault_of(result)
             if result.error is not None:
@@ -343,51 +372,24 @@ class ModelRunner:
         self._stained = False
         self._clock = self._new_clock()
 
-    # Results
+    # Guesses
 
-    def _read_plain(self, sampled: Sampled, sequences: list[Sequence]) -> list[Result]:
-        tokens = np.array(sampled.tokens).tolist()
-        logprobs = read_logprobs(sampled, tokens, sequences)
-        faults = read_faults(sampled, sequences)
-        results = []
-        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            if row in faults:
-                results.append(Result(sequence, error=faults[row]))
-                continue
-            found = logprobs.get(row)
-            results.append(Result(sequence, [token], None if found is None else [found]))
-        return results
-
-    def _read_guessed(
-        self, sampled: Sampled, guessed: Guessed, sequences: list[Sequence]
-    ) -> list[Result]:
-        """Accept each row's guesses up to its first wrong one, and take back the rest."""
+    def _note_drafted(self, guessed: Guessed) -> None:
         assert self.speculation is not None
-        proposal = guessed.proposal
-        guesses = np.array(proposal.guesses)
-        self.speculation.lengths.stats.draft_time += time.perf_counter() - proposal.began
-        tokens = np.array(sampled.tokens)
-        accepted = guessed.accepted(guesses, tokens).tolist()
-        firsts = guessed.layout.firsts.tolist()
-        rows = [sequences[row] for row in guessed.layout.rows.tolist()]
-        logprobs = read_logprobs(sampled, tokens.tolist(), rows)
-        faults = read_faults(sampled, rows)
-        # Guesses that were wrong are taken back, but what they wrote stays there.
-        self._stained = self._stained or bool(faults)
-        results = []
-        for place, (sequence, count) in enumerate(zip(sequences, accepted, strict=True)):
-            first = firsts[place]
-            rewound = int(proposal.counts[place]) - count
-            self.forwards_by_version.of(sequence.weights).rewind(sequence, rewound)
-            right = range(first, first + count + 1)
-            wrong = next((at for at in right if at in faults), None)
-            right = range(first, right.stop if wrong is None else wrong)
-            found = [logprobs[at] for at in right if at in logprobs]
-            taken = tokens[right.start : right.stop].tolist()
-            error = None if wrong is None else faults[wrong]
-            results.append(Result(sequence, taken, found or None, error=error))
-        self.speculation.verified(sequences, proposal, accepted)
-        return results
+        np.array(guessed.proposal.guesses)  # waits for them
+        stats = self.speculation.lengths.stats
+        stats.draft_time += time.perf_counter() - guessed.proposal.began
+
+    def _take_back(self, guessed: Guessed, sequences: list[Sequence], found: Found) -> None:
+        """Let rows forget the guesses that were wrong."""
+        assert self.speculation is not None
+        counts = guessed.proposal.counts.tolist()
+        for sequence, count, right in zip(sequences, counts, found.accepted, strict=True):
+            if self.row_of(sequence) is not None:
+                self.forwards_by_version.of_sequence(sequence).rewind(sequence, count - right)
+        # What they wrote stays there.
+        self._stained = self._stained or any(error is not None for error in found.errors)
+        self.speculation.verified(sequences, guessed.proposal, found.accepted)
 
     def _measure(self, launched: Launched) -> None:
         timed = self._clock.read(launched.began, launched.tokens, waited=launched.waited)
@@ -410,7 +412,7 @@ class ModelRunner:
 
     def release(self, sequence: Sequence) -> None:
         """Give a sequence's row back, if it has one; its full pages are kept as a prefix."""
-        forwards = self.forwards_by_version.of(sequence.weights)
+        forwards = self.forwards_by_version.of_sequence(sequence)
         row = forwards.rows.get(sequence.id)
         if row is None:
             return
@@ -443,8 +445,8 @@ class ModelRunner:
         return mx.where(mx.array([bool(s.in_flight) for s in running]), lazy, known)
 
 
-def _guessed(work: Work, computed: Computed, sampled: Sampled | None) -> Guessed | None:
-    if work.proposal is None or sampled is None or computed.layout is None:
+def _guessed(work: Work, computed: Computed) -> Guessed | None:
+    if work.proposal is None or computed.layout is None:
         return None
     return Guessed(work.proposal, computed.layout)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from mlx_parallm.cache.prefixes.prefix_contract import Match
 from mlx_parallm.engine.sequence import Sequence
-
-if TYPE_CHECKING:
-    from mlx_parallm.engine.weights import Weights
+from mlx_parallm.engine.turns import EVERYTHING, Portion
 
 # What a scheduler is given.
 # Brings a prefix (namespace, tokens, at most so many) back from disk, before it is matched.
@@ -37,8 +34,9 @@ class Plan:
         forks: (sequence, leader): gets a copy of the leader's row after prefill.
         decode: sequences that compute their last token and sample the next.
         complete: sequences that only wanted their prompt computed.
-        weights: the version of the model that all of them are computed with.
         predictions: (sequence, time steps) of plain networks, which need no row.
+        moves: (sequence, portion): its row leaves this one for that of its sequence.
+        portion: whose rows these are; see turns.py.
     """
 
     release: list[Sequence] = field(default_factory=list)
@@ -48,8 +46,9 @@ class Plan:
     forks: list[tuple[Sequence, Sequence]] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
     complete: list[Sequence] = field(default_factory=list)
-    weights: Weights | None = None
     predictions: list[tuple[Sequence, int]] = field(default_factory=list)
+    moves: list[tuple[Sequence, Portion]] = field(default_factory=list)
+    portion: Portion = EVERYTHING
 
     @property
     def computes(self) -> bool:
@@ -59,7 +58,7 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do with the model and its rows."""
-        return not (self.computes or self.release or self.admit or self.complete)
+        return not (self.computes or self.release or self.admit or self.moves or self.complete)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from mlx_parallm.engine.plan import (
     common_pages,
 )
 from mlx_parallm.engine.sequence import FinishReason, Sequence, Status
+from mlx_parallm.engine.turns import Portion
 from mlx_parallm.engine.waiting_line import WaitingLine
 
 BLOCK_TOKENS = 16  # KV memory is accounted in blocks of this many tokens
@@ -152,13 +153,14 @@ class ContinuousBatchScheduler:
         self._release = []
         if self.paused:
             return plan
-        plan.weights = self.turns.take(self.running)
+        plan.portion = self.turns.take(self.running)
         self._retire(plan)
         if not self._make_room(plan):
             self._admit(plan)
+        plan.moves = self.turns.even_out(plan.portion, self.running)
         self._predict(plan)
         left_out = {s.id for s in self._catch_up(plan)}
-        decoding = turns.decoding(plan.weights, self.running)
+        decoding = turns.decoding(plan.portion, self.running)
         plan.decode = [s for s in decoding if s.params.max_tokens > 0 and s.id not in left_out]
         return plan
 
@@ -187,7 +189,8 @@ class ContinuousBatchScheduler:
         """
         taken: list[int] = []
         params = sequence.params
-        sequence.num_computed += max(0, len(tokens) - 1)  # guesses that were right
+        if sequence.status is Status.RUNNING:
+            sequence.num_computed += max(0, len(tokens) - 1)  # guesses that were right
         for token in tokens:
             sequence.in_flight = max(0, sequence.in_flight - 1)
             if sequence.status is Status.FINISHED:
@@ -242,7 +245,8 @@ class ContinuousBatchScheduler:
     def _retire(self, plan: Plan) -> None:
         """Take the rows of sequences whose last token is already being sampled."""
         for sequence in list(self.running):
-            if sequence.in_flight and sequence.num_sampled >= sequence.params.max_tokens:
+            at_end = sequence.num_sampled >= sequence.params.max_tokens
+            if sequence.in_flight and at_end and Portion.of(sequence) == plan.portion:
                 self.running.remove(sequence)
                 self._retired.append(sequence)
                 plan.release.append(sequence)
@@ -282,8 +286,8 @@ class ContinuousBatchScheduler:
         while (sequence := self._line.peek()) is not None and self._may_join:
             if not (self._has_place(sequence) or self._can_displace(sequence, plan)):
                 break
-            if sequence in plan.release:
-                break  # displaced in this step: its newest token is still to be read
+            if sequence in plan.release or sequence.in_flight:
+                break  # displaced: its newest token is still to be read
             self._line.pop()
             self.turns.begin(sequence)
             if not (self.admits or sequence.output) or not self._has_adapter(sequence):
@@ -331,6 +335,7 @@ class ContinuousBatchScheduler:
     def _start(self, sequence: Sequence, plan: Plan) -> None:
         self._num_waiting -= 1
         sequence.status = Status.PREFILL
+        sequence.micro_batch = self.turns.smallest(self.running)
         new = sequence.begun is None
         sequence.begun = sequence.begun or time.perf_counter()
         self.running.append(sequence)
@@ -409,13 +414,13 @@ class ContinuousBatchScheduler:
 
     def _catch_up(self, plan: Plan) -> list[Sequence]:
         """Plan chunks of prompts; returns rows that the step leaves out."""
-        behind = turns.behind(plan.weights, self.running)
+        behind = turns.behind(plan.portion, self.running)
         if self.look is not None:
             behind = [s for s in behind if self._sees(s, self.look)]
         if not behind:
             return []  # most steps: a budget takes time to work out
         behind.sort(key=self._shares.turn)
-        decoding = turns.decoding(plan.weights, self.running)
+        decoding = turns.decoding(plan.portion, self.running)
         budget = self._budget(len(decoding), len(behind))
         behind, left_out = self._newcomers.first(behind, decoding, budget)
         page = self.prefixes.page_size
@@ -454,6 +459,7 @@ class ContinuousBatchScheduler:
                 follower.num_computed = sequence.num_computed
                 follower.num_cached = sequence.num_computed
                 follower.prompt_scores = sequence.prompt_scores
+                follower.micro_batch = sequence.micro_batch
                 self.running.append(follower)
                 plan.forks.append((follower, sequence))
                 self._run(follower, plan)

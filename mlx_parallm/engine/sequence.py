@@ -222,6 +222,7 @@ class Sequence:
         adapter: that its tokens are computed with, None for the base model; its part of the
             namespace is added as well.
         weights: the version of the model that computes it; None until it is known.
+        micro_batch: which part of the batch its row is in; see turns.py.
         switches: from which token of the output on which versions computed.
         pooling: "last", "mean" or "cls" (the first token) pools the last hidden states
             of all prompt tokens but the last, which only marks the end (`pooled` makes
@@ -252,6 +253,7 @@ class Sequence:
     memory: MemoryRequest | None = None
     adapter: Adapter | None = None
     weights: Weights | None = None
+    micro_batch: int = 0
     switches: list[Switch] = field(default_factory=lambda: [Switch(0)])
     pooling: str | None = None
     prediction: Prediction | None = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlx_parallm.cache.extended_mind import Cited
 from mlx_parallm.cache.span import Ragged
+from mlx_parallm.engine.guard.row_faults import read_faults
 from mlx_parallm.engine.guessing.drafter import Proposal
 from mlx_parallm.engine.sampling.sampler import Sampled
 from mlx_parallm.engine.sequence import Output, Sequence, TokenLogprob
@@ -33,7 +34,7 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     complete: bool = False
-    pooled: mx.array | None = None
+    pooled: np.ndarray | None = None
     predicted: np.ndarray | None = None
     citations: list[TokenCitation] | None = None
     error: ParallmError | None = None
@@ -87,16 +88,42 @@ class Guessed:
 
 
 @dataclass(slots=True)
+class Found:
+    """What a step gave, as plain data; ranks tell each other.
+
+    Attributes:
+        number: of the step.
+        tokens, logprobs, errors: of each sequence that samples, in the order of the step; see
+            Result.
+        accepted: guesses of each that were right; empty where nothing was guessed.
+        scores: of each chunk of a prompt that is scored, in the order of the step.
+        pooled: (D,) of each sequence that is complete, where it is pooled.
+    """
+
+    number: int
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[TokenLogprob] | None] = field(default_factory=list)
+    errors: list[ParallmError | None] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    scores: list[list[TokenLogprob]] = field(default_factory=list)
+    pooled: list[np.ndarray | None] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Launched:
     """A step that is computing.
 
     Attributes:
+        number: counted from 1.
+        sampled: None where nothing samples, or another rank does.
+        found: what it gave, once it was read.
         waited: it was launched after the step before was read.
         cited, cited_by: see Computed.
         tokens: how many the model was given.
         masked: some rows keep to a grammar.
     """
 
+    number: int
     decode: list[Sequence]
     sampled: Sampled | None
     guessed: Guessed | None
@@ -108,6 +135,7 @@ class Launched:
     cited_by: dict[int, tuple[int, int]] = field(default_factory=dict)
     tokens: int = 0
     masked: bool = False
+    found: Found | None = None
 
 
 def output_of(result: Result, tokens: list[int], first: bool) -> Output:
@@ -127,25 +155,74 @@ def output_of(result: Result, tokens: list[int], first: bool) -> Output:
         prompt_logprobs=list(scores) if first and wants_prompt else None,
         finish_reason=sequence.finish_reason,
         cached_tokens=sequence.num_cached,
-        pooled=None if result.pooled is None else np.array(result.pooled),
+        pooled=result.pooled,
         predicted=result.predicted,
         citations=None if cited is None else cited[: len(tokens)],
     )
 
 
-def keep_scores(scores: PromptScores) -> None:
-    """Read a chunk's prompt log-probabilities into its sequence."""
+def read_step(launched: Launched) -> Found:
+    """Wait for what a step computed, and read it."""
+    found = Found(launched.number)
+    found.scores = [_read_scores(scores) for scores in launched.scores]
+    found.pooled = [None if p is None else np.array(p) for _, p in launched.complete]
+    if launched.sampled is not None and launched.guessed is None:
+        _read_plain(launched.sampled, launched.decode, found)
+    elif launched.sampled is not None and launched.guessed is not None:
+        _read_guessed(launched.sampled, launched.guessed, launched.decode, found)
+    return found
+
+
+def _read_plain(sampled: Sampled, sequences: list[Sequence], found: Found) -> None:
+    tokens: list[int] = np.array(sampled.tokens).tolist()
+    logprobs = read_logprobs(sampled, tokens, sequences)
+    faults = read_faults(sampled, sequences)
+    for row, token in enumerate(tokens):
+        right = row not in faults
+        found.tokens.append([token] if right else [])
+        found.logprobs.append([logprobs[row]] if right and row in logprobs else None)
+        found.errors.append(faults.get(row))
+
+
+def _read_guessed(
+    sampled: Sampled, guessed: Guessed, sequences: list[Sequence], found: Found
+) -> None:
+    """Accept each row's guesses up to its first wrong one."""
+    tokens = np.array(sampled.tokens)
+    accepted = guessed.accepted(np.array(guessed.proposal.guesses), tokens).tolist()
+    rows = [sequences[row] for row in guessed.layout.rows.tolist()]
+    logprobs = read_logprobs(sampled, tokens.tolist(), rows)
+    faults = read_faults(sampled, rows)
+    for first, count in zip(guessed.layout.firsts.tolist(), accepted, strict=True):
+        right = range(first, first + count + 1)
+        wrong = next((at for at in right if at in faults), None)
+        right = range(first, right.stop if wrong is None else wrong)
+        found.tokens.append(tokens[right.start : right.stop].tolist())
+        found.logprobs.append([logprobs[at] for at in right if at in logprobs] or None)
+        found.errors.append(None if wrong is None else faults[wrong])
+    found.accepted = accepted
+
+
+def _read_scores(scores: PromptScores) -> list[TokenLogprob]:
+    """A chunk's prompt log-probabilities."""
     sequence, k = scores.sequence, scores.sequence.params.prompt_logprobs or 0
     chosen = np.array(scores.chosen).tolist()
     ids, values = np.array(scores.top_ids).tolist(), np.array(scores.top_logprobs).tolist()
     tokens = sequence.prompt[scores.first : scores.first + len(chosen)]
-    kept = sequence.prompt_scores
+    return [
+        TokenLogprob(token, logprob, tuple(zip(i[:k], v[:k], strict=True)))
+        for token, logprob, i, v in zip(tokens, chosen, ids, values, strict=True)
+    ]
+
+
+def keep_scores(scores: PromptScores, read: list[TokenLogprob]) -> None:
+    """Put a chunk's prompt log-probabilities into its sequence."""
+    kept = scores.sequence.prompt_scores
     # A preempted prompt is computed again, and its scores replaced by equal ones.
     del kept[scores.first :]
     if not kept:
         kept.append(None)
-    for token, logprob, i, v in zip(tokens, chosen, ids, values, strict=True):
-        kept.append(TokenLogprob(token, logprob, tuple(zip(i[:k], v[:k], strict=True))))
+    kept += read
 
 
 def read_logprobs(

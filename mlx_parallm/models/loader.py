@@ -20,6 +20,7 @@ from mlx_parallm.models.adapting.adapt import check_supported
 from mlx_parallm.models.adapting.packed import install as install_packed_products
 from mlx_parallm.models.adapting.packed import stays_packed
 from mlx_parallm.models.adapting.shards import shard
+from mlx_parallm.models.adapting.stages import divide, held
 from mlx_parallm.models.checkpoint.config_names import with_older_names
 from mlx_parallm.models.checkpoint.renaming import Weights, classes_that, weight_names
 from mlx_parallm.models.device_memory import total_memory
@@ -137,6 +138,7 @@ def load_model(
     trust_remote_code: bool = False,
     quantize: str | None = None,
     group: mx.distributed.Group | None = None,
+    in_stages: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer.
 
@@ -147,6 +149,7 @@ def load_model(
         max_model_len: a shorter context than the model's own.
         quantize: "4bit", "8bit", "mxfp4", "mxfp8" or "nvfp4" packs the weights here.
         group: of processes that divide the model among them; the whole of it is in none.
+        in_stages: each of them gets some layers, not a part of all of them.
 
     Raises:
         ModelLoadError: in one sentence, what is missing or wrong.
@@ -173,12 +176,13 @@ def load_model(
         check_cuda_shapes(model)
     whole = _num_parameters(model)
     if group is not None:
-        shard(model, group, config)
+        (divide if in_stages else shard)(model, group, config)
     read_weights(model)
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.num_parameters = whole
+    loaded.nbytes = sum(array.nbytes for array in held(model).values())
     loaded.pooling = _pooling(folder, loaded.is_encoder)
-    _open_eyes(loaded, dtype, trust_remote_code)
+    _open_eyes(loaded, dtype, trust_remote_code, in_stages=in_stages)
     if loaded.is_encoder:
         loaded.max_model_len = min(loaded.max_model_len, model.max_tokens)
     if is_classifier(config):
@@ -191,9 +195,13 @@ def load_model(
     return loaded
 
 
-def _open_eyes(loaded: LoadedModel, dtype: str, trust_remote_code: bool) -> None:
+def _open_eyes(
+    loaded: LoadedModel, dtype: str, trust_remote_code: bool, *, in_stages: bool
+) -> None:
     """Give a model that sees its tower, or say why it takes no pictures."""
     loaded.blindness = why_blind(loaded.folder, loaded.config)
+    if not loaded.blindness and in_stages:
+        loaded.blindness = "Pictures are not supported with --pipeline-parallel."
     if loaded.blindness:
         return
     from mlx_parallm.models.vision.loading import load_vision

@@ -29,6 +29,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "gpu_memory_utilization": ("--mem-fraction-static",),
     "step_timeout": ("--watchdog-timeout",),
     "tensor_parallel": ("--tensor-parallel-size", "-tp", "--tp-size"),
+    "pipeline_parallel": ("--pipeline-parallel-size", "-pp", "--pp-size"),
     "prefix_cache_memory": ("--prompt-cache-bytes",),
     "no_ui": ("--no-webui",),
     "draft_model": ("--model-draft", "-md", "--hf-repo-draft", "-hfd", "-hfrd"),
@@ -135,7 +136,8 @@ def _flag(names: str, values: Literal[0, 1, "?"], answer: Callable[[str], Answer
 _NO_GGUF_ADAPTERS = (
     "adapters in GGUF are not read; type --adapter-path FOLDER for one of PEFT or mlx-lm"
 )
-_NO_PIPELINE = "type --tensor-parallel N, which divides every layer over N processes"
+_NO_EXPERT_PARALLEL = "type --tensor-parallel N, which divides every layer over N processes"
+_WHICH_PIPELINE = "type --pipeline-parallel N, which divides the layers over N processes"
 _EQUAL_PARTS = "type --tensor-parallel N, whose parts are equal"
 _REPLICAS = "type mlx_parallm serve-many N, which starts N replicas behind a router"
 _DEVICE_ITSELF = "every layer is on the device that MLX uses: the GPU where there is one"
@@ -222,12 +224,13 @@ _MEMORY = (
 )
 _DEVICES = (
     _flag(
-        "--pipeline-parallel-size -pp --expert-parallel-size",
+        "--expert-parallel-size",
         1,
-        _only("1", otherwise=_NO_PIPELINE),
+        _only("1", otherwise=_NO_EXPERT_PARALLEL),
     ),
     _flag("--data-parallel-size -dp", 1, _only("1", otherwise=_REPLICAS)),
-    _flag("--pipeline --enable-expert-parallel", 0, _instead(_NO_PIPELINE)),
+    _flag("--pipeline", 0, _instead(_WHICH_PIPELINE)),
+    _flag("--enable-expert-parallel", 0, _instead(_NO_EXPERT_PARALLEL)),
     _flag("-ngl --gpu-layers --n-gpu-layers", 1, _not_needed(_DEVICE_ITSELF)),
     _flag("--device -dev --main-gpu -mg", 1, _not_needed(_DEVICE_ITSELF)),
     _flag(

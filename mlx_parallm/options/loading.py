@@ -24,9 +24,10 @@ from mlx_parallm.settings import PROGRAM, Settings, SettingsError
 ENVIRONMENT_PREFIX = "MLX_PARALLM_"
 # Variables with the prefix that others read: the BLAS, and scripts that start the server.
 _NOT_OPTIONS = ("CONFIG", "BLAS", "SERVE", "LEADER")
-_NO_MEMORIES = "memories hold K and V of all heads, and every process has some of them only"
+_NO_MEMORIES = "memories hold K and V of the whole model, and every process has a part of them"
 _OF_THE_TEXT_MODEL = (
-    *("adapter_path", "lora_modules", "draft_model", "quantize", "tensor_parallel"),
+    *("adapter_path", "lora_modules", "draft_model", "quantize"),
+    *("tensor_parallel", "pipeline_parallel"),
     *("chat_template", "also_serve", "models_dir", "memory_dir", "memory_store"),
 )
 _SECRETS = ("api_key", "admin_key", "memory_store")
@@ -146,13 +147,19 @@ def _checked(settings: Settings) -> Settings:
             raise SettingsError(f"--api-key-file {settings.api_key_file}: {error}") from None
     if not settings.has_keys and (settings.requests_per_minute or settings.tokens_per_minute):
         raise SettingsError("limits a minute are of API keys: give --api-key or --api-key-file")
-    if settings.tensor_parallel > 1:
+    if settings.num_ranks > 1:
         _check_ranks(settings)
     return settings
 
 
 def _check_ranks(settings: Settings) -> None:
     """Refuse what a model cannot have that several processes compute."""
+    if settings.tensor_parallel > 1 and settings.pipeline_parallel > 1:
+        raise SettingsError(
+            "--tensor-parallel and --pipeline-parallel exclude each other: a model is divided in "
+            "one way"
+        )
+    flag = "--tensor-parallel" if settings.tensor_parallel > 1 else "--pipeline-parallel"
     refused = {
         "--also-serve": (settings.also_serve, "one model is divided; start a server for another"),
         "--models-dir": (settings.models_dir, "one model is divided; start a server for another"),
@@ -163,7 +170,7 @@ def _check_ranks(settings: Settings) -> None:
     }
     for name, (given, reason) in refused.items():
         if given:
-            raise SettingsError(f"{name} does not go with --tensor-parallel: {reason}")
+            raise SettingsError(f"{name} does not go with {flag}: {reason}")
 
 
 def _value(

@@ -64,7 +64,8 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.02
 # By these options steps are planned, so that every rank needs the same.
 _SAME_ON_ALL_RANKS = (
-    *("tensor_parallel", "dtype", "quantize", "max_model_len", "max_batch_size", "max_gap"),
+    *("tensor_parallel", "pipeline_parallel", "dtype", "quantize", "max_model_len"),
+    *("max_batch_size", "max_gap"),
     *("prefill_chunk", "prefix_cache_memory", "speculation", "num_draft_tokens", "max_loras"),
 )
 _FAMILIES = (
@@ -178,7 +179,7 @@ def build_engine(
     from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
     from mlx_parallm.models.predictor import load_predictors
 
-    ranks = settings.tensor_parallel
+    ranks, in_stages = settings.num_ranks, settings.pipeline_parallel > 1
 
     def load() -> LoadedModel:
         watcher.set(progress)
@@ -189,6 +190,7 @@ def build_engine(
             trust_remote_code=settings.trust_remote_code,
             quantize=settings.quantize,
             group=mx.distributed.init() if ranks > 1 else None,
+            in_stages=in_stages,
         )
         if settings.chat_template is not None:
             _use_chat_template(loaded, settings.chat_template)
@@ -221,7 +223,7 @@ def build_engine(
 
     def meet_ranks(on_end: Callable[[str], None]) -> Ranks:
         same = {name: getattr(settings, name) for name in _SAME_ON_ALL_RANKS}
-        return meet(ranks, str(same), settings.step_timeout, on_end)
+        return meet(ranks, str(same), settings.step_timeout, on_end, in_stages=in_stages)
 
     return Engine(load, config, load_draft, meet_ranks if ranks > 1 else None)
 

@@ -141,10 +141,10 @@ class ServerState:
             MemoryStoreError: the store cannot be used.
         """
         self.loaded()
-        if self.settings.tensor_parallel > 1:
+        if self.settings.num_ranks > 1:
             raise UnsupportedError(
-                "Memories hold K and V of all heads, and with --tensor-parallel every process "
-                "has some of them only.",
+                "Memories hold K and V of the whole model, and with --tensor-parallel or "
+                "--pipeline-parallel every process has a part of them only.",
                 param="memory",
             )
         with self._memories_lock:

@@ -53,6 +53,12 @@ class _Run:
         return all(plane is not None for plane in self.planes)
 
 
+def page_nbytes(layers: Sequence[LayerSpec], page_size: int, dtype: mx.Dtype) -> int:
+    """Bytes of one page in all layers."""
+    width = sum(spec.kv_heads * (spec.k_dim + spec.v_dim) for spec in layers)
+    return width * page_size * dtype.size
+
+
 class PagedKVCache:
     """Pages of K and V of all attention layers, reference counted. One thread only.
 
@@ -90,8 +96,7 @@ class PagedKVCache:
     @property
     def page_nbytes(self) -> int:
         """Bytes of one page in all layers."""
-        width = sum(spec.kv_heads * (spec.k_dim + spec.v_dim) for spec in self.layers)
-        return width * self.page_size * self.dtype.size
+        return page_nbytes(self.layers, self.page_size, self.dtype)
 
     @property
     def num_pages(self) -> int:

@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx_parallm.cache.batch import BatchedCache, BatchedKVCache, BatchedStateCache
 from mlx_parallm.cache.prefixes.page_spill import PageSpill
 from mlx_parallm.cache.prefixes.page_store import PageStore
-from mlx_parallm.cache.prefixes.pages import PagedKVCache
+from mlx_parallm.cache.prefixes.pages import PagedKVCache, page_nbytes
 from mlx_parallm.cache.prefixes.prefix_cache import PAGE_SIZE, Match, Namespace, RadixAttentionCache
 from mlx_parallm.cache.row_cache import RowCache
 from mlx_parallm.cache.span import Row
@@ -27,6 +27,7 @@ from mlx_parallm.models.adapting.layer_spec import LayerSpec
 log = logging.getLogger(__name__)
 SNAPSHOT_DISTANCE = 512  # tokens between two snapshots of a long prompt
 _STATE_ONLY_PAGES = 1 << 16
+_NO_RING = 1 << 40
 
 
 class Held(Protocol):
@@ -54,6 +55,9 @@ class PrefixStore:
         cache: the batch's caches, after a forward, so that their shapes are known.
         memory: bytes for pages and snapshots.
         agree: the smallest value of all ranks that hold the same prefixes.
+
+    Attributes:
+        page_nbytes: bytes of one page, on the rank where it is largest.
     """
 
     def __init__(
@@ -68,18 +72,16 @@ class PrefixStore:
         self._kv_places = [cache.leaves.index(leaf) for leaf in self._kv]
         self.has_state = cache.has_state
         rings = [leaf.ring_size for leaf in self._kv if leaf.ring_size is not None]
-        self.ring = min(rings, default=None)
+        ring = agree(min(rings, default=_NO_RING))
+        self.ring = None if ring == _NO_RING else ring
         specs = [_spec(leaf) for leaf in self._kv]
-        state_bytes = _state_bytes(cache)
-        if specs and state_bytes:
-            memory //= 2  # pages and snapshots share
+        state_bytes = -agree(-_state_bytes(cache))
         dtype = self._kv[0].arrays[0].dtype if specs else mx.float32
-        self.pages = PagedKVCache(
-            specs,
-            None if specs else _STATE_ONLY_PAGES,
-            memory=memory if specs else None,
-            dtype=dtype,
-        )
+        self.page_nbytes = -agree(-page_nbytes(specs, PAGE_SIZE, dtype))
+        if self.page_nbytes and state_bytes:
+            memory //= 2  # pages and snapshots share
+        num_pages = memory // self.page_nbytes if self.page_nbytes else _STATE_ONLY_PAGES
+        self.pages = PagedKVCache(specs, num_pages, dtype=dtype)
         self.tree = RadixAttentionCache(
             self.pages.pool,
             PAGE_SIZE,

@@ -106,7 +106,7 @@ class LiveModel(ABC):
         if self.ranks.size > 1:
             raise UnsupportedError(
                 "The weights of a model that several processes compute cannot be replaced "
-                "(--tensor-parallel).",
+                "(--tensor-parallel, --pipeline-parallel).",
                 param="model",
             )
         if loaded is None or loaded.head is not None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_parallm.cache.prefixes.page_spill import model_fingerprint
 from mlx_parallm.cache.prefixes.prefix_contract import PAGE_SIZE
@@ -28,6 +27,7 @@ from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.errors import ModelLoadError
 from mlx_parallm.memory.fingerprint import fingerprint_of
+from mlx_parallm.models.adapting.stages import held
 from mlx_parallm.models.device_memory import (
     available_kv_bytes,
     total_memory,
@@ -61,10 +61,13 @@ def assemble(
     if ranks.size > 1 and any(loaded.folder.glob("*.safetensors")):
         ranks.compare("weights of this model", fingerprint_of(loaded))
     use_wired_memory()
-    runner = ModelRunner(loaded.model, loaded.vocab_size, loaded.eos_token_ids, loaded.vision)
-    runner.sampler.share = ranks.share
+    runner = ModelRunner(
+        loaded.model, loaded.vocab_size, loaded.eos_token_ids, loaded.vision, ranks
+    )
+    if not ranks.in_stages:  # there the rank that samples tells the others what it has read
+        runner.sampler.share = ranks.share
     warm_up(runner)
-    per_token = runner.cache.bytes_per_token
+    per_token = -ranks.agree(-runner.cache.bytes_per_token)
     limit = config.memory_limit
     if limit is None and ranks.here > 1:
         limit = total_memory() // ranks.here
@@ -88,6 +91,7 @@ def assemble(
         prefixes.tree if prefixes is not None else None,
     )
     scheduler.turns.current = runner.weights.current
+    scheduler.turns.micro_batches = ranks.stages
     runner.networks = NetworkForwards(loaded.predictors, runner.measurements)
     runner.measurements.takers["network"] = scheduler.networks.measured
     if prefixes is not None and prefixes.disk is not None:
@@ -122,10 +126,9 @@ def _prefixes(
         return None
     prefixes = runner.prefixes = PrefixStore(runner.cache, memory, ranks.agree)
     if config.prefix_cache_dir is not None:
-        weights = dict(tree_flatten(loaded.model.parameters())).items()
-        fingerprint = model_fingerprint(loaded.config, weights, PAGE_SIZE)
+        fingerprint = model_fingerprint(loaded.config, held(loaded.model).items(), PAGE_SIZE)
         folder = config.prefix_cache_dir
-        if ranks.size > 1:  # each has other heads
+        if ranks.size > 1:  # each has other heads, or other layers
             folder /= f"rank-{ranks.rank}-of-{ranks.size}"
         prefixes.keep_on_disk(folder, fingerprint, config.prefix_cache_disk // ranks.here)
     return prefixes

@@ -1,4 +1,4 @@
-"""The rows of each version of the model's weights, apart, since a forward reads one version."""
+"""The rows of each portion of the batch, apart: a forward computes one of them; see turns.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlx_parallm.engine.turns import Portion
+
 if TYPE_CHECKING:
     from mlx_parallm.engine.forward.forwards import Forwards
     from mlx_parallm.engine.sequence import Sequence
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class ForwardsByVersion:
-    """Nearly always those of one version; of more while rows finish on earlier ones.
+    """Nearly always those of one portion; of more while rows finish on earlier weights, or where
+    there are micro-batches.
 
     Args:
         make: forwards without rows.
@@ -23,19 +26,22 @@ class ForwardsByVersion:
 
     def __init__(self, make: Callable[[], Forwards]) -> None:
         self._make = make
-        self._by_version: dict[int, Forwards] = {}
+        self._by_portion: dict[tuple[int, int], Forwards] = {}
 
-    def of(self, weights: Weights | None) -> Forwards:
-        """Those of a version; None is as loaded."""
-        version = 0 if weights is None else weights.version
-        found = self._by_version.get(version)
+    def of(self, portion: Portion) -> Forwards:
+        """Those of a portion."""
+        found = self._by_portion.get(portion.key)
         # As one step: other threads ask what kind of cache there is.
-        return found or self._by_version.setdefault(version, self._make())
+        return found or self._by_portion.setdefault(portion.key, self._make())
+
+    def of_sequence(self, sequence: Sequence) -> Forwards:
+        """Those that have a sequence's row."""
+        return self.of(Portion.of(sequence))
 
     @property
     def all(self) -> list[Forwards]:
-        """Of every version."""
-        return list(self._by_version.values())
+        """Of every portion."""
+        return list(self._by_portion.values())
 
     @property
     def num_rows(self) -> int:
@@ -54,32 +60,33 @@ class ForwardsByVersion:
 
     def move(self, sequences: Items[Sequence], new: Weights) -> None:
         """Their rows, and what these hold, go on with another version."""
-        for old in {id(s.weights): s.weights for s in sequences}.values():
-            mine = [s for s in sequences if s.weights is old]
-            if old is not None and self._all_of(mine, old) and not self.of(new).rows:
-                self._by_version[new.version] = self._by_version.pop(old.version)
+        for old in {portion.key: portion for portion in map(Portion.of, sequences)}.values():
+            mine = [s for s in sequences if Portion.of(s) == old]
+            target = Portion(new, old.micro_batch)
+            if old.weights is not None and self._all_of(mine, old) and not self.of(target).rows:
+                self._by_portion[target.key] = self._by_portion.pop(old.key)
             else:
-                self._move_each(mine, new)
+                for sequence in mine:
+                    self.take_over(sequence, old, target)
 
-    def _all_of(self, sequences: Items[Sequence], weights: Weights) -> bool:
-        return self.of(weights).rows.keys() <= {sequence.id for sequence in sequences}
+    def take_over(self, sequence: Sequence, old: Portion, new: Portion) -> None:
+        """One row, and what it holds, goes on in another portion."""
+        row = self.of(old).rows.pop(sequence.id, None)
+        if row is not None:
+            self.of(new).adopt(sequence, row)
 
-    def _move_each(self, sequences: Items[Sequence], new: Weights) -> None:
-        home = self.of(new)
-        for sequence in sequences:
-            row = self.of(sequence.weights).rows.pop(sequence.id, None)
-            if row is not None:
-                home.adopt(sequence, row)
+    def _all_of(self, sequences: Items[Sequence], portion: Portion) -> bool:
+        return self.of(portion).rows.keys() <= {sequence.id for sequence in sequences}
 
     def forget_empty(self, current: Weights) -> None:
         """Free the caches of earlier versions that no row uses any more."""
-        if len(self._by_version) > 1:
-            self._by_version = {
-                version: forwards
-                for version, forwards in self._by_version.items()
-                if forwards.rows or version == current.version
+        if len(self._by_portion) > 1:
+            self._by_portion = {
+                key: forwards
+                for key, forwards in self._by_portion.items()
+                if forwards.rows or key[0] == current.version
             }
 
     def reset(self) -> None:
         """Forget every row."""
-        self._by_version.clear()
+        self._by_portion.clear()

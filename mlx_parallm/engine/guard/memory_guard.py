@@ -115,7 +115,7 @@ class MemoryGuard:
             nbytes: of prefixes; None is all of them.
         """
         prefixes = self._prefixes
-        page = 0 if prefixes is None else prefixes.pages.page_nbytes
+        page = 0 if prefixes is None else prefixes.page_nbytes
         if prefixes is not None and page and nbytes is not None:
             prefixes.tree.evict(1 + nbytes // page)
         elif prefixes is not None:

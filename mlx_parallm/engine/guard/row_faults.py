@@ -49,7 +49,7 @@ def read_faults(sampled: Sampled, sequences: Items[Sequence]) -> dict[int, Paral
 
 def fault_of(result: Result) -> ParallmError | None:
     """What is wrong with a result's pooled states, or with the scores of its prompt."""
-    if result.pooled is not None and not np.isfinite(np.array(result.pooled)).all():
+    if result.pooled is not None and not np.isfinite(result.pooled).all():
         return NotANumberError("The model's hidden states for this request are not finite.")
     sequence = result.sequence
     if sequence.params.prompt_logprobs is None or sequence.output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from mlx_parallm.engine.ranks.links import Link
 from mlx_parallm.engine.ranks.met import MetRanks, OnEnd, facts_of
 from mlx_parallm.engine.ranks.turn import checksum
 from mlx_parallm.engine.ranks.wire import Reader
+from mlx_parallm.engine.step import Found
 from mlx_parallm.errors import RankLostError
 
 
@@ -31,8 +33,10 @@ class Follower(MetRanks):
         facts: str,
         limit_s: float,
         on_end: OnEnd,
+        *,
+        in_stages: bool = False,
     ) -> None:
-        super().__init__(group, [link], limit_s, on_end)
+        super().__init__(group, [link], limit_s, on_end, in_stages=in_stages)
         self._control = link.control
         self._control.send((facts_of(facts), socket.gethostname()))
         self.here = int.from_bytes(self._hear())
@@ -67,6 +71,15 @@ class Follower(MetRanks):
         self._say(value)
         return int.from_bytes(self._hear(), signed=True)
 
+    def read(self, number: int, own: Callable[[], Found]) -> Found:
+        """See Ranks."""
+        if not self.in_stages:
+            return own()
+        found: Found = own() if self.samples else self._hear_data()
+        if self.samples:
+            self._say(found)
+        return found
+
     def _end(self, reason: str, silent: bool) -> None:
         """A rank 0 that is stopped cannot end by itself."""
         if silent:
@@ -77,6 +90,12 @@ class Follower(MetRanks):
         try:
             self._control.send(value)
         except OSError as error:
+            raise self._lose(error) from error
+
+    def _hear_data(self) -> Any:
+        try:
+            return self._control.recv()
+        except (EOFError, OSError) as error:
             raise self._lose(error) from error
 
     def _hear(self) -> bytes:

@@ -27,13 +27,28 @@ def join(size: int) -> mx.distributed.Group:
     try:
         group = mx.distributed.init(strict=True)
     except RuntimeError as error:
-        raise ModelLoadError(f"--tensor-parallel {size}: the ranks do not meet: {error}") from error
+        raise ModelLoadError(f"{size} ranks are wanted, but they do not meet: {error}") from error
     if group.size() != size:
         raise ModelLoadError(
-            f"--tensor-parallel {size}, but {group.size()} ranks were started; give both the "
-            "same number"
+            f"{size} ranks are wanted, but {group.size()} were started; give both the same number"
         )
     return group
+
+
+def try_neighbours(group: mx.distributed.Group) -> None:
+    """Send something from each rank to the next one, which not every backend can.
+
+    Raises:
+        ModelLoadError: this one cannot.
+    """
+    rank, nothing = group.rank(), mx.zeros(1)
+    try:
+        if rank > 0:
+            mx.eval(mx.distributed.recv_like(nothing, rank - 1, group=group))
+        if rank < group.size() - 1:
+            mx.eval(mx.distributed.send(nothing, rank + 1, group=group))
+    except (RuntimeError, ValueError) as error:
+        raise ModelLoadError(f"--pipeline-parallel: ranks cannot send here: {error}") from error
 
 
 def tell(group: mx.distributed.Group, data: bytes) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +17,7 @@ from mlx_parallm.engine.ranks.links import Link
 from mlx_parallm.engine.ranks.met import MetRanks, OnEnd, facts_of
 from mlx_parallm.engine.ranks.turn import Reading, Turn, checksum
 from mlx_parallm.engine.ranks.wire import Writer
+from mlx_parallm.engine.step import Found
 from mlx_parallm.errors import ModelLoadError
 
 
@@ -28,8 +31,11 @@ class Leader(MetRanks):
         facts: str,
         limit_s: float,
         on_end: OnEnd,
+        *,
+        in_stages: bool = False,
     ) -> None:
-        super().__init__(group, links, limit_s, on_end)
+        super().__init__(group, links, limit_s, on_end, in_stages=in_stages)
+        self._found: deque[Found] = deque()
         self._writer = Writer()
         self._readings: dict[int, Reading] = {}
         self.here = self._compare(facts)
@@ -57,29 +63,50 @@ class Leader(MetRanks):
         self._tell(least.to_bytes(8, signed=True))
         return least
 
-    def _tell(self, data: bytes) -> None:
+    def read(self, number: int, own: Callable[[], Found]) -> Found:
+        """See Ranks; what the last rank says is passed on to those between."""
+        if self.samples:
+            return own()
+        found = self._next_found()
+        while found.number != number:  # of a step that was given up
+            found = self._next_found()
+        self._tell(pickle.dumps(found), self._links[:-1])
+        return found
+
+    def _next_found(self) -> Found:
+        while not self._found:
+            self._keep(self._links[-1], self._hear_one(self._links[-1]))
+        return self._found.popleft()
+
+    def _tell(self, data: bytes, links: list[Link] | None = None) -> None:
         try:
-            for link in self._links:
+            for link in self._links if links is None else links:
                 link.control.send_bytes(data)
         except OSError as error:
             raise self._lose(error) from error
 
     def _hear(self) -> list[Any]:
-        """What each of the others says next, besides readings of its memory."""
+        """What each of the others says next, besides what it says unasked."""
         found = []
         for link in self._links:
-            said = self._hear_one(link)
-            while isinstance(said, Reading):
-                self._readings[link.rank] = said
-                said = self._hear_one(link)
+            while self._keep(link, said := self._hear_one(link)):
+                pass
             found.append(said)
         return found
+
+    def _keep(self, link: Link, said: Any) -> bool:
+        """Whether this is something that a rank says unasked, which is kept."""
+        if isinstance(said, Reading):
+            self._readings[link.rank] = said
+        elif isinstance(said, Found):
+            self._found.append(said)
+        return isinstance(said, Reading | Found)
 
     def _least(self, own: Reading | None) -> Reading | None:
         """The reading of the rank that has least left, where it is time to look."""
         for link in self._links:
             while link.control.poll():
-                self._readings[link.rank] = self._hear_one(link)
+                self._keep(link, self._hear_one(link))
         if own is None:
             return None
         return min([own, *self._readings.values()], key=lambda reading: reading.left)

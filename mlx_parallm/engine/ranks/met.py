@@ -27,9 +27,16 @@ class MetRanks(Ranks):
     """What rank 0 and the others have in common."""
 
     def __init__(
-        self, group: mx.distributed.Group, links: list[Link], limit_s: float, on_end: OnEnd
+        self,
+        group: mx.distributed.Group,
+        links: list[Link],
+        limit_s: float,
+        on_end: OnEnd,
+        *,
+        in_stages: bool = False,
     ) -> None:
         super().__init__()
+        self.in_stages = in_stages
         self.rank, self.size = group.rank(), group.size()
         self._group = group
         self._links = links

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlx_parallm.engine.guard.memory_guard import MemoryGuard
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_parallm.engine.model_runner import ModelRunner
+    from mlx_parallm.engine.step import Found
 
 
 class Ranks:
@@ -26,12 +28,15 @@ class Ranks:
 
     Attributes:
         rank: this one's number. size: how many there are. here: those on this machine.
+        in_stages: each has some layers, and computes when the one before has; else each has a
+            part of all layers.
         memory: the newest reading, where it is time to look at it.
     """
 
     rank = 0
     size = 1
     here = 1
+    in_stages = False
 
     def __init__(self) -> None:
         self.memory: Reading | None = None
@@ -41,6 +46,16 @@ class Ranks:
     def leads(self) -> bool:
         """Whether requests come to this rank."""
         return self.rank == 0
+
+    @property
+    def samples(self) -> bool:
+        """Whether this rank has the logits."""
+        return not self.in_stages or self.rank == self.size - 1
+
+    @property
+    def stages(self) -> int:
+        """How many ranks a forward goes through, one after the other."""
+        return self.size if self.in_stages else 1
 
     def attach(self, runner: ModelRunner, guard: MemoryGuard, engine: Any) -> None:
         """Belong to an engine whose model is loaded."""
@@ -83,6 +98,14 @@ class Ranks:
     def share(self, array: mx.array) -> mx.array:
         """Rank 0's array, on all ranks, on the device."""
         return array
+
+    def read(self, number: int, own: Callable[[], Found]) -> Found:
+        """What a step gave: read here, or told by the rank that samples.
+
+        Args:
+            number: of the step. own: waits for it, and reads it.
+        """
+        return own()
 
     def verdict(self, error: Exception) -> Exception | None:
         """What ends the loop after a step failed; None where it can go on.

@@ -59,6 +59,8 @@ def checksum(plan: Plan) -> int:
         [(s.id, s.num_computed, s.newest) for s in plan.decode],
         [s.id for s in plan.complete],
         [(s.id, count) for s, count in plan.predictions],
+        [(s.id, s.micro_batch) for s, _ in plan.moves],
+        plan.portion.key,
     )
     return zlib.crc32(repr(facts).encode())
 

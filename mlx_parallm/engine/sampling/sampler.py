@@ -91,7 +91,7 @@ class Sampler:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.share: Callable[[mx.array], mx.array] = lambda tokens: tokens
-        self._batch = _Batch([], vocab_size, None)
+        self._batches: dict[int, _Batch] = {}  # by micro-batch
 
     def sample(
         self, logits: mx.array, sequences: Items[Sequence], masks: Masks | None = None
@@ -141,12 +141,14 @@ class Sampler:
 
     def forget(self) -> None:
         """Drop all prepared state (after a step failed)."""
-        self._batch = _Batch([], self.vocab_size, None)
+        self._batches.clear()
 
     def _prepare(self, sequences: Items[Sequence]) -> _Batch:
-        if not self._batch.matches(sequences):
-            self._batch = _Batch(sequences, self.vocab_size, self._batch)
-        return self._batch
+        number = sequences[0].micro_batch if sequences else 0
+        before = self._batches.get(number)
+        if before is None or not before.matches(sequences):
+            self._batches[number] = before = _Batch(sequences, self.vocab_size, before)
+        return before
 
     @staticmethod
     def greedy_sampling(logits: mx.array) -> mx.array:

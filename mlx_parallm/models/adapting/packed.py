@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,6 +41,16 @@ def install() -> bool:
     mx.quantized_matmul = _product
     mx.gather_qmm = _product_of_experts  # type: ignore[assignment]
     return True
+
+
+@contextmanager
+def unpatched() -> Iterator[None]:
+    """MLX's own products for as long as the block lasts: ours read the weights at once."""
+    installed, mx.quantized_matmul = mx.quantized_matmul, _mlx_product
+    try:
+        yield
+    finally:
+        mx.quantized_matmul = installed
 
 
 def stays_packed(module: Any) -> bool:

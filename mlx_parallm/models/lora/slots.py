@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_parallm.models.adapting.shard import shard_of
+from mlx_parallm.models.adapting.stages import is_elsewhere
 from mlx_parallm.models.adapting.summed import SUMMED
 from mlx_parallm.models.lora.delta import HEAD, AdapterWeights, Delta, part_of
 from mlx_parallm.models.lora.layers import attach, attach_router, variant
@@ -54,6 +55,7 @@ class AdapterSlots:
         return [
             lambda path=path, delta=delta: prepare(path, delta)  # type: ignore[misc]
             for path, delta in weights.deltas.items()
+            if not is_elsewhere(self._modules[path])
         ]
 
     def put(self, slot: int, prepared: Prepared) -> None:

@@ -115,8 +115,9 @@ async def is_sleeping(request: Request) -> Response:
 
 @router.get("/get_world_size", summary="Devices that compute", responses=ERRORS)
 async def get_world_size(request: Request) -> Response:
-    """Processes that compute the model together; see --tensor-parallel."""
-    return json_answer({"world_size": _admin(request).settings.tensor_parallel})
+    """Processes that compute the model together; see --tensor-parallel and
+    --pipeline-parallel."""
+    return json_answer({"world_size": _admin(request).settings.num_ranks})
 
 
 @router.get("/server_info", summary="What is served, and how", responses=ERRORS)
@@ -160,9 +161,9 @@ def _config(state: ServerState) -> dict[str, Any]:
         },
         "lora_config": {"max_loras": config.max_loras, "max_lora_rank": config.max_lora_rank},
         "parallel_config": {
-            "world_size": state.settings.tensor_parallel,
+            "world_size": state.settings.num_ranks,
             "tensor_parallel_size": state.settings.tensor_parallel,
-            "pipeline_parallel_size": 1,
+            "pipeline_parallel_size": state.settings.pipeline_parallel,
             "data_parallel_size": 1,
         },
         "scheduler_config": {"max_num_seqs": config.max_batch_size},
