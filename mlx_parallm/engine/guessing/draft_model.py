@@ -71,14 +71,14 @@ class ModelDrafter:
             together = together[mx.array([place[s.id] for s in sequences])]
         mx.async_eval(together, self.cache.arrays)
         self._right.update({s.id: s.num_tokens for s in sequences})
-        self._proposed[:] = sequences
         counts = np.full(len(rows), most, dtype=np.int32)
         long = lag > len(rows) * (most + 1)  # more than one step leaves unread
-        return Proposal(together, counts, None, lag if long else 0, seconds if long else 0.0)
+        read, took = (lag, seconds) if long else (0, 0.0)
+        return Proposal(together, counts, None, read, took, asked=list(sequences))
 
-    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
+    def learn(self, proposal: Proposal, verified: Items[int], accepted: Items[int]) -> None:
         """See Drafter: rows keep the tokens whose guesses were right; nothing else is learned."""
-        for sequence, right in zip(self._proposed, accepted, strict=True):
+        for sequence, right in zip(proposal.asked, accepted, strict=True):
             if sequence.id in self._rows:
                 # The last guess of a row was sampled, but the model has not read it.
                 held = self._rows[sequence.id].length
@@ -104,7 +104,6 @@ class ModelDrafter:
         self.cache = BatchedCache(self.model)
         self._rows: dict[int, Row] = {}
         self._right: dict[int, int] = {}  # tokens of each row that are its sequence's
-        self._proposed: list[Sequence] = []
 
     def _line_up(self, sequences: list[Sequence]) -> list[Sequence]:
         """Give these sequences the first rows; returns them in the order of their rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +26,7 @@ class Proposal:
         seconds: how long these took.
         began: when guessing began.
         forced: rows whose guesses are what a grammar demands, not the drafter's.
+        asked: for each row, what the drafter learns by when it is told what became of them.
     """
 
     guesses: mx.array | np.ndarray
@@ -35,6 +36,7 @@ class Proposal:
     seconds: float = 0.0
     began: float = 0.0
     forced: set[int] = field(default_factory=set)
+    asked: list[Any] = field(default_factory=list)
 
 
 class Drafter(Protocol):
@@ -57,8 +59,8 @@ class Drafter(Protocol):
     def propose(self, sequences: list[Sequence], most: int) -> Proposal:
         """At most `most` guesses for each sequence."""
 
-    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
-        """What became of the newest proposal: guesses looked at and accepted, by row."""
+    def learn(self, proposal: Proposal, verified: Items[int], accepted: Items[int]) -> None:
+        """What became of a proposal: guesses looked at and accepted, by row."""
 
     def observe(self, sequences: list[Sequence], *, guessing: bool) -> None:
         """Take in what is known of these sequences by now, while a step computes.

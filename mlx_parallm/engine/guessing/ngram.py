@@ -77,7 +77,6 @@ class NgramDrafter:
         self._shared = SharedNgrams(memory)
         self._own: dict[int, OwnNgrams] = {}
         self._read: dict[int, int] = {}  # tokens of each sequence's output in the shared book
-        self._asked: list[list[tuple[Kind, int]]] = []
 
     def lag(self, sequences: list[Sequence]) -> int:
         """See Drafter: tokens that are not in a sequence's own book."""
@@ -95,18 +94,18 @@ class NgramDrafter:
         seconds = time.perf_counter() - began
         guesses = np.zeros((len(sequences), most), dtype=np.int32)
         odds = np.zeros((len(sequences), most), dtype=np.float32)
-        self._asked = []
+        asked: list[list[tuple[Kind, int]]] = []
         for place, sequence in enumerate(sequences):
             found, chances = self._guess(sequence, most)
             guesses[place, : len(found)] = [token for _, token in found]
             odds[place, : len(found)] = chances
-            self._asked.append(found)
-        counts = np.array([len(found) for found in self._asked], dtype=np.int32)
-        return Proposal(guesses, counts, odds, lag, seconds)
+            asked.append(found)
+        counts = np.array([len(found) for found in asked], dtype=np.int32)
+        return Proposal(guesses, counts, odds, lag, seconds, asked=asked)
 
-    def learn(self, verified: Items[int], accepted: Items[int]) -> None:
+    def learn(self, proposal: Proposal, verified: Items[int], accepted: Items[int]) -> None:
         """See Drafter."""
-        for asked, tried, right in zip(self._asked, verified, accepted, strict=True):
+        for asked, tried, right in zip(proposal.asked, verified, accepted, strict=True):
             # Guesses after the first wrong one tell nothing.
             for place, (kind, token) in enumerate(asked[: min(tried, right + 1)]):
                 self._beliefs.learn(kind, token, right=place < right)
@@ -129,7 +128,7 @@ class NgramDrafter:
 
     def reset(self) -> None:
         """See Drafter."""
-        self._own, self._read, self._asked = {}, {}, []
+        self._own, self._read = {}, {}
 
     def _take_in(self, sequence: Sequence, beliefs: Beliefs | None) -> None:
         """Read the newest tokens of a sequence into the shared book."""

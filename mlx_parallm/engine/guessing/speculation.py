@@ -75,7 +75,7 @@ class Speculation:
         for row in proposal.forced:
             self._learn_forced(drafted[row], accepted[row])
             drafted[row] = 0
-        self.drafter.learn(drafted, accepted)
+        self.drafter.learn(proposal, drafted, accepted)
 
     def _learn_forced(self, guessed: int, right: int) -> None:
         for place in range(min(guessed, right + 1)):

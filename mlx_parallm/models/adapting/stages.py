@@ -21,6 +21,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_parallm.errors import ModelLoadError
+from mlx_parallm.models.adapting.adapt import adapt
 from mlx_parallm.models.adapting.packed import unpatched
 
 Weights = dict[str, mx.array]
@@ -49,6 +50,7 @@ def divide(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) -
         ModelLoadError: the architecture is not a chain of layers, or has too few.
     """
     rank, size = group.rank(), group.size()
+    adapt(model)  # first, or it would replace what layers do here
     chain = _chain_of(model, str(config["model_type"]))
     if len(chain.layers) < size:
         raise ModelLoadError(

@@ -91,8 +91,8 @@ def test_a_book_that_is_wrong_is_not_believed_again() -> None:
     drafter, sequence = NgramDrafter(), greedy([1, 2, 3, 4, 1, 2, 3])
     assert guesses(drafter, sequence)
     for _ in range(100):
-        tried = len(guesses(drafter, sequence))
-        drafter.learn([tried], [0])
+        proposal = drafter.propose([sequence], 4)
+        drafter.learn(proposal, proposal.counts.tolist(), [0])
     assert not guesses(drafter, sequence)
 
 

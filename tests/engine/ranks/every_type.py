@@ -3,6 +3,7 @@
     python -m tests.engine.ranks.every_type                        # all, a line each
     python -m tests.engine.ranks.every_type llama qwen3            # some
     python -m tests.engine.ranks.every_type --ranks 4 llama qwen3  # wider ones, over four
+    python -m tests.engine.ranks.every_type --in-stages            # layers divided, not heads
 
 Ranks are processes, and their engines the server's. Prompts are answered with and without an
 adapter of all layers that can have one; those that cannot are named. Ends with 1 where one differs.
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -24,10 +26,13 @@ from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.engine import Engine, EngineConfig
 from mlx_parallm.engine.ranks.launch import LocalRanks, end_with_leader
 from mlx_parallm.engine.ranks.meet import meet
+from mlx_parallm.engine.ranks.met import OnEnd
+from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.sequence import SamplingParams, Sequence
 from mlx_parallm.errors import ModelLoadError, UnsupportedError
 from mlx_parallm.models.adapting.adapt import NEEDS_METAL, adapt
 from mlx_parallm.models.adapting.shards import divided_part, shard
+from mlx_parallm.models.adapting.stages import divide
 from mlx_parallm.models.loader import LoadedModel
 from mlx_parallm.models.lora.check import check
 from mlx_parallm.models.lora.delta import AdapterWeights, Delta
@@ -47,10 +52,28 @@ WIDER = (
 Answers = list[tuple[list[int], list[float]]]
 
 
-def divisible() -> list[str]:
-    """The types whose model says how it is divided."""
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Over how many ranks, and whether each has some layers or a part of all."""
+
+    ranks: int = 1
+    in_stages: bool = False
+
+    def apply(self, model: Any, ranks: mx.distributed.Group, name: str) -> None:
+        (divide if self.in_stages else shard)(model, ranks, architectures.config(name))
+
+
+WHOLE = Division()
+
+
+def divisible(division: Division) -> list[str]:
+    """The types whose model says how it is divided, or has layers."""
     runs = sorted(architectures.TINY.keys() - (() if mx.metal.is_available() else NEEDS_METAL))
-    return [name for name in runs if divided_part(architectures.build(name)) is not None]
+    return [name for name in runs if division.in_stages or _says_how(name)]
+
+
+def _says_how(name: str) -> bool:
+    return divided_part(architectures.build(name)) is not None
 
 
 def widen(config: dict[str, Any]) -> None:
@@ -61,30 +84,33 @@ def widen(config: dict[str, Any]) -> None:
                 place[name] *= 2
 
 
-def refused(name: str, ranks: int) -> str | None:
+def refused(name: str, division: Division) -> str | None:
     """Why the tiny model cannot be divided; None where it can."""
     try:
-        shard(architectures.build(name), group(0, ranks), architectures.config(name))
+        division.apply(architectures.build(name), group(0, division.ranks), name)
     except ModelLoadError as error:
         return str(error)
     return None
 
 
 @contextmanager
-def running(name: str, ranks: int = 1) -> Iterator[Engine]:
+def running(name: str, division: Division = WHOLE) -> Iterator[Engine]:
     """An engine with a tiny model of this type, or with a rank's part of it."""
 
     def load_part() -> LoadedModel:
         loaded = load(name)
-        if ranks > 1:
+        if division.ranks > 1:
             loaded.model = architectures.build(name)
-            shard(loaded.model, mx.distributed.init(), architectures.config(name))
+            division.apply(loaded.model, mx.distributed.init(), name)
             adapt(loaded.model)
         return loaded
 
     config = EngineConfig(max_batch_size=8, prefill_chunk=16)
-    join = (lambda on_end: meet(ranks, name, 0, on_end)) if ranks > 1 else None
-    engine = Engine(load_part, config, meet=join)
+
+    def join(on_end: OnEnd) -> Ranks:
+        return meet(division.ranks, name, 0, on_end, in_stages=division.in_stages)
+
+    engine = Engine(load_part, config, meet=join if division.ranks > 1 else None)
     engine.on_failure = lambda reason: os._exit(1)
     engine.start()
     try:
@@ -131,7 +157,7 @@ def _delta(rng: np.random.Generator, width: tuple[int, ...], number: int) -> Del
     return low
 
 
-def answers(engine: Engine, adapter: Adapter) -> Answers:
+def answers(engine: Engine, adapter: Adapter | None) -> Answers:
     """Of prompts of several lengths, greedy and drawn, together and again from prefixes."""
     rng = np.random.default_rng(3)
     found: Answers = []
@@ -155,18 +181,19 @@ def difference(one: Answers, other: Answers) -> float:
     return max(float(np.abs(np.subtract(a, b)).max()) for (_, a), (_, b) in pairs)
 
 
-def lead(names: list[str], ranks: int) -> int:
+def lead(names: list[str], division: Division, *, adapted: bool) -> int:
     """Compare every type as rank 0; returns how many differ."""
     wrong = 0
     for name in names:
-        if (refusal := refused(name, ranks)) is not None:
+        if (refusal := refused(name, division)) is not None:
             sys.stdout.write(f"{name}: {refusal}\n")
             continue
-        with running(name, ranks) as engine:
-            adapter, without = adapter_of(engine.adapter_modules())
+        with running(name, division) as engine:
+            adapter, without = adapter_of(engine.adapter_modules()) if adapted else (None, [])
             divided = answers(engine, adapter)
         with running(name) as engine:
-            apart = difference(answers(engine, Adapter("adapter", 1, adapter.weights)), divided)
+            fresh = None if adapter is None else Adapter("adapter", 1, adapter.weights)
+            apart = difference(answers(engine, fresh), divided)
         wrong += apart > TOLERANCE
         names_of = sorted({path.rpartition(".")[2] for path in without})
         no_adapter = f" (no adapter of {', '.join(names_of)})" if names_of else ""
@@ -176,11 +203,11 @@ def lead(names: list[str], ranks: int) -> int:
     return wrong
 
 
-def follow(names: list[str], ranks: int) -> None:
+def follow(names: list[str], division: Division) -> None:
     """Compute them as another rank."""
     for name in names:
-        if refused(name, ranks) is None:
-            with running(name, ranks):
+        if refused(name, division) is None:
+            with running(name, division):
                 pass
 
 
@@ -189,19 +216,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--in-stages", action="store_true")
+    parser.add_argument("--without-adapters", action="store_true")
     options = parser.parse_args()
+    division = Division(options.ranks, options.in_stages)
     mx.disable_compile()
-    names = options.names or divisible()
-    if options.ranks > 2:
+    names = options.names or divisible(division)
+    if options.ranks > 2 and not options.in_stages:
         for name in names:
             widen(architectures.TINY[name])
     if os.environ.get("MLX_RANK", "0") != "0":
         end_with_leader()
-        follow(names, options.ranks)
+        follow(names, division)
         return 0
     command = [sys.executable, "-m", "tests.engine.ranks.every_type", *sys.argv[1:]]
     with LocalRanks(command, options.ranks, lambda reason: os._exit(1)):
-        return int(lead(names, options.ranks) > 0)
+        return int(lead(names, division, adapted=not options.without_adapters) > 0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import httpx
 
 from tests.waiting import PATIENCE_S, wait_until
 
+TENSOR, PIPELINE = "--tensor-parallel", "--pipeline-parallel"
 Request = tuple[str, dict[str, Any]]
 _OF_THE_ANSWER = ("id", "created", "system_fingerprint", "usage", "model")
 
@@ -23,10 +24,10 @@ _OF_THE_ANSWER = ("id", "created", "system_fingerprint", "usage", "model")
 class Server:
     """The command as a process; its ranks are its children."""
 
-    def __init__(self, *flags: str, ranks: int = 1) -> None:
+    def __init__(self, *flags: str, ranks: int = 1, way: str = TENSOR) -> None:
         command = [sys.executable, "-m", "mlx_parallm.cli", "--port", "0", *flags]
         if ranks > 1:
-            command += ["--tensor-parallel", str(ranks)]
+            command += [way, str(ranks)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -66,9 +67,9 @@ class Server:
 
 
 @contextmanager
-def serving(*flags: str, ranks: int = 1) -> Iterator[Server]:
+def serving(*flags: str, ranks: int = 1, way: str = TENSOR) -> Iterator[Server]:
     """A server that is killed at the end."""
-    server = Server(*flags, ranks=ranks)
+    server = Server(*flags, ranks=ranks, way=way)
     try:
         assert len(server.others) == ranks - 1
         yield server

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from mlx_parallm.engine.ranks.pulse import Pulse
-from tests.engine.ranks.servers import Server, is_alive, serving
+from tests.engine.ranks.servers import PIPELINE, TENSOR, Server, is_alive, serving
 from tests.waiting import PATIENCE_S, wait_until
 
 LONG = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
@@ -50,13 +50,15 @@ def ends_with_an_error(server: Server, signal_number: int, why: str) -> None:
     wait_until(lambda: not is_alive(other))
 
 
-def test_a_killed_rank() -> None:
-    with serving(ranks=2) as server:
+@pytest.mark.parametrize("way", [TENSOR, PIPELINE])
+def test_a_killed_rank(way: str) -> None:
+    with serving(ranks=2, way=way) as server:
         ends_with_an_error(server, signal.SIGKILL, "rank 1 has ended")
 
 
-def test_a_stopped_rank() -> None:
-    with serving("--step-timeout", "6", ranks=2) as server:
+@pytest.mark.parametrize("way", [TENSOR, PIPELINE])
+def test_a_stopped_rank(way: str) -> None:
+    with serving("--step-timeout", "6", ranks=2, way=way) as server:
         ends_with_an_error(server, signal.SIGSTOP, "--step-timeout is 6 s")
 
 

@@ -13,7 +13,15 @@ import pytest
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.settings import SettingsError
-from tests.engine.ranks.servers import Request, Server, assert_same, ends_cleanly, serving
+from tests.engine.ranks.servers import (
+    PIPELINE,
+    TENSOR,
+    Request,
+    Server,
+    assert_same,
+    ends_cleanly,
+    serving,
+)
 from tests.models.lora.adapters import ALL, mlx_lm_adapter
 from tests.server.test_predict import MLP, mlp_weights
 from tests.server.test_predict import write as write_network
@@ -77,12 +85,14 @@ def alone(adapters: list[str]) -> Iterator[list[Any]]:
         yield server.ask_all(mixed())
 
 
-@pytest.fixture(scope="module")
-def two(adapters: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=[TENSOR, PIPELINE])
+def two(
+    request: pytest.FixtureRequest, adapters: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """Two ranks that guess from n-grams and have room for few prefixes, the rest on disk."""
     prefixes = str(tmp_path_factory.mktemp("prefixes"))
     kept = ("--prefix-cache-memory", "200KB", "--prefix-cache-dir", prefixes)
-    with serving(*adapters, *kept, "--speculative", "ngram", ranks=2) as server:
+    with serving(*adapters, *kept, "--speculative", "ngram", ranks=2, way=request.param) as server:
         yield server
         stats = server.http.get("/debug/metrics").json()["engine"]
         assert stats["prefix_hit_tokens"] > 0
@@ -95,8 +105,11 @@ def test_two_ranks_answer_as_one_process(alone: list[Any], two: Server) -> None:
         assert_same(alone, two.ask_all(mixed()))
 
 
-def test_a_draft_model_guesses_on_all_ranks(adapters: list[str], alone: list[Any]) -> None:
-    with serving(*adapters, "--draft-model", "bundled", ranks=2) as server:
+@pytest.mark.parametrize("way", [TENSOR, PIPELINE])
+def test_a_draft_model_guesses_on_all_ranks(
+    adapters: list[str], alone: list[Any], way: str
+) -> None:
+    with serving(*adapters, "--draft-model", "bundled", ranks=2, way=way) as server:
         assert_same(alone, server.ask_all(mixed()))
         ends_cleanly(server)
 
@@ -157,5 +170,11 @@ def test_some_architectures() -> None:
     ],
 )
 def test_options_that_ranks_cannot_have_are_refused_at_start(flags: list[str]) -> None:
-    with pytest.raises(SettingsError, match=f"{flags[0]} does not go with --tensor-parallel: "):
-        load_settings([*flags, "--tensor-parallel", "2"], {})
+    for way in (TENSOR, PIPELINE):
+        with pytest.raises(SettingsError, match=f"{flags[0]} does not go with {way}: "):
+            load_settings([*flags, way, "2"], {})
+
+
+def test_a_model_is_divided_in_one_way() -> None:
+    with pytest.raises(SettingsError, match="exclude each other"):
+        load_settings([TENSOR, "2", PIPELINE, "2"], {})
