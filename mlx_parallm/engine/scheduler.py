@@ -168,8 +168,8 @@ class ContinuousBatchScheduler:
         """Plan what plain networks compute."""
         self._besides = 0.0
         if self.networks.has_work:
-            decoding = turns.decoding(plan.weights, self.running)
-            behind = len(turns.behind(plan.weights, self.running))
+            decoding = turns.decoding(plan.portion, self.running)
+            behind = len(turns.behind(plan.portion, self.running))
             plan.predictions, self._besides = self.networks.plan(len(decoding), behind)
 
     def launched(self, plan: Plan) -> None:
