@@ -291,7 +291,7 @@ class Engine(LiveModel):
         self.runner, self.scheduler, self._memory = parts
         self._counter = Counter(self._stats, self.scheduler, self.runner, self._memory)
         self.loaded = loaded
-        self.ranks.attach(self.runner, self._memory, self)
+        self.ranks.attach(self.runner.measurements, self._memory, self)
         self._flight = Flight(self.runner, self.scheduler, self._take, self._send_on)
         self._running = True
         self._state, self.reason = "ready", None

@@ -341,7 +341,7 @@ class ModelRunner:
             self._take_back(launched.guessed, launched.decode, found)
         _cite(launched, results)
         for result in results:
-            result.error = result.error or fault_of(result)
+            result.error = result.error or fault_of(result.sequence, result.pooled)
             if result.error is not None:
                 self._stained = True
                 if self.row_of(result.sequence) is None:

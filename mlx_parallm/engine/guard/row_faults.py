@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from mlx_parallm.errors import (
     ParallmError,
     SequenceError,
 )
-
-if TYPE_CHECKING:
-    from mlx_parallm.engine.step import Result
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +43,10 @@ def read_faults(sampled: Sampled, sequences: Items[Sequence]) -> dict[int, Paral
     return found
 
 
-def fault_of(result: Result) -> ParallmError | None:
-    """What is wrong with a result's pooled states, or with the scores of its prompt."""
-    if result.pooled is not None and not np.isfinite(result.pooled).all():
+def fault_of(sequence: Sequence, pooled: np.ndarray | None) -> ParallmError | None:
+    """What is wrong with a sequence's pooled states, or with the scores of its prompt."""
+    if pooled is not None and not np.isfinite(pooled).all():
         return NotANumberError("The model's hidden states for this request are not finite.")
-    sequence = result.sequence
     if sequence.params.prompt_logprobs is None or sequence.output:
         return None
     if any(score is not None and math.isnan(score.logprob) for score in sequence.prompt_scores):

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_parallm.engine.grammar.compiler import Compiler
 from mlx_parallm.engine.guard.memory_guard import MemoryGuard
 from mlx_parallm.engine.inbox import Entry, Inbox, entry_of
-from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.plan import Plan
 from mlx_parallm.engine.ranks.events import Quit
 from mlx_parallm.engine.ranks.launch import kill_leader
@@ -41,9 +41,9 @@ class Follower(MetRanks):
         self._control.send((facts_of(facts), socket.gethostname()))
         self.here = int.from_bytes(self._hear())
 
-    def attach(self, runner: ModelRunner, guard: MemoryGuard, engine: Any) -> None:
+    def attach(self, measurements: Measurements, guard: MemoryGuard, engine: Any) -> None:
         """See Ranks."""
-        super().attach(runner, guard, engine)
+        super().attach(measurements, guard, engine)
         loaded = engine.loaded
         compiler = Compiler(loaded.tokenizer, loaded.vocab_size, loaded.eos_token_ids)
         self._reader = Reader(compiler.compiled)

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_parallm.engine.guard.memory_guard import MemoryGuard
-from mlx_parallm.engine.model_runner import ModelRunner
+from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.ranks.group import from_leader
 from mlx_parallm.engine.ranks.links import Link
 from mlx_parallm.engine.ranks.pulse import Pulse
@@ -68,13 +68,13 @@ class MetRanks(Ranks):
                 pulse.say_failure(failure)
             pulse.expect_end()
 
-    def attach(self, runner: ModelRunner, guard: MemoryGuard, engine: Any) -> None:
+    def attach(self, measurements: Measurements, guard: MemoryGuard, engine: Any) -> None:
         """See Ranks."""
-        super().attach(runner, guard, engine)
+        super().attach(measurements, guard, engine)
         guard.shared = True
-        runner.measurements.kept = []
-        runner.measurements.measures = self.leads
-        self._measurements = runner.measurements
+        measurements.kept = []
+        measurements.measures = self.leads
+        self._measurements = measurements
 
     def _end(self, reason: str, silent: bool) -> None:
         """Another rank has ended, or is silent."""

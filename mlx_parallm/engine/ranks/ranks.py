@@ -19,7 +19,7 @@ from mlx_parallm.errors import ModelLoadError, NotANumberError
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlx_parallm.engine.model_runner import ModelRunner
+    from mlx_parallm.engine.pacing.measurements import Measurements
     from mlx_parallm.engine.step import Found
 
 
@@ -57,7 +57,7 @@ class Ranks:
         """How many ranks a forward goes through, one after the other."""
         return self.size if self.in_stages else 1
 
-    def attach(self, runner: ModelRunner, guard: MemoryGuard, engine: Any) -> None:
+    def attach(self, measurements: Measurements, guard: MemoryGuard, engine: Any) -> None:
         """Belong to an engine whose model is loaded."""
         self._guard = guard
 
