@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures one model over two processes (--tensor-parallel) beside one: tokens a second.
+"""Measures one model over two processes beside one, divided in both ways: tokens a second.
 
     scripts/bench_distributed.py                                # the bundled model
     scripts/bench_distributed.py --model-path FOLDER --rows 1 8 32 --added-us 0 300
 
 For each link: how long a sum over both ranks takes, of 4 KB and of 4 MB, and tokens a second
-with so many rows. `--added-us` lets every byte between the ranks arrive later by that; what a
+with so many rows, where heads are divided (--tensor-parallel) and where layers are
+(--pipeline-parallel). `--added-us` lets every byte between the ranks arrive later by that; what a
 sum then takes is measured, not assumed. Both ranks run on this machine and share its cores: the
 table shows what the link costs, not what a second machine brings.
 """
@@ -38,13 +39,16 @@ blas.preload()
 import mlx.core as mx  # noqa: E402
 
 from mlx_parallm.engine.engine import Engine  # noqa: E402
+from mlx_parallm.engine.ranks import meet  # noqa: E402
 from mlx_parallm.engine.ranks.launch import free_ports  # noqa: E402
+from mlx_parallm.engine.ranks.links import Door  # noqa: E402
 from mlx_parallm.engine.sequence import Output, SamplingParams, Sequence  # noqa: E402
 from mlx_parallm.server.main import build_engine  # noqa: E402
 from mlx_parallm.settings import Settings  # noqa: E402
 
 _SMALL, _LARGE = 1 << 10, 1 << 20  # floats
 _REPEATS = 50
+_WAYS = {"tensor_parallel": "heads divided", "pipeline_parallel": "layers divided"}
 
 
 def main() -> None:
@@ -56,7 +60,7 @@ def main() -> None:
     rows = [{"ranks": "one process", **_row(_run(args, None))}]
     for added in args.added_us:
         link = f"two, {added} us later" if added else "two, loopback"
-        rows.append({"ranks": link, **_row(_run(args, added))})
+        rows += [{"ranks": f"{link}, {_WAYS[w]}", **_row(_run(args, added, w))} for w in _WAYS]
     sys.stdout.write(format_table(rows) + "\n")
 
 
@@ -68,7 +72,7 @@ def _row(found: dict[str, str]) -> dict[str, str | None]:
     }
 
 
-def _run(args: argparse.Namespace, added_us: int | None) -> dict[str, str]:
+def _run(args: argparse.Namespace, added_us: int | None, way: str = "") -> dict[str, str]:
     """What one setting's first process has measured."""
     command = [sys.executable, __file__, "--model-path", args.model_path]
     command += ["--tokens", str(args.tokens), "--rows", *map(str, args.rows)]
@@ -77,7 +81,7 @@ def _run(args: argparse.Namespace, added_us: int | None) -> dict[str, str]:
     with _hosts(added_us) as files:
         ranks = [
             subprocess.Popen(
-                [*command, "--part", "2"],
+                [*command, "--part", "2", "--way", way, "--slower-us", str(added_us)],
                 stdout=subprocess.PIPE,
                 env={**os.environ, "MLX_HOSTFILE": str(file), "MLX_RANK": str(rank)},
             )
@@ -112,10 +116,12 @@ def _compute(args: argparse.Namespace) -> None:
     """One process: load, measure, and print where it is the first."""
     settings = Settings(
         model_path=args.model_path,
-        tensor_parallel=args.part,
+        **({args.way: args.part} if args.part > 1 else {}),
         max_batch_size=max(args.rows),
         prefix_cache_memory=0,
     )
+    if args.slower_us:
+        vars(meet)["Door"] = _slow_door(args.slower_us / 1e6)
     engine = build_engine(settings)
     engine.start()
     engine.wait_ready()
@@ -127,6 +133,19 @@ def _compute(args: argparse.Namespace) -> None:
         found[f"rows {rows}"] = f"{_decode(engine, rows, args.tokens):.0f}"
     engine.stop()
     sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _slow_door(added_s: float) -> type[Door]:
+    """Where the other rank finds rank 0, through a slow link: what they tell each other is later
+    too."""
+
+    class SlowDoor(Door):
+        @property
+        def address(self) -> bytes:
+            host, port, key = super().address.decode().split()
+            return f"{host} {SlowLink(int(port), added_s).port} {key}".encode()
+
+    return SlowDoor
 
 
 class MeasureLink:
@@ -173,6 +192,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="of each row")
     parser.add_argument("--added-us", type=int, nargs="+", default=[0, 100, 300], metavar="US")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--slower-us", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -210,7 +210,13 @@ def _followed(model: Any) -> Iterator[_Chain]:
     """Note what modules are given, and what they give."""
     layers = list(model.layers)
     inside = {id(module) for layer in layers for module in layer.modules()}
-    around = [_Around(m) for m in model.modules() if _own(m) and id(m) not in inside]
+    around = [
+        _Around(module)
+        for module in model.modules()
+        if _own(module)
+        and id(module) not in inside
+        and not any(id(part) in inside for part in module.modules())  # the body itself
+    ]
     if len(layers) != len({id(layer) for layer in layers}):
         raise _NotAChainError("some of its layers are the same one")
     chain = _Chain(layers, around)
