@@ -41,7 +41,10 @@ from tests.models.vision.tiny_vision import SPECS, picture
 
 from against_torch import rows as torch_rows  # isort: skip  (imports the tests' models)
 
-MIXED = ("gemma3", "idefics3", "lfm2_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+MIXED = (
+    *("gemma3", "gemma4", "gemma4:larger", "glm4v", "idefics3", "kimi_vl", "lfm2_vl"),
+    *("llava_onevision", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm"),
+)
 TEXT = f"user: Here is {PICTURE} and there {PICTURE}\nWhat differs?\nassistant:"
 SETTINGS = {"max_tokens": 8, "ignore_eos": True, "logprobs": 0}
 
