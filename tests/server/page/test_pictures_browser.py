@@ -131,7 +131,7 @@ def test_pictures_are_added_sent_and_kept(seeing: Any, opened: Open) -> None:
     expect(page.locator("#composer .thumbnail")).to_have_count(3)
     assert set(shown_names(page, "#composer")) == {"large.png", "pasted.png", "dropped.png"}
     give(page, "drop", "#transcript", "notes.txt", b"a text", "text/plain")
-    expect_toast(page, "Only pictures can be dropped here.")
+    expect_toast(page, "Only pictures and videos can be dropped here.")
     give(page, "drop", "#transcript", "broken.png", b"no picture", "image/png")
     expect_toast(page, "broken.png cannot be read as a picture.")
     remove.click()
@@ -160,6 +160,28 @@ def test_pictures_are_added_sent_and_kept(seeing: Any, opened: Open) -> None:
     (picture, _) = json.loads(again.value.post_data)["messages"][0]["content"]
     assert size_of(picture["image_url"]["url"]) == (20, 30)
     ended(page)
+
+
+def test_videos_are_sent_where_the_model_takes_them(seeing: Any, opened: Open) -> None:
+    from tests.server.videos.conftest import Clips
+
+    page, clips = opened(seeing), Clips()
+    remember_toasts(page)
+    film = clips.file(range(0, 200, 20))
+    give(page, "drop", "#transcript", "film.mp4", film, "video/mp4")
+    expect(page.locator("#composer .thumbnail video")).to_have_count(1)
+    give(page, "drop", "#transcript", "film.avi", film, "video/x-msvideo")
+    expect_toast(page, "film.avi is no MP4 or WebM.")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        answer = say(page, "What happens?")
+    video, text = json.loads(sent.value.post_data)["messages"][0]["content"]
+    assert video == {"type": "video_url", "video_url": {"url": clips.url(film)}}
+    assert text == {"type": "text", "text": "What happens?"}
+    assert answer.get_by_role("alert").count() == 0 and "tokens" in answer.inner_text()
+    page.reload()
+    page.locator(".conversations").get_by_text("What happens?").click()
+    page.locator(".message.user").get_by_role("button", name="Enlarge: film.mp4").click()
+    expect(page.get_by_role("dialog", name="film.mp4").locator("video[controls]")).to_be_visible()
 
 
 def test_a_command_with_large_pictures_reads_them_from_files(

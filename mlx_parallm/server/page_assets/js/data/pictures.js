@@ -1,5 +1,7 @@
 // Pictures for messages: read in the browser, made no larger than models look at.
 
+import { urlOf } from "./files.js";
+
 const LONGEST_SIDE = 1568; // pixels
 const KEPT = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const KEPT_BYTES = 1_500_000;
@@ -8,11 +10,6 @@ const DATA_URL = /^data:image\/(png|jpeg|jpg|webp|gif);base64,[A-Za-z0-9+/]+=*$/
 
 /** What file dialogs offer. */
 export const ACCEPTED = KEPT.join(",");
-
-/** The files of a drop or a paste that are pictures. */
-export function picturesOf(transfer) {
-  return [...(transfer?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
-}
 
 /**
  * A picture of a file: {name, url, width, height}. url: a data: URL.
@@ -57,12 +54,3 @@ async function drawn(bitmap, width, height, type) {
 }
 
 const encoded = (canvas, type) => new Promise((resolve) => canvas.toBlob(resolve, type, QUALITY));
-
-function urlOf(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.addEventListener("load", () => resolve(reader.result));
-    reader.addEventListener("error", () => reject(reader.error));
-    reader.readAsDataURL(blob);
-  });
-}

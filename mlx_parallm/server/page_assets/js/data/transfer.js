@@ -2,6 +2,7 @@
 
 import { add, newConversation, newNode, newPurpose } from "./conversation.js";
 import { isPicture } from "./pictures.js";
+import { isVideo } from "./videos.js";
 
 const FORMAT = "mlx_parallm conversations";
 
@@ -66,19 +67,22 @@ function checkedNode(id, node, { nodes }) {
   if (!known || !placed || typeof node.content !== "string") {
     throw new Error("A message in the file is damaged.");
   }
-  if (!(node.pictures ?? []).every?.(isPicture)) throw new Error("A picture in the file is damaged.");
+  if (!(node.pictures ?? []).every?.(isShown)) throw new Error("A picture in the file is damaged.");
   return { ...newNode(node.role, node.content), ...node };
 }
+
+const isShown = (found) => isPicture(found) || isVideo(found);
 
 // A text, or parts as the API has them.
 function readContent(content) {
   if (typeof content === "string") return { content, pictures: [] };
   if (!Array.isArray(content)) throw new Error("A message in the file has no text.");
   const texts = content.filter(({ type }) => type === "text").map(({ text }) => String(text));
-  const urls = content.filter(({ type }) => type === "image_url").map(({ image_url: { url } }) => url);
-  const pictures = urls.map((url, index) => ({ name: `picture ${index + 1}`, url }));
+  const parts = content.filter(({ type }) => type === "image_url" || type === "video_url");
+  const urls = parts.map((part) => part[part.type].url);
+  const pictures = urls.map((url, index) => ({ name: `${parts[index].type === "video_url" ? "video" : "picture"} ${index + 1}`, url }));
   if (texts.length + urls.length < content.length) throw new Error("A message in the file has parts that cannot be shown.");
-  if (!pictures.every(isPicture)) throw new Error("A picture in the file is no data: URL.");
+  if (!pictures.every(isShown)) throw new Error("A picture in the file is no data: URL.");
   return { content: texts.join("\n"), pictures };
 }
 

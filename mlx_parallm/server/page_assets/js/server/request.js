@@ -1,6 +1,7 @@
 // From a conversation to a request's body, and from a body to a curl command.
 
 import { splitThinking } from "../data/thinking.js";
+import { isVideoUrl } from "../data/videos.js";
 import { adminKey, key } from "./api.js";
 
 const SAMPLING = [
@@ -69,7 +70,10 @@ function messageOf(node) {
 
 function contentOf({ content, pictures = [] }) {
   if (pictures.length === 0) return content;
-  const shown = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  const shown = pictures.map(({ url }) => {
+    const type = isVideoUrl(url) ? "video_url" : "image_url";
+    return { type, [type]: { url } };
+  });
   return content.trim() ? [...shown, { type: "text", text: content }] : shown;
 }
 

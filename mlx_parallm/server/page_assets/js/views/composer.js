@@ -20,7 +20,7 @@ export class Composer {
     this.note = element("p", { class: "note", role: "status" });
     const hint = element("p", { id: "composer-hint", class: "hint" });
     hint.textContent = "Enter sends, Shift+Enter is a new line, Esc stops, ? shows all keys";
-    this.tray = new PictureTray(session, document.getElementById("chat"), () => this.#note());
+    this.tray = new PictureTray(session, document.getElementById("chat"), () => this.#note(), true);
     const line = element("div", { class: "line" }, this.tray.button, this.tray.file, this.text, this.button);
     const form = element("form", { class: "box" }, this.tray.list, line);
     form.addEventListener("submit", (event) => this.#submit(event));

@@ -1,16 +1,19 @@
-// The pictures that go with the next message, or with questions: dropped, pasted or chosen, and
-// taken away again.
+// The pictures and videos that go with the next message, or with questions: dropped, pasted or
+// chosen, and taken away again.
 
-import { ACCEPTED, picturesOf, readPicture } from "../data/pictures.js";
+import { shownFilesOf } from "../data/files.js";
+import { ACCEPTED, readPicture } from "../data/pictures.js";
+import { ACCEPTED_VIDEOS, isVideoFile, readVideo } from "../data/videos.js";
 import { announce, element, iconButton, toast } from "../dom.js";
 import { thumbnail } from "./thumbnail.js";
 
 export class PictureTray {
-  /** zone: where pictures may be dropped. changed: called when there are others. */
-  constructor(session, zone, changed = () => {}) {
-    Object.assign(this, { session, changed, pictures: [], added: Promise.resolve() });
+  /** zone: where pictures may be dropped. changed: called when there are others. videos: whether
+   *  there is a place for them, too, where the model takes them. */
+  constructor(session, zone, changed = () => {}, videos = false) {
+    Object.assign(this, { session, changed, videos, pictures: [], added: Promise.resolve() });
     this.list = element("ul", { class: "thumbnails", "aria-label": "Pictures of this message", hidden: true });
-    this.file = element("input", { type: "file", accept: ACCEPTED, multiple: true, class: "unseen", tabindex: "-1" });
+    this.file = element("input", { type: "file", accept: videos ? `${ACCEPTED},${ACCEPTED_VIDEOS}` : ACCEPTED, multiple: true, class: "unseen", tabindex: "-1" });
     this.file.setAttribute("aria-label", "Pictures to add");
     this.file.addEventListener("change", async () => {
       await this.add([...this.file.files]);
@@ -28,6 +31,13 @@ export class PictureTray {
     return card.capabilities.vision_reason ?? `${card.id} does not see pictures.`;
   }
 
+  /** The same of videos. */
+  get videoRefusal() {
+    const { card } = this.session;
+    if (!this.videos) return "Only pictures can be added here.";
+    return card === null || card.capabilities?.video !== false ? "" : `${card.id} takes no videos.`;
+  }
+
   /** The pictures, which are no longer here then. */
   take() {
     const { pictures } = this;
@@ -35,7 +45,7 @@ export class PictureTray {
     return pictures;
   }
 
-  /** Take in files, as far as they are pictures; in the order in which they came, however long
+  /** Take in files, as far as they are pictures or videos; in the order in which they came, however long
    *  each takes to read. */
   async add(files) {
     if (files.length === 0) return;
@@ -43,9 +53,15 @@ export class PictureTray {
       toast(this.refusal, "error");
       return;
     }
-    const reading = Promise.allSettled(files.map(readPicture));
+    const reading = Promise.allSettled(files.map((file) => this.#read(file)));
     this.added = this.added.then(async () => this.#show(await reading));
     await this.added;
+  }
+
+  async #read(file) {
+    if (!isVideoFile(file)) return readPicture(file);
+    if (this.videoRefusal) throw new Error(this.videoRefusal);
+    return readVideo(file);
   }
 
   #show(read) {
@@ -95,12 +111,12 @@ export class PictureTray {
       zone.classList.remove("dropping");
       if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
-      const found = picturesOf(event.dataTransfer);
-      if (found.length === 0) toast("Only pictures can be dropped here.", "error");
+      const found = shownFilesOf(event.dataTransfer);
+      if (found.length === 0) toast(`Only pictures${this.videoRefusal ? "" : " and videos"} can be dropped here.`, "error");
       this.add(found);
     });
     zone.addEventListener("paste", (event) => {
-      const found = picturesOf(event.clipboardData);
+      const found = shownFilesOf(event.clipboardData);
       if (found.length === 0) return;
       event.preventDefault();
       this.add(found);
