@@ -93,6 +93,14 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
         resolve(str(part))
 
 
+def test_tokens_that_a_file_suppresses_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"tokenizer.ggml.suppress_tokens": [7, 9]}
+    resolve(str(tiny_gguf.write(tmp_path / "a.gguf", "llama", values=values)))
+    assert "tokens that the file suppresses may be said here: [7, 9]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("pre", {kind: pre for pre, kind in WORD_KINDS.items()}.values())
 def test_words_fall_as_in_llama_cpp(pre: str, tmp_path: Path) -> None:
     file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", pre=pre)

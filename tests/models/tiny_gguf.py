@@ -184,7 +184,7 @@ def _write_metadata(
     }
     for key, value in (common | values).items():
         if value is not None:
-            _add(writer, f"{writer.arch}.{key}", value)
+            _add(writer, key if "tokenizer" in key else f"{writer.arch}.{key}", value)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

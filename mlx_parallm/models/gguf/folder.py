@@ -76,6 +76,8 @@ def convert(path: Path, folder: Path) -> Conversion:
     config |= {"blindness": blindness} if blindness else {}
     config["torch_dtype"] = "bfloat16" if kind.wide_range else "float16"
     config["eos_token_id"] = end_token_ids(file)
+    if barred := file.get("tokenizer.ggml.suppress_tokens"):
+        sys.stderr.write(f"tokens that the file suppresses may be said here: {list(barred)}\n")
     tokenizer.save(str(folder / "tokenizer.json"))
     spoken = tokenizer_config(file, text["max_position_embeddings"])
     files = {"config.json": config, "tokenizer_config.json": spoken}
