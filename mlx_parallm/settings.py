@@ -112,6 +112,13 @@ class Settings:
         many=True,
         metavar="FOLDER",
     )
+    transcription_model: str | None = _option(
+        None,
+        filled,
+        "hub id or folder of a Whisper for /v1/audio, and the name that requests use before it; "
+        "needs the extra audio",
+        metavar="[NAME=]PATH",
+    )
     adapter_path: str | None = _option(
         None, filled, "folder of an adapter that every request uses", metavar="FOLDER"
     )
@@ -313,6 +320,12 @@ class Settings:
     )
     max_video_seconds: float = _option(
         3600.0, number(0, above=True), "seconds that a video may take"
+    )
+    max_audio_bytes: int = _option(
+        25 * 1024**2, parse_bytes, "largest file of a sound", metavar="SIZE"
+    )
+    max_audio_seconds: float = _option(
+        3600.0, number(0, above=True), "longest sound, by its header and as it is decoded"
     )
     chat_template: str | None = _option(
         None,

@@ -40,6 +40,7 @@ from mlx_parallm.models.vision.checkpoints import with_head, with_older_weights
 from mlx_parallm.models.vision.families import family_of
 
 if TYPE_CHECKING:
+    from mlx_parallm.models.audio.whisper import Whisper
     from mlx_parallm.models.vision.vision import Vision
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -64,6 +65,7 @@ class LoadedModel:
         head: of a sequence classifier or reward model.
         pooling: how its embeddings are made: "last", "mean" or "cls".
         predictors: plain networks that are served beside it, by name.
+        whisper: what turns sounds into text beside it; None where there is nothing.
         weights_digest: of the weights that have replaced the loaded ones; empty as loaded.
         vision: what it sees with; None where it takes no pictures.
         blindness: why not, for whoever sends one.
@@ -85,6 +87,7 @@ class LoadedModel:
     head: ClassificationHead | None = None
     pooling: str = "last"
     predictors: dict[str, Predictor] = field(default_factory=dict)
+    whisper: Whisper | None = None
     vision: Vision | None = None
     blindness: str = READS_TEXT
     weights_digest: str = ""
@@ -169,7 +172,7 @@ def load_model(
         raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
     quantization = config.get("quantization")
     install_packed_products()
-    _convert(model, dtype, quantization)
+    convert(model, dtype, quantization)
     if quantize is not None:
         config = quantize_weights(model, config, quantize)
     if _on_cuda():
@@ -209,7 +212,7 @@ def _open_eyes(
     loaded.vision = load_vision(
         loaded.folder,
         loaded.config,
-        lambda model: _convert(model, dtype, loaded.quantization),
+        lambda model: convert(model, dtype, loaded.quantization),
         trust_remote_code=trust_remote_code,
     )
     weights: list[mx.array] = list(
@@ -408,7 +411,7 @@ def _on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
-def _convert(model: Any, dtype: str, quantization: Any) -> None:
+def convert(model: Any, dtype: str, quantization: Any) -> None:
     """Give the weights the type that is fast here, or the one that was asked for."""
     if dtype == "auto":
         if not _on_cpu():

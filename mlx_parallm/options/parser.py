@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "model": (
         *("dtype", "chat_template", "trust_remote_code", "allow_special_tokens_in_content"),
-        *("predictor", "tensor_parallel", "pipeline_parallel"),
+        *("predictor", "transcription_model", "tensor_parallel", "pipeline_parallel"),
     ),
     "for requests that do not say": (
         *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _UNITS = {"": 1, "B": 1}
@@ -57,6 +58,12 @@ def named_path(text: str) -> str:
     if not name.strip() or not path.strip():
         raise ValueError("expected NAME=FOLDER")
     return text
+
+
+def name_and_path(given: str) -> tuple[str, str]:
+    """What requests name a model by, and where it is: "NAME=PATH", or the path for both."""
+    name, equals, path = given.partition("=")
+    return (name, path) if equals and not Path(given).exists() else (given, given)
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:

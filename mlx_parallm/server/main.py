@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI
 from mlx_parallm import __version__
 from mlx_parallm.errors import ModelLoadError, ParallmError, UnavailableError
 from mlx_parallm.models.sources.progress import LoadProgress, watcher
+from mlx_parallm.server.audio import routes as sounds
 from mlx_parallm.server.flow.dispatch import Dispatcher
 from mlx_parallm.server.flow.queue import RequestQueue
 from mlx_parallm.server.gate.admission import Admission
@@ -95,6 +96,7 @@ _FAMILIES = (
     advanced,
     pooling,
     predict,
+    sounds,
 )
 _ROUTERS = tuple(family.router for family in _FAMILIES)
 
@@ -176,6 +178,7 @@ def build_engine(
 
     from mlx_parallm.engine.engine import Engine, EngineConfig
     from mlx_parallm.engine.ranks.meet import meet
+    from mlx_parallm.models.audio.loading import load_whisper
     from mlx_parallm.models.loader import BUNDLED, BUNDLED_DRAFT, load_model
     from mlx_parallm.models.predictor import load_predictors
 
@@ -195,6 +198,9 @@ def build_engine(
         if settings.chat_template is not None:
             _use_chat_template(loaded, settings.chat_template)
         loaded.predictors = load_predictors(settings.predictor)
+        if settings.transcription_model is not None:
+            loaded.whisper = load_whisper(settings.transcription_model, settings.dtype)
+            loaded.nbytes += loaded.whisper.nbytes
         if on_loaded is not None:
             on_loaded(loaded)
         return loaded
@@ -345,4 +351,5 @@ async def _shut_down(state: ServerState, tasks: list[asyncio.Task[None]]) -> Non
     await asyncio.to_thread(state.close_memories)
     await asyncio.to_thread(state.close_responses)
     await asyncio.to_thread(state.engine.stop)
+    state.close_sounds()
     state.close_prompts()

@@ -168,6 +168,16 @@ def body_of(*models: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def form_of(model: type[BaseModel], file_field: str) -> dict[str, Any]:
+    """`openapi_extra` for a route that reads a form with fields of `model` and a file."""
+    schema = model.model_json_schema()
+    file = {"type": "string", "format": "binary", "description": "A WAV, MP3 or FLAC file."}
+    schema["properties"][file_field] = file
+    schema["required"] = [*schema.get("required", ()), file_field]
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def optional_body_of(model: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` for a route whose body may be left out."""
     extra = body_of(model)

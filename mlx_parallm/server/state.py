@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlx_parallm.engine.engine import Engine
     from mlx_parallm.memory.manager import MemoryManager
     from mlx_parallm.models.loader import LoadedModel
+    from mlx_parallm.server.audio.service import Sounds
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class ServerState:
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="memories")
     )
     told_decisions: Told = field(default_factory=Told)
+    _sounds: Sounds | None = None
     _responses: ResponseStore | None = None
     _memories: MemoryManager | None = None
     _memories_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -115,6 +117,31 @@ class ServerState:
         )
         hosts, timeout = settings.allow_image_hosts, settings.image_fetch_timeout
         return Pictures(limits, hosts, timeout, video_limits)
+
+    def sounds(self) -> Sounds:
+        """The way to the model for sounds.
+
+        Raises:
+            UnavailableError: as loaded().
+            NotFoundError: there is none.
+        """
+        whisper = self.loaded().whisper
+        if whisper is None:
+            raise NotFoundError(
+                "This server has no model for sounds; see --transcription-model.",
+                param="model",
+                code="model_not_found",
+            )
+        if self._sounds is None:
+            from mlx_parallm.server.audio.service import Sounds
+
+            self._sounds = Sounds(self.engine, whisper, self.settings)
+        return self._sounds
+
+    def close_sounds(self) -> None:
+        """Decode no more sounds."""
+        if self._sounds is not None:
+            self._sounds.close()
 
     def responses(self) -> ResponseStore:
         """The store of responses.
@@ -261,6 +288,8 @@ class ServerState:
     def answer_all(self, error: ParallmError) -> None:
         """End every request that still waits, with an error."""
         self.queue.close(error)
+        if self._sounds is not None:
+            self._sounds.end_all(error)
         self.dispatcher.cancel_all(error)
 
 

@@ -62,7 +62,7 @@ _TEMPLATE = (
 )
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """GPT-2's stand-in for each byte: itself where it can be seen, else the next free letter."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
@@ -73,7 +73,7 @@ def make_tokenizer() -> TokenizerWrapper:
     """One token a byte, a chat template, and Hermes-style tool calls."""
     names = ["<|end|>", "<|user|>", "<|assistant|>"]
     vocab = {name: place for place, name in enumerate(names)}
-    vocab |= {symbol: FIRST_BYTE + byte for byte, symbol in enumerate(_byte_symbols())}
+    vocab |= {symbol: FIRST_BYTE + byte for byte, symbol in enumerate(byte_symbols())}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()

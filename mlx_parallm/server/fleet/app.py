@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI
 from mlx_parallm import __version__
 from mlx_parallm.errors import ParallmError
 from mlx_parallm.models.device_memory import total_memory
+from mlx_parallm.server.audio.form import FORM_BYTES
 from mlx_parallm.server.fleet.catalog import Entry, entries_of, settings_for
 from mlx_parallm.server.fleet.fleet import Fleet
 from mlx_parallm.server.fleet.front import Front
@@ -96,7 +97,7 @@ def create_fleet_app(
     # The page is there while no model is, and is no reason to load one.
     for family in (router, greeting.router, page.router):
         app.include_router(family, dependencies=[Depends(refuse_undeclared)])
-    app.add_middleware(Front, fleet=fleet, own=app.router, limit=settings.max_body_size)
+    app.add_middleware(Front, fleet=fleet, own=app.router, limit=largest_body(settings))
     app.add_middleware(
         Gate,
         admission=Admission(lambda: fleet),
@@ -105,6 +106,13 @@ def create_fleet_app(
     )
     app.add_middleware(Cors, origins=settings.cors_origin)
     return app
+
+
+def largest_body(settings: Settings) -> int:
+    """Bytes that the front reads of any request; the routes look again, each at its own limit."""
+    if settings.transcription_model is None:
+        return settings.max_body_size
+    return max(settings.max_body_size, settings.max_audio_bytes + FORM_BYTES)
 
 
 async def _start(

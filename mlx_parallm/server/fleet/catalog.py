@@ -90,7 +90,8 @@ def _in_folder(folder: Path) -> Iterator[Entry]:
 def settings_for(settings: Settings, entry: Entry) -> Settings:
     """The settings of one model's own server. What is kept on disk has a folder of its own."""
     own = entry.name.replace("/", "--")
-    names = settings.served_model_name if entry.path == settings.model_path else ()
+    is_first = entry.path == settings.model_path
+    names = settings.served_model_name if is_first else ()
     return replace(
         settings,
         model_path=entry.path,
@@ -98,6 +99,8 @@ def settings_for(settings: Settings, entry: Entry) -> Settings:
         also_serve=(),
         models_dir=None,
         pin_model=(),
+        # Beside the first model: it answers what names no model in JSON.
+        transcription_model=settings.transcription_model if is_first else None,
         prefix_cache_dir=_below(settings.prefix_cache_dir, own),
         memory_dir=_below(settings.memory_dir, own),
         response_store=settings.response_store and f"{settings.response_store}.{own}",

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
 from mlx_parallm.errors import UnavailableError
+from mlx_parallm.options.values import name_and_path
 from mlx_parallm.server.admin import check_admin, shown_card
 from mlx_parallm.server.fleet.catalog import Entry
 from mlx_parallm.server.fleet.fleet import Fleet
@@ -45,6 +46,7 @@ async def list_models(request: Request) -> Response:
     """
     fleet = fleet_of(request)
     cards = [card for slot in fleet.slots for card in _cards(slot)]
+    cards += _sound_cards(fleet, _settings(request))
     cards = [shown_card(card, request, _settings(request)) for card in cards]
     memory = {"used": fleet.memory_used, "limit": fleet.memory}
     return json_answer({"object": "list", "memory": memory, "data": cards})
@@ -108,9 +110,11 @@ async def unload_model(request: Request, name: str) -> Response:
 @router.get("/v1/models/{name:path}", summary="One model", responses=ERRORS)
 async def get_model(request: Request, name: str) -> Response:
     """One model by its name, which may contain slashes."""
-    slot = fleet_of(request).get(name)
-    card = next(card for card in _cards(slot) if card["id"] == name)
-    return json_answer(shown_card(card, request, _settings(request)))
+    fleet, settings = fleet_of(request), _settings(request)
+    sounds = [card for card in _sound_cards(fleet, settings) if card["id"] == name]
+    cards = sounds or _cards(fleet.get(name))
+    card = next(card for card in cards if card["id"] == name)
+    return json_answer(shown_card(card, request, settings))
 
 
 @router.get("/ping", include_in_schema=False)
@@ -156,6 +160,16 @@ def _cards(slot: Slot) -> Iterator[dict[str, Any]]:
             "root": entry.path or entry.name,
             "parent": slot.entry.name,
         }
+
+
+def _sound_cards(fleet: Fleet, settings: Settings) -> list[dict[str, Any]]:
+    """Of the model that turns sounds into text, if there is one: it is beside the first model."""
+    if settings.transcription_model is None:
+        return []
+    name, path = name_and_path(settings.transcription_model)
+    capabilities = {"vision": False, "video": False, "transcription": True}
+    own = {"id": name, "root": path, "path_or_hf_id": path, "capabilities": capabilities}
+    return [_card(fleet.slots[0]) | own]
 
 
 def _card(slot: Slot) -> dict[str, Any]:

@@ -74,7 +74,7 @@ async def whole_answer(
         ParallmError: what went wrong with it.
     """
     deadline = _deadline(state, generation)
-    gone = asyncio.create_task(_client_gone(request.receive))
+    gone = asyncio.create_task(client_gone(request.receive))
     try:
         future = state.queue.put(generation)
         await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -162,7 +162,7 @@ class EventStream(Response):
         return self._framing.before + to_json(envelope_for(error, scope)) + self._framing.after
 
     async def _stop_when_gone(self, receive: Receive) -> None:
-        await _client_gone(receive)
+        await client_gone(receive)
         self._cancel()
 
     def _cancel(self) -> None:
@@ -179,7 +179,7 @@ def _deadline(state: ServerState, generation: Generation) -> asyncio.TimerHandle
     return loop.call_later(seconds, state.dispatcher.cancel, generation, error)
 
 
-async def _client_gone(receive: Receive) -> None:
+async def client_gone(receive: Receive) -> None:
     """Return when the client has closed its connection. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlx_parallm.options.values import name_and_path
 from mlx_parallm.server.adapters import Entry
 from mlx_parallm.server.admin import shown_card
 from mlx_parallm.server.openapi import ERRORS
@@ -23,6 +24,7 @@ async def list_models(request: Request) -> Response:
     state = state_of(request)
     cards = [_card(state, name) for name in state.settings.model_names]
     cards += [_adapter_card(state, entry) for entry in state.adapters.entries]
+    cards += _sound_cards(state)
     shown = [shown_card(card, request, state.settings) for card in cards]
     return json_answer({"object": "list", "data": shown})
 
@@ -38,9 +40,31 @@ async def get_model(request: Request, model_id: str) -> Response:
     state = state_of(request)
     if model_id not in state.settings.model_names and model_id in state.adapters:
         card = _adapter_card(state, state.adapters.entry(model_id))
+    elif sounds := [card for card in _sound_cards(state) if card["id"] == model_id]:
+        card = sounds[0]
     else:
         card = _card(state, state.check_model(model_id))
     return json_answer(shown_card(card, request, state.settings))
+
+
+def _sound_cards(state: ServerState) -> list[dict[str, Any]]:
+    """Of the model that turns sounds into text, if there is one."""
+    given = state.settings.transcription_model
+    if given is None:
+        return []
+    whisper = None if state.engine.loaded is None else state.engine.loaded.whisper
+    name, path = name_and_path(given)
+    own = {
+        "type": "transcription",
+        "path_or_hf_id": path,
+        "root": path,
+        "max_model_len": None if whisper is None else whisper.context,
+        "bytes": None if whisper is None else whisper.nbytes,
+        "capabilities": None
+        if whisper is None
+        else {"vision": False, "video": False, "transcription": True},
+    }
+    return [_card(state, name) | own]
 
 
 def _adapter_card(state: ServerState, entry: Entry) -> dict[str, Any]:

@@ -10,10 +10,14 @@ from mlx_parallm.server.schemas.base import RequestModel
 
 
 class Capabilities(BaseModel):
-    """What a model can do. vision: it takes pictures; video: and videos."""
+    """What a model can do.
+
+    vision: it takes pictures; video: and videos; transcription: it writes sounds down.
+    """
 
     vision: bool
     video: bool
+    transcription: bool = False
 
 
 class ModelCard(BaseModel):

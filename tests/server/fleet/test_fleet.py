@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_parallm.options.loading import load_settings
-from mlx_parallm.server.fleet.catalog import entries_of
+from mlx_parallm.server.fleet.catalog import entries_of, settings_for
 from mlx_parallm.server.fleet.slot import Slot
 from mlx_parallm.settings import Settings, SettingsError
 from tests.models.tiny_hub import TinyHub
@@ -65,6 +65,16 @@ def test_streams_and_many_clients_of_two_models(serve_fleet: Any, models: Any) -
             for name, prompt in asked
         ]
     assert list(texts) == alone
+
+
+def test_a_model_for_sounds_is_beside_the_first_one(serve_fleet: Any, models: Any) -> None:
+    server = serve_fleet(models_dir=str(models(a=10)), transcription_model="ears=/ears")
+    assert {card["id"] for card in server.http.get("/v1/models").json()["data"]} >= {"a", "ears"}
+    card = server.http.get("/v1/models/ears").json()
+    assert card["root"] == "/ears" and card["capabilities"]["transcription"]
+    settings = Settings(also_serve=("other",), transcription_model="ears=/ears")
+    given = [settings_for(settings, entry).transcription_model for entry in entries_of(settings)]
+    assert given == ["ears=/ears", None]
 
 
 def test_load_and_unload_by_hand(serve_fleet: Any, models: Any) -> None:

@@ -1,0 +1,1 @@
+"""Transcripts of sounds, computed between the steps of the batch."""

@@ -1,0 +1,1 @@
+"""Models that hear: speech in, text out, with mlx-audio's Whisper."""
