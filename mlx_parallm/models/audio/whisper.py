@@ -133,7 +133,8 @@ class Whisper:
         def of_queries(part: mx.array) -> mx.array:
             queries = _heads(attention.query(block.attn_ln(part)), attention.n_head)
             part = part + attention.out(_attend(queries, keys, values))
-            return part + block.mlp2(nn.gelu(block.mlp1(block.mlp_ln(part))))
+            found: mx.array = part + block.mlp2(nn.gelu(block.mlp1(block.mlp_ln(part))))
+            return found
 
         return self._by_rows(of_queries, x, encoding)
 

@@ -193,4 +193,5 @@ def _resampled(parts: list[np.ndarray], rate: int, frames: int, param: str) -> n
     found: np.ndarray = resample_audio_chunks(
         parts, down, up, frames, chunk_duration_seconds=math.ceil(_CHUNK / down)
     )
-    return np.clip(found, -1.0, 1.0)
+    clipped: np.ndarray = np.clip(found, -1.0, 1.0)
+    return clipped

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlx_parallm.server.schemas.base import RequestModel, Unsupported, unsupported, wrong
 
+Granularity = Literal["segment", "word"]
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
@@ -33,8 +34,8 @@ class TranscriptionRequest(TranslationRequest):
     """A sound to be written down in its own language."""
 
     language: str = Field("", description="Its code or English name; empty: the model hears it.")
-    timestamp_granularities: list[Literal["segment", "word"]] = Field(
-        default_factory=lambda: ["segment"],
+    timestamp_granularities: list[Granularity] = Field(
+        default_factory=lambda: list[Granularity](("segment",)),
         alias="timestamp_granularities[]",
         description="Of verbose_json; words are not supported.",
     )

@@ -115,7 +115,7 @@ def _of_mlx_audio(
             pass
 
         def apply(self, logits: mx.array, tokens: mx.array) -> mx.array:
-            [row] = tokens.tolist()
+            row: list[int] = np.array(tokens)[0].tolist()
             said = row[row.index(whisper.vocabulary.start) + 3 :]
             scores = whisper.rules.log_probabilities(np.array(logits[0]), said)
             return mx.array(scores)[None]
