@@ -19,7 +19,7 @@ from mlx_parallm.models import bert, lstm, mamba_ssm
 from mlx_parallm.models.adapting.adapt import check_supported
 from mlx_parallm.models.adapting.packed import install as install_packed_products
 from mlx_parallm.models.adapting.packed import stays_packed
-from mlx_parallm.models.adapting.shards import shard
+from mlx_parallm.models.adapting.shards import Divided, shard
 from mlx_parallm.models.adapting.stages import divide, held
 from mlx_parallm.models.checkpoint.config_names import with_older_names
 from mlx_parallm.models.checkpoint.renaming import Weights, classes_that, weight_names
@@ -62,6 +62,7 @@ class LoadedModel:
         vocab_size: columns of the logits.
         dtype: of the weights that compute; nbytes: of all weights that this process has.
         quantization: config.json's quantization, None where weights are plain.
+        divided: where other processes have the other parts of it.
         head: of a sequence classifier or reward model.
         pooling: how its embeddings are made: "last", "mean" or "cls".
         predictors: plain networks that are served beside it, by name.
@@ -84,6 +85,7 @@ class LoadedModel:
     num_parameters: int
     nbytes: int
     quantization: dict[str, Any] | None
+    divided: Divided | None = None
     head: ClassificationHead | None = None
     pooling: str = "last"
     predictors: dict[str, Predictor] = field(default_factory=dict)
@@ -170,11 +172,8 @@ def load_model(
         )
     except (Exception, SystemExit) as error:  # some of mlx-lm's modules exit on import
         raise ModelLoadError(f"{path}: the model cannot be loaded: {_sentence(error)}") from error
-    quantization = config.get("quantization")
     install_packed_products()
-    convert(model, dtype, quantization)
-    if quantize is not None:
-        config = quantize_weights(model, config, quantize)
+    config = _for_this_device(model, config, dtype, quantize)
     if _on_cuda():
         check_cuda_shapes(model)
     whole = _num_parameters(model)
@@ -184,6 +183,8 @@ def load_model(
     loaded = describe(model, tokenizer, config, path, folder, max_model_len)
     loaded.num_parameters = whole
     loaded.nbytes = sum(array.nbytes for array in held(model).values())
+    if group is not None and not in_stages:
+        loaded.divided = Divided(group, lambda: _whole(folder, dtype, quantize))
     loaded.pooling = _pooling(folder, loaded.is_encoder)
     _open_eyes(loaded, dtype, trust_remote_code, in_stages=in_stages)
     if loaded.is_encoder:
@@ -196,6 +197,20 @@ def load_model(
         if loaded.head is None:
             raise ModelLoadError(f"{path}: a sequence classifier without its score.weight")
     return loaded
+
+
+def _whole(folder: Path, dtype: str, quantize: str | None) -> tuple[Any, dict[str, Any]]:
+    """The model and its config.json once more; no weight is read."""
+    model, config = _load_body(folder, _read_config(folder))
+    return model, _for_this_device(model, config, dtype, quantize)
+
+
+def _for_this_device(
+    model: Any, config: dict[str, Any], dtype: str, quantize: str | None
+) -> dict[str, Any]:
+    """Give weights that are still to be read the type and the packing that compute here."""
+    convert(model, dtype, config.get("quantization"))
+    return config if quantize is None else quantize_weights(model, config, quantize)
 
 
 def _open_eyes(

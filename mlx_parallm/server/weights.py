@@ -12,11 +12,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlx_parallm.engine.ranks.events import (
+    BeginWeights,
+    ForgetWeights,
+    KeepWeights,
+    MakeWeights,
+)
+from mlx_parallm.engine.ranks.turn import Event
 from mlx_parallm.engine.weights import Running, Weights
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError
-from mlx_parallm.models.checkpoint.upload import Upload, merged, read_body, read_path
+from mlx_parallm.models.checkpoint.upload import (
+    Upload,
+    files_of,
+    merged,
+    read_body,
+    read_path,
+)
 from mlx_parallm.models.device_memory import free_memory
 from mlx_parallm.models.loader import float32_bytes
 from mlx_parallm.server.adapters import run_in_pieces
@@ -59,6 +72,7 @@ class ModelVersions:
         self._plain_bytes = float32_bytes(engine.loaded.model)
         self._plain_bytes += 0 if vision is None else vision.tower.nbytes
         self._parts: list[Upload] | None = None  # of an update in several calls
+        self._paths: list[str] = []  # of one that every rank reads itself
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
 
     @property
@@ -93,11 +107,17 @@ class ModelVersions:
         """
         most = self.most_bytes
         with self._only_change():
+            if self._is_divided:
+                return await self._put_divided([path], running)
             return await self._put(lambda: read_path(path, most), running)
+
+    @property
+    def _is_divided(self) -> bool:
+        return self._engine.ranks.size > 1
 
     def start(self) -> None:
         """Collect parts from now on; those of an update that was not finished are dropped."""
-        self._parts = []
+        self._parts, self._paths = [], []
 
     @property
     def is_collecting(self) -> bool:
@@ -113,6 +133,10 @@ class ModelVersions:
         most, parts = self.most_bytes, self._parts
         assert parts is not None
         with self._only_change():
+            if self._is_divided:
+                await self._in_thread(lambda: files_of(path, most))
+                self._paths.append(path)
+                return
             parts.append(await self._in_thread(lambda: read_path(path, most)))
 
     async def finish(self, running: Running) -> Put:
@@ -121,12 +145,14 @@ class ModelVersions:
         Raises:
             InvalidRequestError, ConflictError: nothing is changed, and the parts are dropped.
         """
-        parts = self._parts
-        if not parts:
+        parts, paths = self._parts, self._paths
+        if not parts and not paths:
             raise InvalidRequestError("There is no update to finish: it needs weights first.")
         with self._only_change():
-            self._parts = None
-            return await self._put(lambda: merged(parts), running)
+            self._parts, self._paths = None, []
+            if self._is_divided:
+                return await self._put_divided(paths, running)
+            return await self._put(lambda: merged(parts or []), running)
 
     async def roll_back(self, version: int | None, running: Running) -> Put:
         """An earlier version again; None is the one before.
@@ -164,7 +190,23 @@ class ModelVersions:
         self._check_memory(upload)
         digest = await self._in_thread(upload.digest)
         await run_in_pieces(self._engine, fitting.steps(upload))
-        weights = Weights(self._last + 1, digest, fitting.made)
+        return await self._add(Weights(self._last + 1, digest, fitting.made), running)
+
+    async def _put_divided(self, paths: list[str], running: Running) -> Put:
+        """Every rank reads the files and keeps its part."""
+        try:
+            await self._enter(BeginWeights(paths, self.most_bytes))
+            while await self._enter(MakeWeights()):
+                pass
+            weights = await self._enter(KeepWeights(self._last + 1))
+            return await self._add(weights, running)
+        finally:
+            self._engine.enter(ForgetWeights(self.versions))
+
+    async def _enter(self, event: Event) -> Any:
+        return await asyncio.wrap_future(self._engine.enter(event))
+
+    async def _add(self, weights: Weights, running: Running) -> Put:
         before = self.current.version
         put = await self._use(weights, running)
         self._last = weights.version

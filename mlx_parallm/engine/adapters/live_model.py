@@ -12,9 +12,10 @@ import numpy as np
 
 from mlx_parallm.engine.adapters.adapter import Adapter
 from mlx_parallm.engine.adapters.adapter_pool import AdapterPool
+from mlx_parallm.engine.adapters.divided_versions import DividedVersions
 from mlx_parallm.engine.adapters.live import switch_weights
 from mlx_parallm.engine.model_runner import ModelRunner
-from mlx_parallm.engine.ranks.events import SwitchAdapter
+from mlx_parallm.engine.ranks.events import SwitchAdapter, UseWeights
 from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.ranks.turn import Event
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
@@ -40,6 +41,7 @@ class LiveModel(ABC):
     runner: ModelRunner
     scheduler: ContinuousBatchScheduler
     ranks: Ranks
+    _divided_versions: DividedVersions | None = None
 
     @abstractmethod
     def call(self, function: Callable[[], T], *, at_rest: bool = False) -> Future[T]:
@@ -105,9 +107,9 @@ class LiveModel(ABC):
         loaded = self.loaded
         if self.ranks.size > 1:
             raise UnsupportedError(
-                "The weights of a model that several processes compute cannot be replaced "
-                "(--tensor-parallel, --pipeline-parallel).",
-                param="model",
+                "With --tensor-parallel new weights are read by every process: give a path that "
+                "all of them have, not the weights themselves.",
+                param="path",
             )
         if loaded is None or loaded.head is not None:
             raise UnsupportedError(
@@ -119,14 +121,24 @@ class LiveModel(ABC):
 
     def put_weights(self, new: Weights, running: Running) -> Future[int]:
         """Make other weights the model's own, between two steps; see live.py."""
+        if self.ranks.size > 1:
+            return self.enter(UseWeights(new.version, running))
+        return self.call(lambda: self.use_weights(new, running), at_rest=True)
 
-        def put() -> int:
+    def use_weights(self, new: Weights, running: Running) -> int:
+        """See put_weights; on the engine's thread."""
+        assert self.loaded is not None
+        fingerprint_of(self.loaded)  # as long as it computes with what was loaded
+        self.loaded.weights_digest = new.digest
+        return switch_weights(self.scheduler, self.runner, new, running)
+
+    @property
+    def divided_versions(self) -> DividedVersions:
+        """Of the weights that ranks divide; on the engine's thread."""
+        if self._divided_versions is None:
             assert self.loaded is not None
-            fingerprint_of(self.loaded)  # as long as it computes with what was loaded
-            self.loaded.weights_digest = new.digest
-            return switch_weights(self.scheduler, self.runner, new, running)
-
-        return self.call(put, at_rest=True)
+            self._divided_versions = DividedVersions(self.loaded, self.weights, self.ranks)
+        return self._divided_versions
 
     @property
     def _adapter_pool(self) -> AdapterPool:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mlx_parallm.engine.adapters.adapter import Adapter
+from mlx_parallm.engine.adapters.divided_versions import DividedVersions
 from mlx_parallm.engine.adapters.live import switch_rows
 from mlx_parallm.engine.config import EngineConfig
 from mlx_parallm.engine.guessing.ngram import NgramDrafter
 from mlx_parallm.engine.model_runner import ModelRunner
 from mlx_parallm.engine.scheduler import ContinuousBatchScheduler
 from mlx_parallm.engine.sequence import Sequence
+from mlx_parallm.engine.weights import Running, Weights
 from mlx_parallm.models.loader import LoadedModel
 
 
@@ -31,6 +33,13 @@ class Doer(Protocol):
 
     def quit(self) -> None:
         """Leave the loop after this turn."""
+
+    @property
+    def divided_versions(self) -> DividedVersions:
+        """Of the weights that ranks divide."""
+
+    def use_weights(self, new: Weights, running: Running) -> int:
+        """Make other weights the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,71 @@ class ForgetPrefixes:
         """Prefixes that a step is about to use stay until it has."""
         if engine.runner.prefixes is not None:
             engine.runner.prefixes.tree.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class BeginWeights:
+    """Make new weights of files that every rank has; see DividedVersions.
+
+    Attributes:
+        paths: files, or folders of them. most: bytes that one of these may have.
+    """
+
+    paths: list[str]
+    most: int
+    at_rest: bool = False
+
+    def apply(self, engine: Doer) -> None:
+        """Forget what was begun before."""
+        engine.divided_versions.begin(self.paths, self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeWeights:
+    """A piece of what was begun."""
+
+    at_rest: bool = False
+
+    def apply(self, engine: Doer) -> bool:
+        """Returns whether there is more to make."""
+        return engine.divided_versions.advance()
+
+
+@dataclass(frozen=True, slots=True)
+class KeepWeights:
+    """What was made is a version of the weights, if all ranks have made it."""
+
+    version: int
+    at_rest: bool = False
+
+    def apply(self, engine: Doer) -> Weights:
+        """Keep it; returns this rank's part."""
+        return engine.divided_versions.keep(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetWeights:
+    """Only these versions of the weights can be used again."""
+
+    kept: list[int]
+    at_rest: bool = False
+
+    def apply(self, engine: Doer) -> None:
+        """Drop the others, and what was begun."""
+        engine.divided_versions.forget(self.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class UseWeights:
+    """A version of the weights is the model's from now on; see live.py."""
+
+    version: int
+    running: Running
+    at_rest: bool = True
+
+    def apply(self, engine: Doer) -> int:
+        """Returns how many sequences that had begun go on with it."""
+        return engine.use_weights(engine.divided_versions.versions[self.version], self.running)
 
 
 @dataclass(frozen=True, slots=True)

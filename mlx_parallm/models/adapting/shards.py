@@ -6,7 +6,8 @@ they compute what a plain one does, so that everything else knows them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -39,6 +40,20 @@ _COUNTS = (
 Shapes = dict[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Divided:
+    """How a model is divided of which this process has a part.
+
+    Attributes:
+        group: the processes.
+        whole: makes the model once more with all of its layers, and its config.json; no weight
+            is read.
+    """
+
+    group: mx.distributed.Group
+    whole: Callable[[], tuple[Any, dict[str, Any]]]
+
+
 def shard(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) -> None:
     """Keep this rank's part of a model whose weights are still to be read, and read it.
 
@@ -48,6 +63,15 @@ def shard(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) ->
     Raises:
         ModelLoadError: the architecture cannot be divided, or not among so many ranks.
     """
+    divide(model, group, config)
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for array in weights.values():
+        mx.eval(array)  # one after the other: what is cut off is freed before the next is read
+        mx.clear_cache()
+
+
+def divide(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) -> None:
+    """Keep this rank's part, and read nothing; see shard."""
     _check_kind(model, str(config.get("model_type")))
     shapes = {path: _shapes(module) for path, module in model.named_modules()}
     counts = _counts(model)
@@ -62,10 +86,6 @@ def shard(model: Any, group: mx.distributed.Group, config: Mapping[str, Any]) ->
     _check_counts(counts, _counts(model), config, group.size())
     for path, module in model.named_modules():
         _settle(module, shapes.get(path), group)
-    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    for array in weights.values():
-        mx.eval(array)  # one after the other: what is cut off is freed before the next is read
-        mx.clear_cache()
 
 
 def divided_part(model: Any) -> Any:

@@ -57,7 +57,7 @@ class Fitting:
         for name in list(upload.tensors):
             arrays[name] = _on_device(upload.tensors.pop(name))
             yield
-        yield from self._check_tower(arrays)
+        yield from self.check_tower(arrays)
         arrays = self._named(arrays)
         wanted = self._wanted(arrays)
         self._check(arrays, wanted)
@@ -65,7 +65,7 @@ class Fitting:
             yield from self._make(name, arrays.pop(name))
         mx.eval(self.made)
 
-    def _check_tower(self, arrays: Arrays) -> Iterator[None]:
+    def check_tower(self, arrays: Arrays) -> Iterator[None]:
         """Features and prefixes of running rows are this tower's: another one is refused."""
         for other in () if self._tower is None else self._tower.differences(dict(arrays)):
             if other:
@@ -74,6 +74,23 @@ class Fitting:
                     "while it runs. Leave these weights out, or start a server with the checkpoint."
                 )
             yield
+
+    def lazily(self, arrays: Arrays) -> Arrays:
+        """Parameters that are made when they are computed with; float16 may overflow.
+
+        Raises:
+            InvalidRequestError: a name, a shape or a type does not fit.
+        """
+        arrays = self._named(arrays)
+        wanted = self._wanted(arrays)
+        self._check(arrays, wanted)
+        for name in wanted:
+            array = arrays.pop(name)
+            if self._packs(name, array):
+                self.made |= self._packed(name, array.astype(self._dtype))
+            else:
+                self.made[name] = array.astype(self._now[name].dtype)
+        return self.made
 
     def _named(self, arrays: Arrays) -> Arrays:
         """By the model's own names: as they are, or as mlx-lm renames a checkpoint."""
@@ -138,7 +155,9 @@ class Fitting:
     def _make(self, name: str, array: mx.array) -> Iterator[None]:
         path = name.rpartition(".")[0]
         if self._packs(name, array):
-            self._pack(path, array)
+            parts = self._packed(name, self._cast(name, array, self._dtype))
+            mx.eval(parts)
+            self.made |= parts
         else:
             made = self._cast(name, array, self._now[name].dtype)
             module = self._modules.get(path)
@@ -147,14 +166,13 @@ class Fitting:
             mx.eval(self.made[name])
         yield
 
-    def _pack(self, path: str, array: mx.array) -> None:
+    def _packed(self, name: str, plain: mx.array) -> Arrays:
         """As `--quantize` does it at loading."""
+        path = name.rpartition(".")[0]
         module = self._modules[path]
-        plain = self._cast(f"{path}.weight", array, self._dtype)
         parts = mx.quantize(plain, module.group_size, module.bits, mode=module.mode)
-        for part, values in zip(("weight", *_PACKED), parts, strict=False):
-            self.made[f"{path}.{part}"] = values
-        mx.eval(list(parts))
+        names = (f"{path}.{part}" for part in ("weight", *_PACKED))
+        return dict(zip(names, parts, strict=False))
 
     def _cast(self, name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
         made = array.astype(dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,38 @@ def read_as_stored(data: bytes | memoryview) -> dict[str, Tensor]:
             _check_finite(name, kind, raw)
             found[name] = Tensor(kind, raw)
     return found
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries of a safetensors file by the tensors' names, and where its data begin.
+
+    Raises:
+        InvalidRequestError: truncated or damaged.
+    """
+    with path.open("rb") as file:
+        size = file.read(8)
+        header = file.read(min(_MOST_HEADER, int.from_bytes(size, "little")))
+    entries, start = _header(memoryview(size + header))
+    return {name: entry for name, entry in entries.items() if name != "__metadata__"}, start
+
+
+def read_one(path: Path, start: int, name: str, entry: Any) -> Tensor:
+    """One tensor of a safetensors file, by its entry in the header.
+
+    Raises:
+        InvalidRequestError: truncated, damaged, of another type, or not finite.
+    """
+    try:
+        first, stop = (int(n) for n in entry["data_offsets"])
+        with path.open("rb") as file:
+            file.seek(start + first)
+            data = file.read(max(0, stop - first))
+    except (KeyError, TypeError, ValueError, OSError):
+        raise InvalidRequestError(f"{name[:200]}: the header's entry is damaged.") from None
+    placed = {**entry, "data_offsets": [0, stop - first]}
+    kind, raw = _raw(name, placed, memoryview(data), _DTYPES | _INTEGERS)
+    _check_finite(name, kind, raw)
+    return Tensor(kind, raw)
 
 
 def read_tensors(data: bytes | memoryview) -> Tensors:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -32,10 +33,15 @@ class Upload:
         order of the names, so that it does not matter how they lie in files."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
-            head = [name, tensor.kind, list(tensor.values.shape)]
-            digest.update(json.dumps(head, separators=(",", ":")).encode())
-            digest.update(np.ascontiguousarray(tensor.values).data)
+            add_to_digest(digest, name, tensor)
         return digest.hexdigest()[:32]
+
+
+def add_to_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    """Let a hash depend on a tensor."""
+    head = [name, tensor.kind, list(tensor.values.shape)]
+    digest.update(json.dumps(head, separators=(",", ":")).encode())
+    digest.update(np.ascontiguousarray(tensor.values).data)
 
 
 def read_body(data: bytes) -> Upload:
@@ -58,6 +64,19 @@ def read_path(path: str, most: int) -> Upload:
         InvalidRequestError: they cannot be read; a name twice.
         BodyTooLargeError: they are larger than any weights of this model.
     """
+    files = files_of(path, most)
+    try:
+        return merged(read_body(file.read_bytes()) for file in files)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def files_of(path: str, most: int) -> list[Path]:
+    """A file, or all files of a folder that mlx-lm would load; see read_path.
+
+    Raises:
+        NotFoundError, InvalidRequestError, BodyTooLargeError: there are none, or too large ones.
+    """
     place = named_place(path, "path")
     files = sorted(place.glob(_FILES)) if place.is_dir() else [place]
     if not files or not files[0].is_file():
@@ -66,11 +85,13 @@ def read_path(path: str, most: int) -> Upload:
     try:
         if sum(file.stat().st_size for file in files) > most:
             raise BodyTooLargeError(f"{path[:300]} is larger than any weights of this model.")
-        return merged(read_body(file.read_bytes()) for file in files)
     except OSError as error:
-        raise InvalidRequestError(
-            f"{path[:300]}: {error.strerror or error}.", param="path"
-        ) from None
+        raise _unreadable(path, error) from None
+    return files
+
+
+def _unreadable(path: str, error: OSError) -> InvalidRequestError:
+    return InvalidRequestError(f"{path[:300]}: {error.strerror or error}.", param="path")
 
 
 def merged(parts: Iterable[Upload]) -> Upload:

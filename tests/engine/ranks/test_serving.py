@@ -128,7 +128,6 @@ def test_what_is_paused_and_forgotten_is_so_on_all_ranks(alone: list[Any], two: 
     [
         (400, "/v1/completions", {"prompt": "a", "memory": {"collections": ["x"]}}, "Memories"),
         (400, "/v1/models/bundled/memories", {"collection": "x", "text": "a"}, "Memories"),
-        (400, "/update_weights", {"weight_dir": "/x"}, "--tensor-parallel"),
         (400, "/v1/completions", {"prompt": "a", "max_tokens": 5000}, "context"),
         (400, "/v1/completions", {"prompt": "a", "grammar": "root ::= ("}, "rammar"),
         (400, "/v1/chat/completions", {"messages": [SHOWS_A_PICTURE]}, "does not see pictures"),
