@@ -23,6 +23,7 @@ from mlx_parallm.models.adapting.shards import Divided, shard
 from mlx_parallm.models.adapting.stages import divide, held
 from mlx_parallm.models.checkpoint.config_names import with_older_names
 from mlx_parallm.models.checkpoint.renaming import Weights, classes_that, weight_names
+from mlx_parallm.models.config_facts import context_of, vocab_size_of
 from mlx_parallm.models.device_memory import total_memory
 from mlx_parallm.models.heads import HEAD_NAMES, ClassificationHead, is_classifier, load_head
 from mlx_parallm.models.predictor import Predictor
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from mlx_parallm.models.vision.vision import Vision
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-_DEFAULT_CONTEXT = 4096
 _READ_AT_ONCE = 256 * 1024**2  # bytes
 
 
@@ -370,8 +370,8 @@ def describe(
         path=path,
         folder=folder,
         eos_token_ids=frozenset(int(i) for i in tokenizer.eos_token_ids if i is not None),
-        max_model_len=_context(config, max_model_len),
-        vocab_size=_vocab_size(config, tokenizer),
+        max_model_len=context_of(config, max_model_len),
+        vocab_size=vocab_size_of(config, tokenizer),
         dtype=str(max(floats, key=lambda a: a.size).dtype).rsplit(".", 1)[-1],
         num_parameters=_num_parameters(model),
         nbytes=sum(array.nbytes for array in weights),
@@ -479,31 +479,3 @@ def float32_bytes(model: Any, stays: Callable[[Any], bool] = lambda module: Fals
                 packed = 32 // bits if bits and name == "weight" else 1
                 total += array.size * packed * 4
     return total
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else config
-
-
-def _context(config: dict[str, Any], asked: int | None) -> int:
-    text = _text_config(config)
-    names = (
-        "max_position_embeddings",
-        "n_positions",
-        "max_seq_len",
-        "seq_length",
-        "n_ctx",
-        "block_size",
-        "model_max_length",
-    )
-    own = next((int(text[n]) for n in names if text.get(n)), _DEFAULT_CONTEXT)
-    return min(own, asked) if asked else own
-
-
-def _vocab_size(config: dict[str, Any], tokenizer: Any) -> int:
-    text = _text_config(config)
-    for name in ("vocab_size", "padded_vocab_size", "n_vocab", "num_vocab"):
-        if text.get(name):
-            return int(text[name])
-    return len(tokenizer.get_vocab())
