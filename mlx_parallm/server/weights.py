@@ -113,6 +113,7 @@ class ModelVersions:
 
     @property
     def _is_divided(self) -> bool:
+        self._engine.check_replaceable()
         return self._engine.ranks.size > 1
 
     def start(self) -> None:

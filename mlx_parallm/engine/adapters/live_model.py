@@ -98,6 +98,18 @@ class LiveModel(ABC):
         """The model's own, as new sequences get them."""
         return self.runner.weights.current
 
+    def check_replaceable(self) -> None:
+        """Refuse other weights for a model whose layers are divided over ranks.
+
+        Raises:
+            UnsupportedError: they are.
+        """
+        if self.ranks.in_stages:
+            raise UnsupportedError(
+                "The weights of a model cannot be replaced with --pipeline-parallel.",
+                param="model",
+            )
+
     def fitting(self) -> Fitting:
         """Makes parameters of this model from uploads; its steps are for `call`.
 
@@ -105,6 +117,7 @@ class LiveModel(ABC):
             UnsupportedError: the model has a head that is no part of it, or several processes.
         """
         loaded = self.loaded
+        self.check_replaceable()
         if self.ranks.size > 1:
             raise UnsupportedError(
                 "With --tensor-parallel new weights are read by every process: give a path that "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import mlx_parallm
 from mlx_parallm.models.loader import load_model
 from mlx_parallm.options.loading import load_settings
 from mlx_parallm.settings import SettingsError
@@ -26,6 +27,7 @@ from tests.models.lora.adapters import ALL, mlx_lm_adapter
 from tests.server.test_predict import MLP, mlp_weights
 from tests.server.test_predict import write as write_network
 
+BUNDLED = Path(mlx_parallm.__file__).parent / "models" / "bundled"
 TEXT = "the quick brown fox jumps over the lazy dog and then some more words follow here. "
 PERSON = {
     "type": "object",
@@ -145,6 +147,15 @@ def test_what_is_refused_is_so_by_rank_0_and_nothing_is_lost(
         answer.text
     )
     assert two.ask(completion("1 2 3", max_tokens=1))["choices"]
+
+
+def test_a_pipelines_weights_stay(two: Server) -> None:
+    info = two.http.get("/server_info", params={"config_format": "json"}).json()
+    if info["vllm_config"]["parallel_config"]["pipeline_parallel_size"] == 1:
+        return  # test_new_weights.py replaces these
+    answer = two.http.put("/v1/models/bundled/weights", json={"path": str(BUNDLED)})
+    assert answer.status_code == 400
+    assert "--pipeline-parallel" in answer.text
 
 
 def test_some_architectures() -> None:
