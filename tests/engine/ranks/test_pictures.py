@@ -1,18 +1,25 @@
-"""Pictures over ranks: every rank has the tower, and computes the same features."""
+"""Pictures and videos over ranks: every rank has the tower, and computes the same features."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from tests.engine.ranks.servers import Request, assert_same, ends_cleanly, serving
 from tests.server.pictures.conftest import Files
+from tests.server.videos.conftest import Clips
 
 
-def shown(files: Files, number: int) -> Request:
+def picture(files: Files, number: int) -> dict[str, Any]:
     url = files.url(files.noisy(size=(40 + number, 30)))
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def shown(part: dict[str, Any], number: int) -> Request:
     content = [
         {"type": "text", "text": f"Number {number}: "},
-        {"type": "image_url", "image_url": {"url": url}},
+        part,
         {"type": "text", "text": " What is this?"},
     ]
     body = {
@@ -31,9 +38,14 @@ def test_two_ranks_see_as_one_process_does() -> None:
     from tests.models.vision.tiny_vision import folder_of
 
     files, model = Files(), str(folder_of("idefics3"))
-    asked = [*(shown(files, number) for number in (1, 2, 1)), ("/v1/completions", {"prompt": "a"})]
+    clips = Clips()
+    asked = [
+        *(shown(picture(files, number), number) for number in (1, 2, 1)),
+        shown(clips.part(clips.frames([20, 90, 200])), 3),
+        ("/v1/completions", {"prompt": "a"}),
+    ]
     asked[1][1].update(n=2, temperature=0.9, seed=4)
-    asked[3][1].update(temperature=0, max_tokens=4, logprobs=1)
+    asked[4][1].update(temperature=0, max_tokens=4, logprobs=1)
     with serving("--model", model) as server:
         alone = server.ask_all(asked)
     with serving("--model", model, ranks=2) as server:
