@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models import llama
 
-from tests.engine.ranks.servers import ends_cleanly, serving
+from tests.engine.ranks.servers import PIPELINE, Server, ends_cleanly, serving
 from tests.engine.ranks.test_lost_ranks import free_ports, started_by_a_launcher
 from tests.models import checkpoints
 from tests.waiting import PATIENCE_S
@@ -24,7 +24,7 @@ TWELVE_HEADS = {
     "model_type": "llama",
     "hidden_size": 96,
     "intermediate_size": 192,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 12,
     "num_key_value_heads": 12,
     "rms_norm_eps": 1e-5,
@@ -33,6 +33,7 @@ TWELVE_HEADS = {
 }
 PROMPTS = [list(range(10, 10 + length)) for length in (3, 20, 70)]
 TOKENS = 4
+REPEATING = [[7, 8, 9] * 12, [3, 4] * 20]
 
 
 @pytest.fixture
@@ -48,18 +49,41 @@ def saved(folder: Path, model: Any) -> Path:
     return checkpoints.write(folder, TWELVE_HEADS, dict(tree_flatten(model.parameters())))
 
 
-def test_three_ranks_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> None:
-    expected = [
-        [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=TOKENS)]
-        for prompt in PROMPTS
+def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """What mlx-lm writes, prompt by prompt."""
+    return [
+        [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count)]
+        for prompt in prompts
     ]
-    ask = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "logprobs": 0}
-    body = {"prompt": PROMPTS, "return_tokens_as_token_ids": True, **ask}
+
+
+def written(server: Server, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """What a server writes for prompts that come at once."""
+    ask = {"temperature": 0, "max_tokens": count, "ignore_eos": True, "logprobs": 0}
+    body = {"prompt": prompts, "return_tokens_as_token_ids": True, **ask}
+    answer = server.ask(("/v1/completions", body))
+    names = [choice["logprobs"]["tokens"] for choice in answer["choices"]]
+    return [[int(name.removeprefix("token_id:")) for name in tokens] for tokens in names]
+
+
+def test_three_ranks_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> None:
     with serving("--model", str(saved(tmp_path / "model", model)), ranks=3) as server:
-        answer = server.ask(("/v1/completions", body))
+        assert written(server, PROMPTS, TOKENS) == greedy(model, PROMPTS, TOKENS)
         ends_cleanly(server)
-    found = [choice["logprobs"]["tokens"] for choice in answer["choices"]]
-    assert found == [[f"token_id:{token}" for token in tokens] for tokens in expected]
+
+
+def test_three_stages_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> None:
+    """Fewer rows than stages, as many, and more; a long prompt in chunks; guesses."""
+    prompts = [*PROMPTS, *REPEATING]
+    expected = greedy(model, prompts, 12)
+    flags = ("--prefill-chunk", "16", "--speculative", "ngram")
+    folder = str(saved(tmp_path / "model", model))
+    with serving("--model", folder, *flags, ranks=3, way=PIPELINE) as server:
+        for rows in (1, 2, 3, len(prompts)):
+            assert written(server, prompts[-rows:], 12) == expected[-rows:]
+        engine = server.http.get("/debug/metrics").json()["engine"]
+        assert engine["accepted_tokens"] > 0
+        ends_cleanly(server)
 
 
 _SERVES = """
