@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,20 +238,33 @@ def _open_eyes(
 
 
 def read_weights(model: Any) -> None:
-    """Bring the weights into memory, and tell the context's watcher how far that is."""
+    """Bring the weights into memory, and tell the context's watcher how far that is.
+
+    Some at a time: what they are made of where they are packed or converted is freed in between.
+    """
     watch = watcher.get()
-    if watch is None:
-        mx.eval(model.parameters())
-        return
     weights: list[mx.array] = list(dict(tree_flatten(model.parameters())).values())
-    total, done, begun = sum(weight.nbytes for weight in weights), 0, 0
-    watch.tell("reading", 0, total)
-    for end, weight in enumerate(weights, 1):
-        done += weight.nbytes
-        if done - watch.completed >= _READ_AT_ONCE or end == len(weights):
-            mx.eval(weights[begun:end])
-            begun = end
+    total, done = sum(weight.nbytes for weight in weights), 0
+    if watch is not None:
+        watch.tell("reading", 0, total)
+    for some in _at_once(weights):
+        mx.eval(some)
+        mx.clear_cache()
+        done += sum(weight.nbytes for weight in some)
+        if watch is not None:
             watch.tell("reading", done, total)
+
+
+def _at_once(weights: list[mx.array]) -> Iterator[list[mx.array]]:
+    """The weights, in portions of about as many bytes as are read at once."""
+    some: list[mx.array] = []
+    nbytes = 0
+    for weight in weights:
+        some.append(weight)
+        nbytes += weight.nbytes
+        if nbytes >= _READ_AT_ONCE or weight is weights[-1]:
+            yield some
+            some, nbytes = [], 0
 
 
 def load_as_stored(path: str) -> tuple[Any, dict[str, Any], Path]:
