@@ -26,6 +26,7 @@ from mlx_parallm.settings import Settings
 from tests.engine import mock
 from tests.engine.driver import Driver, greedy
 from tests.models import checkpoints
+from tests.models.test_shards import group
 from tests.waiting import wait_until
 
 SIZE, LAYERS, HEADS = 32, 2, 4
@@ -149,6 +150,13 @@ def test_an_encoder_does_not_generate(make_engine: Callable[..., Engine], tmp_pa
         UnsupportedError, match="writes no text; it has /v1/embeddings and /v1/rerank"
     ):
         engine.submit([greedy([3, 4])], lambda _: None)
+
+
+def test_an_encoder_is_not_divided(tmp_path: Path) -> None:
+    path = _saved(tmp_path, _config(), _weights())
+    for in_stages in (False, True):
+        with pytest.raises(ModelLoadError, match="the architecture 'bert' cannot be divided"):
+            load_model(path, group=group(0, 2), in_stages=in_stages)
 
 
 @contextmanager

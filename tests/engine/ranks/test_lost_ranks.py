@@ -111,15 +111,17 @@ def other(self):
     return planned
 
 ContinuousBatchScheduler.schedule = other
-sys.exit(cli.main(["--port", "0", "--tensor-parallel", "2"]))
+sys.exit(cli.main(["--port", "0", {way!r}, "2"]))
 """
 
 
-def test_a_rank_that_diverges_is_found_by_its_checksum(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [TENSOR, PIPELINE])
+def test_a_rank_that_diverges_is_found_by_its_checksum(tmp_path: Path, way: str) -> None:
     """Here somebody else has started the ranks, as mlx.launch does."""
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-    ranks = [started_by_a_launcher(_DIVERGES, hosts, rank) for rank in range(2)]
+    script = _DIVERGES.format(way=way)
+    ranks = [started_by_a_launcher(script, hosts, rank) for rank in range(2)]
     try:
         leader, other = ranks
         assert leader.stdout is not None

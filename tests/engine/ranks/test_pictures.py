@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.ranks.servers import Request, assert_same, ends_cleanly, serving
+from tests.engine.ranks.servers import PIPELINE, Request, assert_same, ends_cleanly, serving
 from tests.server.pictures.conftest import Files
 from tests.server.videos.conftest import Clips
 
@@ -53,3 +53,16 @@ def test_two_ranks_see_as_one_process_does() -> None:
             assert_same(alone, server.ask_all(asked))
         assert server.http.get("/debug/metrics").json()["engine"]["prefix_hit_tokens"] > 0
         ends_cleanly(server)
+
+
+def test_a_pipeline_refuses_pictures_and_answers_texts() -> None:
+    pytest.importorskip("mlx_vlm")
+    from tests.models.vision.tiny_vision import folder_of
+
+    path, body = shown(picture(Files(), 1), 1)
+    with serving("--model", str(folder_of("idefics3")), ranks=2, way=PIPELINE) as server:
+        refused = server.http.post(path, json=body)
+        assert refused.status_code == 400
+        message = refused.json()["error"]["message"]
+        assert "Pictures are not supported with --pipeline-parallel" in message
+        assert server.ask(("/v1/completions", {"prompt": "a", "max_tokens": 2}))["choices"]
