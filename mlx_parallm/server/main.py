@@ -186,6 +186,9 @@ def build_engine(
 
     def load() -> LoadedModel:
         watcher.set(progress)
+        whisper = None
+        if settings.transcription_model is not None:  # first: it is small, and may be missing
+            whisper = load_whisper(settings.transcription_model, settings.dtype)
         loaded = load_model(
             settings.model_path,
             dtype=settings.dtype,
@@ -198,9 +201,9 @@ def build_engine(
         if settings.chat_template is not None:
             _use_chat_template(loaded, settings.chat_template)
         loaded.predictors = load_predictors(settings.predictor)
-        if settings.transcription_model is not None:
-            loaded.whisper = load_whisper(settings.transcription_model, settings.dtype)
-            loaded.nbytes += loaded.whisper.nbytes
+        if whisper is not None:
+            loaded.whisper = whisper
+            loaded.nbytes += whisper.nbytes
         if on_loaded is not None:
             on_loaded(loaded)
         return loaded

@@ -74,7 +74,9 @@ async def _begin(request: Request, kind: type[_Fields], task: Task) -> tuple[_Fi
     sounds.check_model(body.model)
     if form.file is None:
         raise InvalidRequestError("Invalid value for 'file': this field is required.", param=_FILE)
-    return body, await sounds.begin(form.file, body, task)
+    listener = await sounds.begin(form.file, body, task)
+    request.scope["state"]["record"].audio_seconds = listener.seconds
+    return body, listener
 
 
 async def _whole(request: Request, listener: Listener, how: str, task: Task) -> Response:
@@ -93,6 +95,7 @@ async def _whole(request: Request, listener: Listener, how: str, task: Task) -> 
         gone.cancel()
         work.cancel()
         listener.cancel()
+    state_of(request).metrics.on_transcription(listener.seconds)
     return answer(Transcript(task, listener.language, listener.seconds, segments), how)
 
 
@@ -114,6 +117,7 @@ async def _stream(request: Request, listener: Listener) -> Response:
             return
         finally:
             await windows.aclose()
+        state_of(request).metrics.on_transcription(listener.seconds)
         whole = Transcript("transcribe", listener.language, listener.seconds, found)
         yield _event("done", {"text": whole.text, "usage": whole.usage})
 

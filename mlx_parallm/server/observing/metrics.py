@@ -89,6 +89,8 @@ class Metrics:
             "request_generation_tokens", "Tokens generated for a request.", _TOKENS
         )
         self._choices = self._histogram("request_params_n", "Sequences of a request.", _CHOICES)
+        self._sounds = self._counter("transcriptions", "Sounds that were written down.")
+        self._sound_seconds = self._counter("transcribed_seconds", "How long these sounds were.")
 
     def on_answer(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one HTTP answer."""
@@ -123,6 +125,11 @@ class Metrics:
         if longest > 1:
             self._between.observe((ended - first) / (longest - 1))
 
+    def on_transcription(self, seconds: float) -> None:
+        """Count a sound of this length that was written down."""
+        self._sounds.inc()
+        self._sound_seconds.inc(seconds)
+
     def families(self) -> Iterator[Metric]:
         """All families, for those who merge them."""
         yield from self._engine.collect()
@@ -141,6 +148,10 @@ class Metrics:
             if not sample.name.endswith(("_bucket", "_created"))
         }
         return {"engine": asdict(self._stats()), "queued_requests": self._queued(), "server": ours}
+
+    def _counter(self, name: str, text: str) -> Counter:
+        made = Counter(PREFIX + name, text, ("model_name",), registry=self._server)
+        return made.labels(self._model)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         made = Histogram(

@@ -51,12 +51,14 @@ class RequestRecord:
         traceparent: the W3C trace context that the client sent.
         on_answer: told of the answer where several servers share a gate.
         generations: what was made for it.
+        audio_seconds: of the sound that it brings.
     """
 
     client: ApiClient | None = None
     traceparent: str = ""
     on_answer: OnAnswer | None = None
     generations: list[Generated] = field(default_factory=list)
+    audio_seconds: float | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -97,6 +99,8 @@ class RequestRecord:
                 "cached_tokens": self.cached_tokens,
                 "generated_tokens": self.generated_tokens,
             }
+        if self.audio_seconds is not None:
+            found["audio_seconds"] = round(self.audio_seconds, 3)
         return found
 
 

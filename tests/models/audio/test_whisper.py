@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from tests.models.audio.torch_figures import FIGURES, PLACES, SECONDS, SEEDS, TO
 EXPECTED: list[dict[str, Any]] = json.loads(FIGURES.read_text())
 
 
+@cache
 def heard_by(whisper: Whisper, seed: int) -> list[KeysValues]:
-    """What the decoder hears of a melody."""
+    """What the decoder hears of a melody; nothing changes it."""
     encoding = whisper.begin(log_mel(melody(SECONDS, seed), whisper.mels)[:WINDOW_FRAMES])
     while not encoding.advance():
         pass
@@ -29,10 +32,11 @@ def heard_by(whisper: Whisper, seed: int) -> list[KeysValues]:
 
 
 @pytest.fixture(scope="module")
-def whispers(tmp_path_factory: pytest.TempPathFactory) -> list[Whisper]:
+def whispers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Whisper]]:
     """One for each seed."""
     folder = tmp_path_factory.mktemp("whispers")
-    return [load_whisper(str(make_tiny_whisper(folder / str(s), seed=s))) for s in SEEDS]
+    yield [load_whisper(str(make_tiny_whisper(folder / str(s), seed=s))) for s in SEEDS]
+    heard_by.cache_clear()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

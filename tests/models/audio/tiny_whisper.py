@@ -1,8 +1,9 @@
-"""A tiny Whisper with random weights, in transformers' format, and sounds for it."""
+"""A small Whisper with random weights, in transformers' format, and sounds for it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,50 +14,71 @@ from tests.server.conftest import byte_symbols
 
 TEXT_TOKENS = 50257
 VOCABULARY = 51865
-WIDTH, LAYERS, HEADS, MELS = 32, 2, 4, 80
-CONTEXT, HEARD = 32, 1500
+MELS, HEARD = 80, 1500
 FIRST_TIMESTAMP = 50364
 LANGUAGE_CODES = tuple(LANGUAGES)[:99]
 
 
-def make_tiny_whisper(folder: Path, *, seed: int = 0, sharpness: float = 6.0) -> Path:
-    """Write a multilingual Whisper of two layers, 32 wide, which says 16 tokens of a window.
+@dataclass(frozen=True)
+class Sizes:
+    """Of a Whisper. encoder: its layers and heads. context: twice what it says of a window."""
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 4
+    encoder: tuple[int, int] = (2, 4)
+    context: int = 32
+
+
+TINY = Sizes()
+# The encoder takes most of the time; this is enough where nothing is compared with torch.
+QUICK = replace(TINY, encoder=(1, 1))
+
+
+def make_tiny_whisper(
+    folder: Path, *, seed: int = 0, sharpness: float = 6.0, sizes: Sizes = TINY
+) -> Path:
+    """Write a multilingual Whisper, by default of two layers, 32 wide.
 
     Args:
         sharpness: of its answers; large ones leave little to chance at any temperature.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights(seed, sharpness), str(folder / "model.safetensors"))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(weights(seed, sharpness, sizes), str(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config(sizes)))
     _write_tokenizer(folder)
     return folder
 
 
-CONFIG = {
-    "model_type": "whisper",
-    "architectures": ["WhisperForConditionalGeneration"],
-    "vocab_size": VOCABULARY,
-    "num_mel_bins": MELS,
-    "d_model": WIDTH,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": HEADS,
-    "decoder_attention_heads": HEADS,
-    "encoder_ffn_dim": 4 * WIDTH,
-    "decoder_ffn_dim": 4 * WIDTH,
-    "max_source_positions": HEARD,
-    "max_target_positions": CONTEXT,
-    "pad_token_id": TEXT_TOKENS,
-    "bos_token_id": TEXT_TOKENS,
-    "eos_token_id": TEXT_TOKENS,
-    "decoder_start_token_id": TEXT_TOKENS + 1,
-    "suppress_tokens": [],
-    "begin_suppress_tokens": [],
-}
+def config(sizes: Sizes) -> dict[str, object]:
+    """Its config.json."""
+    encoder_layers, encoder_heads = sizes.encoder
+    return {
+        "model_type": "whisper",
+        "architectures": ["WhisperForConditionalGeneration"],
+        "vocab_size": VOCABULARY,
+        "num_mel_bins": MELS,
+        "d_model": sizes.width,
+        "encoder_layers": encoder_layers,
+        "decoder_layers": sizes.layers,
+        "encoder_attention_heads": encoder_heads,
+        "decoder_attention_heads": sizes.heads,
+        "encoder_ffn_dim": 4 * sizes.width,
+        "decoder_ffn_dim": 4 * sizes.width,
+        "max_source_positions": HEARD,
+        "max_target_positions": sizes.context,
+        "pad_token_id": TEXT_TOKENS,
+        "bos_token_id": TEXT_TOKENS,
+        "eos_token_id": TEXT_TOKENS,
+        "decoder_start_token_id": TEXT_TOKENS + 1,
+        "suppress_tokens": [],
+        "begin_suppress_tokens": [],
+    }
 
 
-def weights(seed: int, sharpness: float) -> dict[str, np.ndarray]:
+def weights(seed: int, sharpness: float, sizes: Sizes) -> dict[str, np.ndarray]:
     """By transformers' names."""
+    width = sizes.width
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int, scale: float) -> np.ndarray:
@@ -70,40 +92,40 @@ def weights(seed: int, sharpness: float) -> dict[str, np.ndarray]:
             found[f"{name}.bias"] = draw(out, scale=0.1)
 
     def norm(name: str) -> None:
-        found[f"{name}.weight"] = 1 + draw(WIDTH, scale=0.1)
-        found[f"{name}.bias"] = draw(WIDTH, scale=0.1)
+        found[f"{name}.weight"] = 1 + draw(width, scale=0.1)
+        found[f"{name}.bias"] = draw(width, scale=0.1)
 
     def attention(name: str) -> None:
         for part in ("q", "k", "v", "out"):
-            linear(f"{name}.{part}_proj", WIDTH, WIDTH, bias=part != "k")
+            linear(f"{name}.{part}_proj", width, width, bias=part != "k")
 
     encoder, decoder = "model.encoder", "model.decoder"
-    found[f"{encoder}.conv1.weight"] = draw(WIDTH, MELS, 3, scale=(3 * MELS) ** -0.5)
-    found[f"{encoder}.conv1.bias"] = draw(WIDTH, scale=0.1)
-    found[f"{encoder}.conv2.weight"] = draw(WIDTH, WIDTH, 3, scale=(3 * WIDTH) ** -0.5)
-    found[f"{encoder}.conv2.bias"] = draw(WIDTH, scale=0.1)
-    found[f"{encoder}.embed_positions.weight"] = _sinusoids()
-    found[f"{decoder}.embed_positions.weight"] = draw(CONTEXT, WIDTH, scale=3.0)
-    embedding = draw(VOCABULARY, WIDTH, scale=sharpness * WIDTH**-0.5)
+    found[f"{encoder}.conv1.weight"] = draw(width, MELS, 3, scale=(3 * MELS) ** -0.5)
+    found[f"{encoder}.conv1.bias"] = draw(width, scale=0.1)
+    found[f"{encoder}.conv2.weight"] = draw(width, width, 3, scale=(3 * width) ** -0.5)
+    found[f"{encoder}.conv2.bias"] = draw(width, scale=0.1)
+    found[f"{encoder}.embed_positions.weight"] = _sinusoids(width)
+    found[f"{decoder}.embed_positions.weight"] = draw(sizes.context, width, scale=3.0)
+    embedding = draw(VOCABULARY, width, scale=sharpness * width**-0.5)
     embedding[FIRST_TIMESTAMP:] *= 1.4  # so that there are some
     found[f"{decoder}.embed_tokens.weight"] = embedding
-    for side in (encoder, decoder):
-        for layer in range(LAYERS):
+    for side, layers in ((encoder, sizes.encoder[0]), (decoder, sizes.layers)):
+        for layer in range(layers):
             block = f"{side}.layers.{layer}"
             names = ("self_attn", "encoder_attn") if side == decoder else ("self_attn",)
             for name in names:
                 attention(f"{block}.{name}")
                 norm(f"{block}.{name}_layer_norm")
-            linear(f"{block}.fc1", 4 * WIDTH, WIDTH)
-            linear(f"{block}.fc2", WIDTH, 4 * WIDTH)
+            linear(f"{block}.fc1", 4 * width, width)
+            linear(f"{block}.fc2", width, 4 * width)
             norm(f"{block}.final_layer_norm")
         norm(f"{side}.layer_norm")
     return found
 
 
-def _sinusoids() -> np.ndarray:
-    steps = np.log(10000) / (WIDTH // 2 - 1)
-    times = np.arange(HEARD)[:, None] * np.exp(-steps * np.arange(WIDTH // 2))[None]
+def _sinusoids(width: int) -> np.ndarray:
+    steps = np.log(10000) / (width // 2 - 1)
+    times = np.arange(HEARD)[:, None] * np.exp(-steps * np.arange(width // 2))[None]
     return np.concatenate([np.sin(times), np.cos(times)], axis=1).astype(np.float32)
 
 

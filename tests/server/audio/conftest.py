@@ -66,9 +66,9 @@ def hearing(
 ) -> Iterator[Any]:
     """A server that hears; its weights are random. Nothing is left in its engine."""
     from mlx_parallm.models.audio.loading import load_whisper
-    from tests.models.audio.tiny_whisper import make_tiny_whisper
+    from tests.models.audio.tiny_whisper import QUICK, make_tiny_whisper
 
-    folder: Path = make_tiny_whisper(tmp_path_factory.mktemp("whisper") / "tiny")
+    folder: Path = make_tiny_whisper(tmp_path_factory.mktemp("whisper") / "tiny", sizes=QUICK)
     given = f"whisper-1={folder}"
 
     def load() -> LoadedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from tests.waiting import PATIENCE_S, wait_until
 
 MODEL = "whisper-1"
 PATH = "/v1/audio/transcriptions"
+_COUNTERS = ("transcriptions", "transcribed_seconds")
 # One attempt a window, with little left to chance.
 CALM = {"temperature": 0.05}
 
@@ -155,6 +157,23 @@ def test_who_goes_away_frees_its_row(hearing: Any, sounds: Any) -> None:
         assert stream.status_code == 200
         assert queue.live == 1
     wait_until(lambda: queue.live == 0)
+
+
+def test_a_log_line_and_metrics_say_how_long_a_sound_was(
+    hearing: Any, sdk: openai.OpenAI, sounds: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def counted() -> tuple[float, float]:
+        figures = hearing.http.get("/debug/metrics").json()["server"]
+        found = (figures[f"mlx_parallm:{name}_total"] for name in _COUNTERS)
+        return next(found), next(found)
+
+    caplog.set_level(logging.INFO, "mlx_parallm.access")
+    before, file = counted(), sounds.wav(melody(1.25))
+    transcribe(sdk, file, extra_headers={"x-request-id": "mine"})
+    list(transcribe(sdk, file, stream=True))
+    after = counted()
+    assert (after[0] - before[0], after[1] - before[1]) == pytest.approx((2, 2.5))
+    wait_until(lambda: "mine audio_seconds=1.25" in caplog.text)
 
 
 def test_the_model_is_listed(hearing: Any, sdk: openai.OpenAI) -> None:
