@@ -62,7 +62,8 @@ def test_chat_parses_and_keeps_the_thinking_apart(client: openai.OpenAI) -> None
     )
     message = answer.choices[0].message
     assert message.parsed == EXPECTED
-    assert message.content == ANSWER
+    # Where the grammar forces other tokens than the script's, any white space may follow.
+    assert json.loads(message.content or "") == json.loads(ANSWER)
     assert getattr(message, "reasoning_content") == THOUGHT  # noqa: B009 - no field of the SDK's
 
 
@@ -125,7 +126,7 @@ def test_a_response_stream_is_parsed(client: openai.OpenAI) -> None:
     with client.responses.stream(**asked) as stream:
         texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
         final = stream.get_final_response()
-    assert "".join(texts) == ANSWER
+    assert json.loads("".join(texts)) == json.loads(ANSWER)
     assert final.output_parsed == EXPECTED
 
 
