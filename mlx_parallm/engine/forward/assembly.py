@@ -81,7 +81,7 @@ def assemble(
     scheduler = ContinuousBatchScheduler(
         SchedulerConfig(
             max_batch_size=config.max_batch_size,
-            **_widths(loaded, config, guesses),
+            **_widths(loaded, config, guesses, ranks.stages),
             packs=runner.packs,
             kv_tokens=ranks.agree(memory // per_token if per_token else _NO_LIMIT),
             lookahead=guesses,
@@ -162,8 +162,12 @@ def _speculate(
     return config.num_draft_tokens
 
 
-def _widths(loaded: LoadedModel, config: EngineConfig, guesses: int) -> dict[str, Any]:
-    """How many prompt tokens a step computes; encoders compute whole prompts."""
+def _widths(loaded: LoadedModel, config: EngineConfig, guesses: int, stages: int) -> dict[str, Any]:
+    """How many prompt tokens a step computes; encoders compute whole prompts.
+
+    Where ranks compute one after the other, the last one waits for a prompt's first part: parts are
+    smaller there.
+    """
     if loaded.is_encoder:
         whole = _NO_LIMIT
         return {"prefill_chunk": whole, "idle_prefill_tokens": whole, "max_width": MAX_WIDTH}
@@ -171,7 +175,7 @@ def _widths(loaded: LoadedModel, config: EngineConfig, guesses: int) -> dict[str
     # A chunk's last token and the guesses behind it are computed with it.
     return {
         "prefill_chunk": config.prefill_chunk or most,
-        "idle_prefill_tokens": idle,
+        "idle_prefill_tokens": idle if stages == 1 else idle // (2 * stages),
         "max_width": MAX_WIDTH - 1 - max(guesses, config.num_draft_tokens),
     }
 

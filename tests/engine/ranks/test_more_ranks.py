@@ -34,6 +34,7 @@ TWELVE_HEADS = {
 PROMPTS = [list(range(10, 10 + length)) for length in (3, 20, 70)]
 TOKENS = 4
 REPEATING = [[7, 8, 9] * 12, [3, 4] * 20]
+IN_PARTS = [place % 251 for place in range(0, 1500, 5)]  # more than a step takes
 
 
 @pytest.fixture
@@ -73,8 +74,8 @@ def test_three_ranks_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> No
 
 
 def test_three_stages_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> None:
-    """Fewer rows than stages, as many, and more; a long prompt in chunks; guesses."""
-    prompts = [*PROMPTS, *REPEATING]
+    """Fewer rows than stages, as many, and more; a long prompt in parts; guesses."""
+    prompts = [*PROMPTS, *REPEATING, IN_PARTS]
     expected = greedy(model, prompts, 12)
     flags = ("--prefill-chunk", "16", "--speculative", "ngram")
     folder = str(saved(tmp_path / "model", model))
