@@ -211,7 +211,7 @@ class BatchedKVCache(LayerCache):
         return [array[slot : slot + 1, :, :columns] + 0 for array in self.arrays]
 
     def put(self, slot: int, taken: list[mx.array]) -> None:
-        if taken and not self.arrays:  # the first row of a class, moved from another one
+        if taken and taken[0].shape[2] > self.capacity:  # longer than all rows that are here
             self._allocate(self._at_most(taken[0].shape[2]), *taken)
         for array, part in zip(self.arrays, taken, strict=True):
             array[slot : slot + 1, :, : part.shape[2]] = part

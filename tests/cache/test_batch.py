@@ -73,6 +73,10 @@ class Twin:
         self.batch.leave(row)
         del self.rows[row], self.states[row]
 
+    def move(self, row: Row, home: Twin) -> None:
+        self.batch.move(row, home.batch)
+        home.rows[row], home.states[row] = self.rows.pop(row), self.states.pop(row)
+
     def swap(self, one: Row, other: Row) -> None:
         self.batch.swap(one, other)
 
@@ -192,6 +196,24 @@ def test_rings_wrap_and_rows_in_them_stay_apart() -> None:
     assert isinstance(ring, BatchedKVCache) and ring.capacity == ring.ring_size == 64
     for _ in range(70):
         twin.forward(0, 3, [1, 1, 1])
+
+
+def test_a_row_moves_among_shorter_ones_and_among_longer_ones() -> None:
+    """As rows of other weights or of another micro-batch do."""
+    one, other = Twin(), Twin()
+    for twin, steps in ((one, 5), (other, 1)):
+        twin.join()
+        twin.counter = 1000 * steps
+        for _ in range(steps):
+            twin.forward(0, 1, [WIDTH])
+    (long,), (short,) = one.batch.rows, other.batch.rows
+    one.move(long, other)
+    other.forward(0, 2, [1, 2])
+    one.join()
+    one.forward(0, 1, [1])
+    other.move(short, one)
+    one.forward(0, 2, [WIDTH, 3])
+    other.forward(0, 1, [1])
 
 
 def test_memory_follows_the_rows() -> None:
