@@ -76,6 +76,7 @@ class Twin:
     def move(self, row: Row, home: Twin) -> None:
         self.batch.move(row, home.batch)
         home.rows[row], home.states[row] = self.rows.pop(row), self.states.pop(row)
+        home.counter = self.counter = max(home.counter, self.counter)  # later means larger
 
     def swap(self, one: Row, other: Row) -> None:
         self.batch.swap(one, other)
@@ -203,7 +204,6 @@ def test_a_row_moves_among_shorter_ones_and_among_longer_ones() -> None:
     one, other = Twin(), Twin()
     for twin, steps in ((one, 5), (other, 1)):
         twin.join()
-        twin.counter = 1000 * steps
         for _ in range(steps):
             twin.forward(0, 1, [WIDTH])
     (long,), (short,) = one.batch.rows, other.batch.rows
