@@ -3,12 +3,14 @@
 
     scripts/bench_distributed.py                                # the bundled model
     scripts/bench_distributed.py --model-path FOLDER --rows 1 8 32 --added-us 0 300
+    scripts/bench_distributed.py --model-path FOLDER --core-each --prompts 1 4 --added-us 0
 
 For each link: how long a sum over both ranks takes, of 4 KB and of 4 MB, and tokens a second
 with so many rows, where heads are divided (--tensor-parallel) and where layers are
 (--pipeline-parallel). `--added-us` lets every byte between the ranks arrive later by that; what a
 sum then takes is measured, not assumed. Both ranks run on this machine and share its cores: the
-table shows what the link costs, not what a second machine brings.
+table shows what the link costs, not what a second machine brings. For that, `--core-each` gives
+every process one core of its own, the one process too (Linux only).
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def main() -> None:
     rows = [{"ranks": "one process", **_row(_run(args, None))}]
     for added in args.added_us:
         link = f"two, {added} us later" if added else "two, loopback"
-        rows += [{"ranks": f"{link}, {_WAYS[w]}", **_row(_run(args, added, w))} for w in _WAYS]
+        rows += [{"ranks": f"{link}, {_WAYS[w]}", **_row(_run(args, added, w))} for w in args.ways]
     sys.stdout.write(format_table(rows) + "\n")
 
 
@@ -68,7 +70,7 @@ def _row(found: dict[str, str]) -> dict[str, str | None]:
     return {
         "sum of 4 KB, us": found.get("small_us"),
         "sums of 4 MB, GB/s": found.get("large_gb_s"),
-        **{f"{name}, tokens/s": value for name, value in found.items() if "rows" in name},
+        **{f"{name}, tokens/s": value for name, value in found.items() if " " in name},
     }
 
 
@@ -76,18 +78,33 @@ def _run(args: argparse.Namespace, added_us: int | None, way: str = "") -> dict[
     """What one setting's first process has measured."""
     command = [sys.executable, __file__, "--model-path", args.model_path]
     command += ["--tokens", str(args.tokens), "--rows", *map(str, args.rows)]
+    command += ["--prompts", *map(str, args.prompts), "--prompt-tokens", str(args.prompt_tokens)]
     if added_us is None:
-        return _first([subprocess.Popen([*command, "--part", "1"], stdout=subprocess.PIPE)])
+        with _core(0, args):
+            alone = subprocess.Popen([*command, "--part", "1"], stdout=subprocess.PIPE)
+        return _first([alone])
     with _hosts(added_us) as files:
-        ranks = [
-            subprocess.Popen(
-                [*command, "--part", "2", "--way", way, "--slower-us", str(added_us)],
-                stdout=subprocess.PIPE,
-                env={**os.environ, "MLX_HOSTFILE": str(file), "MLX_RANK": str(rank)},
-            )
-            for rank, file in enumerate(files)
-        ]
+        command += ["--part", "2", "--way", way, "--slower-us", str(added_us)]
+        ranks = []
+        for rank, file in enumerate(files):
+            environment = {**os.environ, "MLX_HOSTFILE": str(file), "MLX_RANK": str(rank)}
+            with _core(rank, args):
+                ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, env=environment))
         return _first(ranks)
+
+
+@contextlib.contextmanager
+def _core(number: int, args: argparse.Namespace) -> Iterator[None]:
+    """What is started inside has one core, where that was asked for."""
+    if not args.core_each:
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[number]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _first(processes: list[subprocess.Popen[bytes]]) -> dict[str, str]:
@@ -129,8 +146,13 @@ def _compute(args: argparse.Namespace) -> None:
         engine.thread.join()
         return
     found = engine.enter(MeasureLink()).result() if args.part > 1 else {}
+    _seconds(engine, _prompts(2, 8), 4)  # what is compiled, is now
     for rows in args.rows:
-        found[f"rows {rows}"] = f"{_decode(engine, rows, args.tokens):.0f}"
+        seconds = _seconds(engine, _prompts(rows, 8), args.tokens)
+        found[f"rows {rows}"] = f"{rows * args.tokens / seconds:.0f}"
+    for count in args.prompts:
+        seconds = _seconds(engine, _prompts(count, args.prompt_tokens), 1)
+        found[f"prompts {count}"] = f"{count * args.prompt_tokens / seconds:.0f}"
     engine.stop()
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -168,10 +190,15 @@ def _seconds_of_sum(size: int) -> float:
     return statistics.median(times)
 
 
-def _decode(engine: Engine, rows: int, tokens: int) -> float:
-    """Tokens a second of so many rows that decode together."""
+def _prompts(count: int, length: int) -> list[list[int]]:
+    """Of which none begins as another."""
+    return [[5 + place] * length for place in range(count)]
+
+
+def _seconds(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
+    """Until each of these prompts, which come at once, has so many tokens."""
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-    sequences = [Sequence([5 + row] * 8, params) for row in range(rows)]
+    sequences = [Sequence(prompt, params) for prompt in prompts]
     left, began = {one.id for one in sequences}, time.perf_counter()
     done = threading.Event()
 
@@ -182,7 +209,7 @@ def _decode(engine: Engine, rows: int, tokens: int) -> float:
 
     engine.submit(sequences, take)
     done.wait()
-    return rows * tokens / (time.perf_counter() - began)
+    return time.perf_counter() - began
 
 
 def _arguments() -> argparse.Namespace:
@@ -190,6 +217,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model-path", default="bundled", metavar="PATH")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], metavar="N")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="of each row")
+    parser.add_argument("--prompts", type=int, nargs="*", default=[], metavar="N")
+    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="of each")
+    parser.add_argument("--core-each", action="store_true", help="one core for each process")
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=[*_WAYS])
     parser.add_argument("--added-us", type=int, nargs="+", default=[0, 100, 300], metavar="US")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
