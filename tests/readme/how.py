@@ -77,7 +77,7 @@ WAYS = (
     How(r"scripts/bench_memory\.py", more="--rows 1 --sizes 0 64 --steps 8"),
     How(r"scripts/bench_structured\.py", more="--model tiny --rows 2 --tokens 4 --rounds 1"),
     How(r"scripts/eval_bundled\.py --count \d+", more="--count 1 --url URL --draft-url URL"),
-    How(r"scripts/(eval|bench)_vision\.py", shown_by="tests/test_script_starts.py"),
+    How(r"scripts/(eval_vision|bench_(vision|sounds))\.py", shown_by="tests/test_script_starts.py"),
     How(r"scripts/eval_extended_mind\.py", shown_by="tests/test_eval_extended_mind.py"),
     How(r"scripts/bench_distributed\.py", more="--tokens 2 --rows 1 --added-us 0"),
     How(

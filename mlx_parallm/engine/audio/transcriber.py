@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -38,6 +39,7 @@ class Transcriber:
     _encoding: tuple[Transcription, Encoding] | None = None
     _saying: list[Transcription] = field(default_factory=list)
     _says_next: bool = False
+    _token_seconds: float = math.inf  # that the last one took
 
     def add(self, transcription: Transcription) -> None:
         """Begin with one; it is told when it is over."""
@@ -58,7 +60,9 @@ class Transcriber:
         seconds = _IDLE_SECONDS if seconds is None else seconds
         while self.has_work:
             self._work_once()
-            if time.perf_counter() - began >= seconds:
+            # No turn begins a token that would not fit in: it takes longer than a piece.
+            expected = self._token_seconds if self._saying else 0.0
+            if time.perf_counter() - began + expected >= seconds:
                 break
 
     def end_all(self, error: ParallmError) -> None:
@@ -75,13 +79,13 @@ class Transcriber:
         self._says_next = not self._says_next
         self._saying = [row for row in self._saying if not self._is_over(row)]
         if self._says_next and self._saying:
-            self._say(self._saying)
+            self._say_all()
         elif self._encoding is not None:
             self._encode(*self._encoding)
         elif self._waiting and len(self._saying) < MOST_ROWS:
             self._begin(self._waiting.popleft())
         elif self._saying:
-            self._say(self._saying)
+            self._say_all()
 
     def _line_up(self, transcription: Transcription) -> None:
         if not self._is_over(transcription):
@@ -115,6 +119,11 @@ class Transcriber:
         except Exception as error:  # noqa: BLE001 - stays with whoever caused it
             _fail(transcription, error)
         self._encoding = None
+
+    def _say_all(self) -> None:
+        began = time.perf_counter()
+        self._say(self._saying)
+        self._token_seconds = time.perf_counter() - began
 
     def _say(self, rows: list[Transcription]) -> None:
         """A token of every row; where that fails, each row alone, to see whose fault it is."""

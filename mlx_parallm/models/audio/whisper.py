@@ -6,8 +6,7 @@ and computes a whole encoding at once; so the ways through the modules are here.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,10 @@ from mlx_parallm.models.audio.token_rules import TokenRules
 from mlx_parallm.models.audio.vocabulary import Vocabulary
 
 KeysValues = tuple[mx.array, mx.array]  # (1, heads, T, dim) each
+# Yields what is to be computed next, when what it yielded before is.
+Pieces = Generator[mx.array, None, mx.array]
 
-_PIECE = 1 << 28  # operations that take a CPU about ten milliseconds
+_PIECE = 1 << 27  # operations that take a CPU about five milliseconds
 
 
 @dataclass(eq=False, slots=True)
@@ -32,18 +33,15 @@ class Encoding:
         heard: K and V of each decoder layer's cross-attention.
     """
 
-    heard: list[KeysValues] = field(default_factory=list)
-    _left: deque[mx.array] = field(default_factory=deque)
+    heard: list[KeysValues]
+    _pieces: Generator[mx.array, None, None]
 
     def advance(self) -> bool:
         """Compute a piece; returns whether all is there."""
-        mx.eval(self._left.popleft())
-        return not self._left
-
-    def note(self, array: mx.array) -> mx.array:
-        """Let this be a piece."""
-        self._left.append(array)
-        return array
+        piece = next(self._pieces, None)
+        if piece is not None:
+            mx.eval(piece)
+        return piece is None
 
 
 @dataclass(eq=False, slots=True)
@@ -99,36 +97,39 @@ class Whisper:
             self._rows = max(8, _PIECE // (20 * width**2 + 4 * width * self._frames))
 
     def begin(self, mel: np.ndarray) -> Encoding:
-        """Write the encoding of a window down; nothing is computed yet.
+        """The encoding of a window; nothing is computed yet.
 
         Args:
             mel: (3000, mels).
         """
-        encoding, encoder = Encoding(), self._encoder
+        heard: list[KeysValues] = []
+        return Encoding(heard, self._encode(mel, heard))
+
+    def _encode(self, mel: np.ndarray, heard: list[KeysValues]) -> Generator[mx.array, None, None]:
+        encoder = self._encoder
         x = mx.array(mel)[None].astype(self._dtype)
-        x = self._convolve(encoder.conv1, x, 1, encoding)
-        x = self._convolve(encoder.conv2, x, 2, encoding) + encoder._positional_embedding
+        x = yield from self._convolve(encoder.conv1, x, 1)
+        x = yield from self._convolve(encoder.conv2, x, 2)
+        x = x + encoder._positional_embedding
         for block in encoder.blocks:
-            x = self._encode_block(block, x, encoding)
+            x = yield from self._encode_block(block, x)
         x = encoder.ln_post(x)
         for block in self._decoder.blocks:
-            encoding.heard.append(self._keys_values(block.cross_attn, x, encoding))
-        return encoding
+            found = yield from self._keys_values(block.cross_attn, x)
+            heard.append(found)
 
-    def _convolve(self, layer: Any, x: mx.array, stride: int, encoding: Encoding) -> mx.array:
+    def _convolve(self, layer: Any, x: mx.array, stride: int) -> Pieces:
         """GELU of a convolution over three neighbours, as a product of what they are."""
         padded, last = mx.pad(x, [(0, 0), (1, 1), (0, 0)]), x.shape[1] - stride + 1
         near = [padded[:, first : first + last : stride] for first in range(3)]
         matrix = layer.weight.reshape(layer.weight.shape[0], -1).T
         return self._by_rows(
-            lambda part: nn.gelu(part @ matrix + layer.bias),
-            mx.concatenate(near, axis=-1),
-            encoding,
+            lambda part: nn.gelu(part @ matrix + layer.bias), mx.concatenate(near, axis=-1)
         )
 
-    def _encode_block(self, block: Any, x: mx.array, encoding: Encoding) -> mx.array:
+    def _encode_block(self, block: Any, x: mx.array) -> Pieces:
         attention = block.attn
-        keys, values = self._keys_values(attention, block.attn_ln(x), encoding)
+        keys, values = yield from self._keys_values(attention, block.attn_ln(x))
 
         def of_queries(part: mx.array) -> mx.array:
             queries = _heads(attention.query(block.attn_ln(part)), attention.n_head)
@@ -136,20 +137,24 @@ class Whisper:
             found: mx.array = part + block.mlp2(nn.gelu(block.mlp1(block.mlp_ln(part))))
             return found
 
-        return self._by_rows(of_queries, x, encoding)
+        return (yield from self._by_rows(of_queries, x))
 
-    def _keys_values(self, attention: Any, x: mx.array, encoding: Encoding) -> KeysValues:
-        keys = self._by_rows(attention.key, x, encoding)
-        values = self._by_rows(attention.value, x, encoding)
+    def _keys_values(self, attention: Any, x: mx.array) -> Generator[mx.array, None, KeysValues]:
+        keys = yield from self._by_rows(attention.key, x)
+        values = yield from self._by_rows(attention.value, x)
         return _heads(keys, attention.n_head), _heads(values, attention.n_head)
 
-    def _by_rows(
-        self, function: Callable[[mx.array], mx.array], x: mx.array, encoding: Encoding
-    ) -> mx.array:
+    def _by_rows(self, function: Callable[[mx.array], mx.array], x: mx.array) -> Pieces:
         """function of (1, T, D), a few of T at once; each piece is computed by itself."""
-        firsts = range(0, x.shape[1], self._rows)
-        parts = [encoding.note(function(x[:, first : first + self._rows])) for first in firsts]
-        return parts[0] if len(parts) == 1 else encoding.note(mx.concatenate(parts, axis=1))
+        parts = []
+        for first in range(0, x.shape[1], self._rows):
+            parts.append(function(x[:, first : first + self._rows]))
+            yield parts[-1]
+        if len(parts) == 1:
+            return parts[0]
+        whole = mx.concatenate(parts, axis=1)
+        yield whole
+        return whole
 
     def decode(self, steps: Sequence[Step]) -> list[np.ndarray]:
         """One forward for all rows: their tokens one behind the other, attention by row.

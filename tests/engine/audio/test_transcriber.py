@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -239,6 +240,39 @@ def test_a_fault_stays_with_its_sound(whisper: Whisper, caplog: pytest.LogCaptur
     [alone] = transcribe(whisper, [melody(3.0)])
     assert good.ends == [None] and good.tokens == alone.tokens
     assert "a fault" in caplog.text
+
+
+def test_no_turn_is_longer_than_rows_can_wait(
+    whisper: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that ticks once for a piece of an encoding, and four times for a token."""
+    now = 0
+
+    def tick(count: int) -> None:
+        nonlocal now
+        now += count
+
+    class Slow(Faulty):
+        def begin(self, mel: np.ndarray) -> Any:
+            encoding = whisper.begin(mel)
+
+            def advance() -> bool:
+                tick(1)
+                return encoding.advance()
+
+            return SimpleNamespace(advance=advance, heard=encoding.heard)
+
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr("mlx_parallm.engine.audio.transcriber.time", clock)
+    slow: Any = Slow(whisper, lambda steps: tick(4))
+    transcriber = Transcriber(spare=lambda decoding: 4.0)
+    told = [begin(transcriber, slow, melody(1.0, seed)) for seed in range(3)]
+    turns = []
+    while transcriber.has_work:
+        before = now
+        transcriber.work(1)
+        turns.append(now - before)
+    assert max(turns) == 4 and [one.ends for one in told] == [[None]] * 3
 
 
 def test_who_has_gone_is_left_out_and_nothing_stays(whisper: Whisper) -> None:
