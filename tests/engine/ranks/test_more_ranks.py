@@ -24,13 +24,14 @@ TWELVE_HEADS = {
     "model_type": "llama",
     "hidden_size": 96,
     "intermediate_size": 192,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 12,
     "num_key_value_heads": 12,
     "rms_norm_eps": 1e-5,
     "vocab_size": 259,
     "tie_word_embeddings": True,
 }
+THREE_LAYERS = {**TWELVE_HEADS, "num_hidden_layers": 3}
 PROMPTS = [list(range(10, 10 + length)) for length in (3, 20, 70)]
 TOKENS = 4
 REPEATING = [[7, 8, 9] * 12, [3, 4] * 20]
@@ -39,15 +40,19 @@ IN_PARTS = [place % 251 for place in range(0, 1500, 5)]  # more than a step take
 
 @pytest.fixture
 def model() -> Any:
+    return made_of(TWELVE_HEADS)
+
+
+def made_of(config: dict[str, Any]) -> Any:
     """With random weights that leave gaps between logits."""
     mx.random.seed(5)
-    made = llama.Model(llama.ModelArgs.from_dict(TWELVE_HEADS))
+    made = llama.Model(llama.ModelArgs.from_dict(config))
     made.update({"model": {"embed_tokens": {"weight": mx.random.normal((259, 96))}}})
     return made
 
 
-def saved(folder: Path, model: Any) -> Path:
-    return checkpoints.write(folder, TWELVE_HEADS, dict(tree_flatten(model.parameters())))
+def saved(folder: Path, model: Any, config: dict[str, Any] = TWELVE_HEADS) -> Path:
+    return checkpoints.write(folder, config, dict(tree_flatten(model.parameters())))
 
 
 def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -73,12 +78,12 @@ def test_three_ranks_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> No
         ends_cleanly(server)
 
 
-def test_three_stages_give_the_tokens_of_mlx_lm(model: Any, tmp_path: Path) -> None:
+def test_three_stages_give_the_tokens_of_mlx_lm(tmp_path: Path) -> None:
     """Fewer rows than stages, as many, and more; a long prompt in parts; guesses."""
-    prompts = [*PROMPTS, *REPEATING, IN_PARTS]
+    model, prompts = made_of(THREE_LAYERS), [*PROMPTS, *REPEATING, IN_PARTS]
     expected = greedy(model, prompts, 12)
     flags = ("--prefill-chunk", "16", "--speculative", "ngram")
-    folder = str(saved(tmp_path / "model", model))
+    folder = str(saved(tmp_path / "model", model, THREE_LAYERS))
     with serving("--model", folder, *flags, ranks=3, way=PIPELINE) as server:
         for rows in (1, 2, 3, len(prompts)):
             assert written(server, prompts[-rows:], 12) == expected[-rows:]
