@@ -17,7 +17,6 @@ import mlx_parallm  # noqa: F401  isort: skip  (puts the fast BLAS in place befo
 import argparse
 import asyncio
 import io
-import statistics
 import sys
 import tempfile
 import wave
@@ -27,7 +26,7 @@ from pathlib import Path
 import httpx
 from benchlib.load_client import Target, closed_loop
 from benchlib.servers import our_command, spawn
-from benchlib.table import format_table, percentile
+from benchlib.table import format_table, percentile, spread_of
 
 sys.path.insert(0, str(in_venv.ROOT))  # the random model is made as the tests' are
 
@@ -136,15 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=2, help="of each stream's client")
     parser.add_argument("--tokens", type=int, default=400, help="of an answer")
     rounds = run(parser.parse_args(arguments))
-    rows = []
-    for name in rounds[0]:
-        values = [one[name] for one in rounds]
-        cells = [statistics.median(values), min(values), max(values)]
-        rows.append(
-            {"what": name}
-            | dict(zip(["median", "least", "most"], (f"{c:.2f}" for c in cells), strict=True))
-        )
-    print(format_table(rows))
+    print(format_table(spread_of(rounds)))
 
 
 if __name__ == "__main__":

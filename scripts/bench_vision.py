@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
-from benchlib.table import format_table, percentile
+from benchlib.table import format_table, percentile, spread_of
 
 sys.path.insert(0, str(in_venv.ROOT))  # the random model is made as the tests' are
 
@@ -162,15 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         seeing.stop()
         unseeing.stop()
-    rows = []
-    for name in rounds[0]:
-        values = [one[name] for one in rounds]
-        cells = [statistics.median(values), min(values), max(values)]
-        rows.append(
-            {"what": name}
-            | dict(zip(["median", "least", "most"], (f"{c:.2f}" for c in cells), strict=True))
-        )
-    print(format_table(rows))
+    print(format_table(spread_of(rounds)))
 
 
 if __name__ == "__main__":

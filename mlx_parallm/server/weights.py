@@ -23,6 +23,7 @@ from mlx_parallm.engine.ranks.events import (
 from mlx_parallm.engine.ranks.turn import Event
 from mlx_parallm.engine.weights import Running, Weights
 from mlx_parallm.errors import ConflictError, InvalidRequestError, NotFoundError
+from mlx_parallm.models.checkpoint.fitting import check_memory
 from mlx_parallm.models.checkpoint.upload import (
     Upload,
     files_of,
@@ -236,12 +237,7 @@ class ModelVersions:
         needed, free = self.current.nbytes, free_memory()
         if upload.nbytes > needed:
             needed += upload.nbytes
-        if needed > free:
-            raise InvalidRequestError(
-                f"There is no memory for another version of the weights: {needed / 1e9:.2f} GB "
-                f"are needed beside the one in use, and {free / 1e9:.2f} GB are free.",
-                code="insufficient_memory",
-            )
+        check_memory(needed, free)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)

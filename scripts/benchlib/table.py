@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 
@@ -29,6 +30,16 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def spread_of(rounds: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """A row for each figure of equal rounds: its median, least and most."""
+    rows = []
+    for name in rounds[0]:
+        values = [one[name] for one in rounds]
+        cells = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+        rows.append({"what": name, **{column: f"{cell:.2f}" for column, cell in cells.items()}})
+    return rows
 
 
 def _cell(value: Any) -> str:

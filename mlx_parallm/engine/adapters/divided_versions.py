@@ -13,6 +13,7 @@ from mlx_parallm.engine.ranks.ranks import Ranks
 from mlx_parallm.engine.weights import Weights
 from mlx_parallm.errors import InvalidRequestError, ParallmError, UnsupportedError
 from mlx_parallm.models.checkpoint.divided import DividedFitting
+from mlx_parallm.models.checkpoint.fitting import check_memory
 from mlx_parallm.models.device_memory import free_memory
 from mlx_parallm.models.loader import DTYPES, LoadedModel
 
@@ -123,10 +124,4 @@ class DividedVersions:
 
     def _check_memory(self) -> None:
         """A new version is whole before it takes the place of the one in use."""
-        needed, free = self._as_loaded.nbytes, free_memory() // self._ranks.here
-        if needed > free:
-            raise InvalidRequestError(
-                f"There is no memory for another version of the weights: {needed / 1e9:.2f} GB "
-                f"are needed beside the one in use, and {free / 1e9:.2f} GB are free.",
-                code="insufficient_memory",
-            )
+        check_memory(self._as_loaded.nbytes, free_memory() // self._ranks.here)

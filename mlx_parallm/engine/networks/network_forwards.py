@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_parallm.engine.guard.row_faults import fault_for
+from mlx_parallm.engine.networks.network_line import prediction_of
 from mlx_parallm.engine.networks.prediction import Prediction
 from mlx_parallm.engine.pacing.measurements import Measurements
 from mlx_parallm.engine.sequence import Sequence
@@ -50,7 +51,7 @@ class NetworkForwards:
         """
         by_network: dict[str, Planned] = {}
         for sequence, count in planned:
-            by_network.setdefault(_of(sequence).network, []).append((sequence, count))
+            by_network.setdefault(prediction_of(sequence).network, []).append((sequence, count))
         return [result for mine in by_network.values() for result in self._together(mine)]
 
     def _together(self, planned: Planned) -> list[Result]:
@@ -64,7 +65,7 @@ class NetworkForwards:
 
     def _forward(self, planned: Planned) -> list[Result]:
         began = time.perf_counter()
-        predictions = [_of(sequence) for sequence, _ in planned]
+        predictions = [prediction_of(sequence) for sequence, _ in planned]
         network = self._networks[predictions[0].network]
         steps, counts = _padded(planned, network.signature.input_size)
         states = _states(predictions, network)
@@ -92,17 +93,12 @@ class NetworkForwards:
         return mx.stream(self._stream)
 
 
-def _of(sequence: Sequence) -> Prediction:
-    assert sequence.prediction is not None
-    return sequence.prediction
-
-
 def _padded(planned: Planned, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(B, T, size), the steps of all rows, zeros behind their ends; (B,) how many each has."""
     parts = []
     for sequence, count in planned:
         stop = sequence.num_computed
-        parts += [row[stop - count : stop] for row in _of(sequence).rows]
+        parts += [row[stop - count : stop] for row in prediction_of(sequence).rows]
     counts = np.array([len(part) for part in parts], dtype=np.int32)
     steps = np.zeros((len(parts), int(counts.max()), size), np.float32)
     for place, part in enumerate(parts):

@@ -73,7 +73,7 @@ class NetworkLine:
         planned = [(s, min(steps, s.num_pending - 1)) for s in chosen]
         rows = _rows(chosen)
         for sequence, count in planned:
-            sequence.ledger.rows += rows[_of(sequence).network]
+            sequence.ledger.rows += rows[prediction_of(sequence).network]
             self._note(sequence, count)
         longest = max((count for _, count in planned), default=0)
         return planned, each * longest
@@ -84,7 +84,7 @@ class NetworkLine:
         rows: Counter[str] = Counter()
         total = 0.0
         while (sequence := self._line.peek()) is not None:
-            name, count = _of(sequence).network, len(_of(sequence).rows)
+            name, count = prediction_of(sequence).network, len(prediction_of(sequence).rows)
             before, after = self._seconds(name, rows[name]), self._seconds(name, rows[name] + count)
             if chosen and (after is None or total + after - (before or 0.0) > most):
                 break
@@ -92,7 +92,7 @@ class NetworkLine:
             chosen.append(sequence)
             rows[name] += count
             total += (after or 0.0) - (before or 0.0)
-            self._shares.charge_prompt(sequence.client, _of(sequence).cost)
+            self._shares.charge_prompt(sequence.client, prediction_of(sequence).cost)
             if after is None:
                 return chosen, 0.0  # alone: how long it takes is to be seen
         return chosen, total
@@ -108,7 +108,7 @@ class NetworkLine:
         sequence.begun = sequence.begun or time.perf_counter()
         sequence.ledger.steps += 1
         sequence.num_computed += count
-        self._shares.charge_prompt(sequence.client, _of(sequence).cost * (count - 1))
+        self._shares.charge_prompt(sequence.client, prediction_of(sequence).cost * (count - 1))
         if sequence.num_pending > 1:
             self._line.push(sequence)
 
@@ -117,10 +117,11 @@ def _rows(sequences: list[Sequence]) -> Counter[str]:
     """How many rows each network computes."""
     rows: Counter[str] = Counter()
     for sequence in sequences:
-        rows[_of(sequence).network] += len(_of(sequence).rows)
+        rows[prediction_of(sequence).network] += len(prediction_of(sequence).rows)
     return rows
 
 
-def _of(sequence: Sequence) -> Prediction:
+def prediction_of(sequence: Sequence) -> Prediction:
+    """What a sequence of a plain network carries."""
     assert sequence.prediction is not None
     return sequence.prediction

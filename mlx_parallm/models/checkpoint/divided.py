@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_parallm.cpu.linear import is_stored_transposed, transposed_layout
 from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.adapting.shards import divide
-from mlx_parallm.models.checkpoint.fitting import Arrays, Fitting
+from mlx_parallm.models.checkpoint.fitting import Arrays, Fitting, check_overflow, laid_out
 from mlx_parallm.models.checkpoint.stored import StoredTensors
 from mlx_parallm.models.checkpoint.upload import add_to_digest, files_of
 
@@ -96,13 +95,9 @@ class DividedFitting:
             array, own = parts.pop(name), self._now.get(name)
             if own is None or own.shape != array.shape:
                 raise InvalidRequestError(f"{name[:200]}: the model has no such parameter.")
-            array = array.astype(own.dtype)
-            transposed = name.endswith(".weight") and is_stored_transposed(
-                self._modules.get(name.rpartition(".")[0])
-            )
-            self.made[name] = transposed_layout(array) if transposed else array
+            self.made[name] = laid_out(name, array.astype(own.dtype), self._modules)
             mx.eval(self.made[name])
-            self._check(name, self.made[name])
+            check_overflow(name, self.made[name])
             mx.clear_cache()
             size += own.nbytes
             if size >= _PIECE:
@@ -110,7 +105,3 @@ class DividedFitting:
                 yield
         if missing := self._now.keys() - self.made.keys():
             raise InvalidRequestError(f"{min(missing)[:200]} is missing: all weights are needed.")
-
-    def _check(self, name: str, array: mx.array) -> None:
-        if array.dtype == mx.float16 and not mx.isfinite(array).all().item():
-            raise InvalidRequestError(f"{name[:200]}: there are values that float16 cannot hold.")

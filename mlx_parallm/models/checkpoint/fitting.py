@@ -153,16 +153,13 @@ class Fitting:
         return packed and bool(mx.issubdtype(array.dtype, mx.floating))
 
     def _make(self, name: str, array: mx.array) -> Iterator[None]:
-        path = name.rpartition(".")[0]
         if self._packs(name, array):
             parts = self._packed(name, self._cast(name, array, self._dtype))
             mx.eval(parts)
             self.made |= parts
         else:
             made = self._cast(name, array, self._now[name].dtype)
-            module = self._modules.get(path)
-            transposed = name.endswith(".weight") and is_stored_transposed(module)
-            self.made[name] = transposed_layout(made) if transposed else made
+            self.made[name] = laid_out(name, made, self._modules)
             mx.eval(self.made[name])
         yield
 
@@ -176,9 +173,40 @@ class Fitting:
 
     def _cast(self, name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
         made = array.astype(dtype)
-        if dtype == mx.float16 != array.dtype and not mx.isfinite(made).all().item():
-            raise InvalidRequestError(f"{name[:200]}: there are values that float16 cannot hold.")
+        if array.dtype != dtype:
+            check_overflow(name, made)
         return made
+
+
+def laid_out(name: str, array: mx.array, modules: Mapping[str, Any]) -> mx.array:
+    """A parameter in the memory layout that its module, of `modules` by path, computes with."""
+    module = modules.get(name.rpartition(".")[0])
+    transposed = name.endswith(".weight") and is_stored_transposed(module)
+    return transposed_layout(array) if transposed else array
+
+
+def check_overflow(name: str, made: mx.array) -> None:
+    """Refuse a parameter with values that float16 cannot hold.
+
+    Raises:
+        InvalidRequestError: it has some.
+    """
+    if made.dtype == mx.float16 and not mx.isfinite(made).all().item():
+        raise InvalidRequestError(f"{name[:200]}: there are values that float16 cannot hold.")
+
+
+def check_memory(needed: int, free: int) -> None:
+    """Refuse another version of the weights; all in bytes.
+
+    Raises:
+        InvalidRequestError: there is no memory for it beside the one in use.
+    """
+    if needed > free:
+        raise InvalidRequestError(
+            f"There is no memory for another version of the weights: {needed / 1e9:.2f} GB "
+            f"are needed beside the one in use, and {free / 1e9:.2f} GB are free.",
+            code="insufficient_memory",
+        )
 
 
 def _plain_shape(module: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_lm.utils import _get_classes
 from transformers import CONFIG_MAPPING
 
+from mlx_parallm.models.checkpoint.config_names import with_older_names
 from mlx_parallm.models.vision.families import family_of
 
 Weights = dict[str, mx.array]
@@ -33,12 +34,8 @@ def completed(text_config: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     kind = str(text_config["model_type"])
     if kind not in CONFIG_MAPPING:
         return dict(text_config)
-    full = CONFIG_MAPPING[kind].from_dict(dict(text_config)).to_dict()
+    full = with_older_names(CONFIG_MAPPING[kind].from_dict(dict(text_config)).to_dict())
     full["tie_word_embeddings"] = config.get("tie_word_embeddings", full.get("tie_word_embeddings"))
-    rope = full.get("rope_parameters") or {}
-    full |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    if rope.get("rope_type", "default") != "default" or "mrope_section" in rope:
-        full["rope_scaling"] = rope
     if full.get("head_dim") is None:
         full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
     missing = {n: v for n, v in full.items() if n not in text_config and v is not None}

@@ -22,7 +22,8 @@ from mlx_parallm.server.handlers import CLIENT_CLOSED_REQUEST, envelope_for
 from mlx_parallm.server.input.body import read_raw, validate
 from mlx_parallm.server.middleware import mark_client_gone
 from mlx_parallm.server.openapi import EVENTS, GENERATION_ERRORS, form_of
-from mlx_parallm.server.output.responses import client_gone, to_json
+from mlx_parallm.server.output.responses import EVENTS as FRAMING
+from mlx_parallm.server.output.responses import client_gone
 from mlx_parallm.server.state import state_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ router = APIRouter(tags=["Sounds"])
 
 _FILE = "file"
 _Fields = TypeVar("_Fields", bound=TranslationRequest)
-_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 @router.post(
@@ -113,7 +113,7 @@ async def _stream(request: Request, listener: Listener) -> Response:
                 yield _event("delta", {"delta": "".join(segment.text for segment in window)})
                 window = await anext(windows, None)
         except ParallmError as error:
-            yield b"data: " + to_json(envelope_for(error, request.scope)) + b"\n\n"
+            yield FRAMING.framed(envelope_for(error, request.scope))
             return
         finally:
             await windows.aclose()
@@ -121,8 +121,9 @@ async def _stream(request: Request, listener: Listener) -> Response:
         whole = Transcript("transcribe", listener.language, listener.seconds, found)
         yield _event("done", {"text": whole.text, "usage": whole.usage})
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers=_STREAM)
+    headers = {name.decode(): value.decode() for name, value in FRAMING.headers}
+    return StreamingResponse(events(), headers=headers)
 
 
 def _event(kind: str, value: dict[str, object]) -> bytes:
-    return b"data: " + to_json({"type": f"transcript.text.{kind}", **value}) + b"\n\n"
+    return FRAMING.framed({"type": f"transcript.text.{kind}", **value})

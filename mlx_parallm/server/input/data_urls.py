@@ -29,6 +29,16 @@ class Kind:
             f"The {self.noun} has more than {limit} bytes ({self.option}).", param=param
         )
 
+    def unsupported(
+        self, media_type: str, supported: tuple[str, ...], param: str
+    ) -> InvalidRequestError:
+        """The error of one that is of no type that is read."""
+        return InvalidRequestError(
+            f"{self.noun.capitalize()}s of type {media_type[:40]!r} are not supported; send one of "
+            f"{', '.join(supported)}.",
+            param=param,
+        )
+
 
 PICTURE = Kind("picture", "--max-image-bytes")
 VIDEO = Kind("video", "--max-video-bytes")

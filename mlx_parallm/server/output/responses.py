@@ -41,6 +41,10 @@ class Framing:
             (b"x-accel-buffering", b"no"),
         ]
 
+    def framed(self, value: Any) -> bytes:
+        """One object of the stream."""
+        return self.before + to_json(value) + self.after
+
 
 EVENTS = Framing(b"text/event-stream; charset=utf-8", b"data: ", b"\n\n")
 # Anthropic's; the formats write the names of their own events.
@@ -159,7 +163,7 @@ class EventStream(Response):
         style = self._generation.style
         if isinstance(style, TellsFailure):
             return style.failure(error)
-        return self._framing.before + to_json(envelope_for(error, scope)) + self._framing.after
+        return self._framing.framed(envelope_for(error, scope))
 
     async def _stop_when_gone(self, receive: Receive) -> None:
         await client_gone(receive)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ from mlx_parallm.engine.engine import Engine
 from tests.engine.driver import Driver
 from tests.engine.pictures.seeing import (
     PICTURE,
-    engine_of,
     sequence_of,
     vision_of,
     with_placeholders,
@@ -30,13 +27,6 @@ pytestmark = pytest.mark.usefixtures("no_compile")
 @pytest.fixture(scope="module", params=sorted(SPECS))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def engine(family: str) -> Iterator[Engine]:
-    made = engine_of(family)
-    yield made
-    made.stop()
 
 
 def test_prompts_and_answers_are_the_oracles(engine: Engine, family: str) -> None:

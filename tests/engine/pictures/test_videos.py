@@ -51,13 +51,6 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def engine(family: str) -> Iterator[Engine]:
-    made = engine_of(family)
-    yield made
-    made.stop()
-
-
 def expected(
     engine: Engine, family: str, monkeypatch: pytest.MonkeyPatch, text: str, shown: list[Video]
 ) -> oracle.Answer:

@@ -107,35 +107,26 @@ _GEMMA4: Config = {
     "processor": {"image_processor_type": "Gemma4ImageProcessor", **_GEMMA4_PICTURES},
     "files": {"processor_config.json": {"image_processor": _GEMMA4_PICTURES}},
 }
+_GEMMA4_LARGER_TEXT: Config = {
+    **_GEMMA4["text"],
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "use_double_wide_mlp": False,
+    "use_bidirectional_attention": "vision",
+    "sliding_window": 5,  # a picture has six tokens
+}
 SPECS |= {
     "gemma4": _GEMMA4,
     "gemma4:larger": {
         **_GEMMA4,
         "module": "gemma4",
-        "text": {
-            **_GEMMA4["text"],
-            "num_kv_shared_layers": 0,
-            "hidden_size_per_layer_input": 0,
-            "attention_k_eq_v": True,
-            "num_global_key_value_heads": 1,
-            "use_double_wide_mlp": False,
-            "use_bidirectional_attention": "vision",
-            "sliding_window": 5,  # a picture has six tokens
-        },
+        "text": _GEMMA4_LARGER_TEXT,
     },
     "gemma4_unified": {
         **_GEMMA4,
-        "text": {
-            **_GEMMA4["text"],
-            "model_type": "gemma4_unified_text",
-            "num_kv_shared_layers": 0,
-            "hidden_size_per_layer_input": 0,
-            "attention_k_eq_v": True,
-            "num_global_key_value_heads": 1,
-            "use_double_wide_mlp": False,
-            "use_bidirectional_attention": "vision",
-            "sliding_window": 5,  # a picture has six tokens
-        },
+        "text": {**_GEMMA4_LARGER_TEXT, "model_type": "gemma4_unified_text"},
         "vision": {
             "model_type": "gemma4_unified_vision",
             "patch_size": 8,

@@ -67,24 +67,31 @@ def files() -> Files:
     return Files()
 
 
-@pytest.fixture(scope="session")
-def seeing(helpers: Any) -> Iterator[Any]:
-    """A server with a tiny model that sees; its weights are random."""
+def served(helpers: Any, family: str, **settings: Any) -> Any:
+    """A server with a tiny model of a family, whose weights are random; or with one of a path."""
     pytest.importorskip("mlx_vlm")
     from tests.models.vision.tiny_vision import folder_of
 
-    path = str(folder_of("idefics3"))
+    path = family if "/" in family else str(folder_of(family))
     config = EngineConfig(max_batch_size=8, kv_cache_memory=64 << 20)
     engine = Engine(lambda: load_model(path), config)
-    settings = Settings(
-        served_model_name=("tiny",),
+    app = create_app(Settings(served_model_name=("tiny",), **settings), engine)
+    server = helpers.Served(app, engine, 0.5)
+    server.wait_ready()
+    return server
+
+
+@pytest.fixture(scope="session")
+def seeing(helpers: Any) -> Iterator[Any]:
+    """A server with a tiny model that sees; its weights are random."""
+    server = served(
+        helpers,
+        "idefics3",
         max_images=4,
         max_image_pixels=1_000_000,
         max_image_bytes=2_000_000,
         allow_image_hosts=("pictures.example", "inside.example", "2130706433", "0x7f.1"),
     )
-    server = helpers.Served(create_app(settings, engine), engine, 0.5)
-    server.wait_ready()
     yield server
     server.stop()
     server.join()

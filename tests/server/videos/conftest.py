@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_parallm.engine.engine import Engine, EngineConfig
-from mlx_parallm.models.loader import load_model
-from mlx_parallm.server.main import create_app
-from mlx_parallm.settings import Settings
+from tests.server.pictures.conftest import served as served_seeing
 
 Image = pytest.importorskip("PIL.Image")
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "mov": "libx264"}
@@ -89,15 +86,10 @@ def clips() -> Clips:
 
 
 def served(helpers: Any, family: str) -> Any:
-    """A server with a tiny model of a family, whose weights are random; or with one of a path."""
-    pytest.importorskip("mlx_vlm")
-    from tests.models.vision.tiny_vision import folder_of
-
-    path = family if "/" in family else str(folder_of(family))
-    config = EngineConfig(max_batch_size=8, kv_cache_memory=64 << 20)
-    engine = Engine(lambda: load_model(path), config)
-    settings = Settings(
-        served_model_name=("tiny",),
+    """A server with a tiny model of a family, or with one of a path, and limits for videos."""
+    return served_seeing(
+        helpers,
+        family,
         max_videos=3,
         max_video_frames=40,
         max_video_bytes=2_000_000,
@@ -106,9 +98,6 @@ def served(helpers: Any, family: str) -> Any:
         max_image_pixels=500_000,
         allow_image_hosts=("videos.example", "inside.example"),
     )
-    server = helpers.Served(create_app(settings, engine), engine, 0.5)
-    server.wait_ready()
-    return server
 
 
 @pytest.fixture(scope="session")

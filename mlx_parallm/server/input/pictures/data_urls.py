@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.server.input.data_urls import PICTURE, decoded, media_type_of
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -21,9 +20,5 @@ def bytes_of(url: str, limit: int, param: str) -> bytes:
     """
     media_type, encoded = media_type_of(url, PICTURE, param)
     if media_type not in (*MEDIA_TYPES, *_OTHER_NAMES):
-        raise InvalidRequestError(
-            f"Pictures of type {media_type[:40]!r} are not supported; send one of "
-            f"{', '.join(MEDIA_TYPES)}.",
-            param=param,
-        )
+        raise PICTURE.unsupported(media_type, MEDIA_TYPES, param)
     return decoded(encoded, limit, PICTURE, param)

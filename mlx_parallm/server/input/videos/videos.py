@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mlx_parallm.errors import InvalidRequestError
 from mlx_parallm.models.vision.video import Video
 from mlx_parallm.server.input.data_urls import VIDEO, decoded, media_type_of
 from mlx_parallm.server.input.pictures.limits import PictureLimits
@@ -41,10 +40,6 @@ def video_of(
             frames = encoded.split(",") if encoded else []
             return FrameList(frames, frame, limits, asked.param).shown(sampling)
         if media_type not in FILE_TYPES:
-            raise InvalidRequestError(
-                f"Videos of type {media_type[:40]!r} are not supported; send one of "
-                f"{', '.join((FRAMES_TYPE, *FILE_TYPES))}.",
-                param=asked.param,
-            )
+            raise VIDEO.unsupported(media_type, (FRAMES_TYPE, *FILE_TYPES), asked.param)
         fetched = decoded(encoded, limits.num_bytes, VIDEO, asked.param)
     return VideoFile(fetched, limits, frame.num_pixels, asked.param).shown(sampling)
